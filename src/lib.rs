@@ -1,0 +1,20 @@
+//! traqq turns a log of JSON events into exact counts.
+//!
+//! There is one ordered log, and everything else is a projection of it that stores its position together with its
+//! result. The path of a batch:
+//!
+//! ```text
+//! broker            decode           compile              store
+//! RecordBatch  -->  events   -->  WriteBatch + span  -->  commit(writes, span)  --> ack the broker
+//! bytes+offsets     typed         merged per key          atomic, fenced            (a hint)
+//! ```
+//!
+//! `ARCHITECTURE.md` says which folder may import which, and why.
+
+
+pub mod compile;
+pub mod decode;
+pub mod hll;
+pub mod model;
+pub mod store;
+

@@ -1,0 +1,18 @@
+//! The nouns every layer shares. No I/O, no clock, no threads.
+
+mod bucket;
+mod pattern;
+mod position;
+mod record;
+mod rules;
+mod write;
+
+pub use bucket::{Bucket, BucketKind, BucketSpan, Zone};
+pub use pattern::{Pattern, PatternError};
+pub use position::{Checkpoint, Fingerprint, Span, TopicPartition, TopicPartitionError};
+pub use record::{Header, Record, RecordBatch};
+pub use rules::{
+    BitmapBy, BucketRules, EventRules, Mapping, Retention, Retentions, Rules, RulesError, SumBy,
+    ValidRules,
+};
+pub use write::{Elements, KeyWrite, Metric, OTHER, Totals, VALUE_SCALE, WriteBatch, Writes, increments};

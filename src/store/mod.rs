@@ -1,0 +1,120 @@
+//! Where projections live: a store applies a batch and the batch's new positions in one atomic step.
+//!
+//! Two halves. [`Session`] is the write side of one lane: one ordered connection, several commits in flight, each fenced by
+//! the positions before it. [`Store`] is everything else: meta, positions, and reads for queries. The memory store is the
+//! reference in which the rules are easiest to see; every other store must give the same answers.
+
+pub mod memory;
+mod meta;
+mod read;
+pub mod redis;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+
+pub use meta::{LAYOUT, Meta, Since, metric_name, metrics_of};
+pub use read::{Quarantined, Read, Reply};
+
+use crate::model::{Checkpoint, TopicPartition, WriteBatch};
+
+pub type Positions = BTreeMap<TopicPartition, Checkpoint>;
+
+/// What became of a commit that the store answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    Applied(Applied),
+    /// A stored position was not the one the batch begins at; nothing was written.
+    Fenced(Vec<(TopicPartition, Option<Checkpoint>)>),
+    /// The store counts by another plan, whose hash this is; nothing was written.
+    PlanChanged(String),
+    /// The store knows less than the shadow of its registers did; nothing was written.
+    ShadowStale,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Applied {
+    /// Keys whose expiry had already passed by the store's clock.
+    pub keys_expired: u64,
+    /// Values counted under `__other__`.
+    pub values_folded: u64,
+    pub quarantined: Vec<Quarantined>,
+    /// Elements of unique counts sent, and left out because they could raise nothing.
+    pub elements_sent: u64,
+    pub elements_saved: u64,
+}
+
+/// What to do about a failure, with the line that says so.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store refuses for now (out of memory, loading, busy): the same again after a pause.
+    #[error("{0}")]
+    Retry(String),
+    /// The connection is gone or not to be trusted: a new one, then positions.
+    #[error("{0}")]
+    Reconnect(String),
+    /// Trying again cannot help; a person must act.
+    #[error("{0}")]
+    Stop(String),
+}
+
+impl StoreError {
+    /// The label of the metric that counts it.
+    pub const fn class(&self) -> &'static str {
+        match self {
+            Self::Retry(_) => "retry",
+            Self::Reconnect(_) => "reconnect",
+            Self::Stop(_) => "stop",
+        }
+    }
+}
+
+pub type StoreResult<T> = Result<T, StoreError>;
+
+#[async_trait]
+pub trait Store: Send + Sync {
+    fn lanes(&self) -> usize;
+
+    /// Meta of the prefix; `None` when there is none, which is what an empty store looks like.
+    async fn meta(&self) -> StoreResult<Option<Meta>>;
+
+    /// Writes meta and the start position of every partition, unless there is a meta already; returns what is there then.
+    async fn create(&self, meta: &Meta) -> StoreResult<Meta>;
+
+    /// Adds partitions that appeared after the first start. Those that are known already are left alone.
+    async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()>;
+
+    /// Makes other rules the store's; fails if the stored plan is not `expected_plan`.
+    async fn replace_rules(&self, expected_plan: &str, meta: &Meta) -> StoreResult<()>;
+
+    /// A new ordered connection to a lane.
+    async fn session(&self, lane: usize) -> StoreResult<Box<dyn Session>>;
+
+    /// The stored positions of a lane.
+    async fn positions(&self, lane: usize) -> StoreResult<Positions>;
+
+    /// Sets a partition's checkpoint if it is `from` now; `false` when it is not.
+    async fn set_position(
+        &self,
+        partition: &TopicPartition,
+        from: Option<Checkpoint>,
+        to: Checkpoint,
+    ) -> StoreResult<bool>;
+
+    /// Keys of a lane whose counts are known to be incomplete.
+    async fn quarantined(&self, lane: usize) -> StoreResult<Vec<Quarantined>>;
+
+    /// Answers in the order of the reads.
+    async fn read(&self, lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>>;
+}
+
+#[async_trait]
+pub trait Session: Send {
+    async fn positions(&mut self) -> StoreResult<Positions>;
+
+    /// Sends a batch before it returns; the future is the answer. Batches are applied in the order of the calls. After
+    /// any answer but [`Outcome::Applied`] the session must be dropped.
+    async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>>;
+}

@@ -1,0 +1,294 @@
+-- Applies one batch to one lane: the fence, the positions, then the writes, in one step.
+--
+-- KEYS  1 ckpt, 2 meta, 3 quarantine, then the data keys in the order in which ARGV speaks of them
+-- ARGV  plan hash
+--       spans: n, then n * (field, from, to)
+--       guard of the HLL shadow: n, then n * (field, position); n, then n * index into KEYS of a key that must exist
+--       writes: n, then n * (kind, tracking key, expiry or '', number of arguments that follow, arguments)
+-- Answer  {'applied', expired keys, values folded, {quarantined key, error, ...}}
+--         {'plan', stored hash}, {'fence', stored, ...} in the order of the spans, {'shadow'}
+--
+-- A script has no rollback. The first write is the positions, by `call`, so that a store out of memory refuses the batch as
+-- a whole; after it only the errors of `tolerated` can happen, and they quarantine one key.
+
+local call, pcall_redis = redis.call, redis.pcall
+local at = 0
+local function arg()
+  at = at + 1
+  return ARGV[at]
+end
+local key_at = 3
+local function key()
+  key_at = key_at + 1
+  return KEYS[key_at]
+end
+
+local OTHER = '__other__'
+local CHUNK = 4000
+
+-- the fence -----------------------------------------------------------------------------------------------------------
+
+local plan = call('HGET', KEYS[2], 'plan')
+if plan ~= arg() then
+  return { 'plan', plan or '' }
+end
+
+local spans = tonumber(arg())
+local positions, fields, holds = {}, {}, true
+for i = 1, spans do
+  fields[i], positions[i * 2 - 1] = ARGV[at + 1], ARGV[at + 1]
+  positions[i * 2] = ARGV[at + 3]
+  local stored = call('HGET', KEYS[1], fields[i])
+  holds = holds and stored == ARGV[at + 2]
+  at = at + 3
+end
+if not holds then
+  local answer = { 'fence' }
+  for i = 1, spans do
+    answer[i + 1] = call('HGET', KEYS[1], fields[i]) or ''
+  end
+  return answer
+end
+
+for _ = 1, tonumber(arg()) do
+  local stored = call('HGET', KEYS[1], arg())
+  local built = tonumber(arg())
+  if not stored or tonumber(string.match(stored, '^%-?%d+')) < built then
+    return { 'shadow' }
+  end
+end
+for _ = 1, tonumber(arg()) do
+  if call('EXISTS', KEYS[tonumber(arg())]) == 0 then
+    return { 'shadow' }
+  end
+end
+
+-- the positions -------------------------------------------------------------------------------------------------------
+
+for first = 1, #positions, CHUNK do
+  call('HSET', KEYS[1], unpack(positions, first, math.min(first + CHUNK - 1, #positions)))
+end
+
+-- the writes ----------------------------------------------------------------------------------------------------------
+
+local now = tonumber(call('TIME')[1])
+local expired, folded, quarantined = 0, 0, {}
+
+local function tolerated(text)
+  return string.find(text, 'WRONGTYPE', 1, true)
+    or string.find(text, 'not an integer', 1, true)
+    or string.find(text, 'not a valid float', 1, true)
+    or string.find(text, 'overflow', 1, true)
+    or string.find(text, 'INVALIDOBJ', 1, true)
+end
+
+-- The reply of a command on a data key; nil when the key had to be quarantined.
+local function try(key_name, ...)
+  local reply = pcall_redis(...)
+  if type(reply) == 'table' and reply.err then
+    if not tolerated(reply.err) then
+      error(reply.err)
+    end
+    call('HSET', KEYS[3], key_name, reply.err)
+    quarantined[#quarantined + 1] = key_name
+    quarantined[#quarantined + 1] = reply.err
+    return nil
+  end
+  return reply
+end
+
+-- Decimal integers beyond 2^53 are compared as text.
+local function less(x, y)
+  local x_negative, y_negative = string.byte(x) == 45, string.byte(y) == 45
+  if x_negative ~= y_negative then
+    return x_negative
+  end
+  if #x ~= #y then
+    return (#x < #y) ~= x_negative
+  end
+  return (x < y) ~= x_negative and x ~= y
+end
+
+-- Keys that this batch creates get their tracking entry, and their expiry once they are there.
+local fresh = {}
+local function touch(name, tracking, expiry)
+  if call('EXISTS', name) == 0 then
+    fresh[#fresh + 1] = { name, tracking, expiry }
+  end
+end
+
+-- Calls `write(label)` for each of `n` values, each `width` arguments long; those beyond the limit go to OTHER.
+local function each_value(n, width, limit, count, has, write)
+  if count + n <= limit then
+    for _ = 1, n do
+      if not write(ARGV[at + 1]) then
+        return
+      end
+      at = at + width
+    end
+    return
+  end
+  if has(OTHER) then
+    count = count - 1
+  end
+  for _ = 1, n do
+    local label = ARGV[at + 1]
+    if not has(label) then
+      if count < limit then
+        count = count + 1
+      else
+        label = OTHER
+        folded = folded + 1
+      end
+    end
+    if not write(label) then
+      return
+    end
+    at = at + width
+  end
+end
+
+local kinds = {}
+
+-- arguments: elements...
+function kinds.u(arguments, tracking, expiry)
+  local name = key()
+  touch(name, tracking, expiry)
+  for first = 1, arguments, CHUNK do
+    local last = math.min(first + CHUNK - 1, arguments)
+    if not try(name, 'PFADD', name, unpack(ARGV, at + first, at + last)) then
+      return
+    end
+  end
+end
+
+-- arguments: limit, key prefix, n, then n * (label, encoded label, number of elements, elements...)
+function kinds.b(_, tracking, expiry)
+  local set = key()
+  local limit, prefix, n = tonumber(arg()), arg(), tonumber(arg())
+  touch(set, tracking, expiry)
+  local count = try(set, 'SCARD', set)
+  if not count then
+    return
+  end
+  local has_other = call('SISMEMBER', set, OTHER) == 1
+  if has_other then
+    count = count - 1
+  end
+  for _ = 1, n do
+    local label, encoded, elements = arg(), arg(), tonumber(arg())
+    if call('SISMEMBER', set, label) == 0 then
+      if count < limit then
+        count = count + 1
+      else
+        label, encoded = OTHER, OTHER
+        folded = folded + 1
+      end
+      call('SADD', set, label)
+    end
+    local name = prefix .. encoded
+    touch(name, tracking, expiry)
+    for first = 1, elements, CHUNK do
+      local last = math.min(first + CHUNK - 1, elements)
+      if not try(name, 'PFADD', name, unpack(ARGV, at + first, at + last)) then
+        break
+      end
+    end
+    at = at + elements
+  end
+end
+
+-- arguments: limit, n, then n * (label, increment)
+function kinds.c(_, tracking, expiry)
+  local name = key()
+  local limit, n = tonumber(arg()), tonumber(arg())
+  touch(name, tracking, expiry)
+  local count = try(name, 'HLEN', name)
+  if not count then
+    return
+  end
+  each_value(n, 2, limit, count, function(label)
+    return call('HEXISTS', name, label) == 1
+  end, function(label)
+    try(name, 'HINCRBY', name, label, ARGV[at + 2])
+    return true
+  end)
+end
+
+-- arguments: limit, n, then n * (member, increment)
+function kinds.t(_, tracking, expiry)
+  local name = key()
+  local limit, n = tonumber(arg()), tonumber(arg())
+  touch(name, tracking, expiry)
+  local count = try(name, 'ZCARD', name)
+  if not count then
+    return
+  end
+  each_value(n, 2, limit, count, function(label)
+    return call('ZSCORE', name, label) ~= false
+  end, function(label)
+    try(name, 'ZINCRBY', name, ARGV[at + 2], label)
+    return true
+  end)
+end
+
+-- arguments: limit, count, min, max, number of increments of the sum, increments..., n, then n * (label, sum, count)
+function kinds.s(_, tracking, expiry)
+  local sums, counts, totals = key(), key(), key()
+  local limit = tonumber(arg())
+  touch(sums, tracking, expiry)
+  touch(counts, tracking, expiry)
+  touch(totals, tracking, expiry)
+  local count, min, max = arg(), arg(), arg()
+  local is_sound = try(totals, 'HINCRBY', totals, 'count', count)
+  for _ = 1, tonumber(arg()) do
+    local increment = arg()
+    is_sound = is_sound and try(totals, 'HINCRBY', totals, 'sum', increment)
+  end
+  if is_sound then
+    local stored = call('HMGET', totals, 'min', 'max')
+    if not stored[1] or less(min, stored[1]) then
+      call('HSET', totals, 'min', min)
+    end
+    if not stored[2] or less(stored[2], max) then
+      call('HSET', totals, 'max', max)
+    end
+  end
+  local n = tonumber(arg())
+  local size = try(sums, 'HLEN', sums)
+  if not size or not try(counts, 'HLEN', counts) then
+    return
+  end
+  each_value(n, 3, limit, size, function(label)
+    return call('HEXISTS', sums, label) == 1
+  end, function(label)
+    try(sums, 'HINCRBY', sums, label, ARGV[at + 2])
+    try(counts, 'HINCRBY', counts, label, ARGV[at + 3])
+    return true
+  end)
+end
+
+local key_counts = { u = 1, b = 1, c = 1, t = 1, s = 3 }
+for _ = 1, tonumber(arg()) do
+  local kind, tracking, expiry, arguments = arg(), arg(), arg(), tonumber(arg())
+  local next_at, next_key_at = at + arguments, key_at + key_counts[kind]
+  if expiry ~= '' and tonumber(expiry) <= now then
+    expired = expired + 1
+  else
+    fresh = {}
+    kinds[kind](arguments, tracking, expiry)
+    for _, entry in ipairs(fresh) do
+      local name, is_there = entry[1], call('EXISTS', entry[1]) == 1
+      if is_there then
+        try(tracking, 'SADD', tracking, name)
+        if expiry ~= '' then
+          call('EXPIREAT', name, expiry)
+          call('EXPIREAT', tracking, expiry)
+        end
+      end
+    end
+  end
+  at, key_at = next_at, next_key_at
+end
+
+return { 'applied', expired, folded, quarantined }

@@ -1,0 +1,34 @@
+//! What an error of Redis means for the caller. The client library's own idea of what is retryable is not asked.
+
+use redis::RedisError;
+
+use crate::store::StoreError;
+
+/// What went wrong, where, and how to mend it.
+pub fn classify(error: &RedisError, address: &str) -> StoreError {
+    let detail = error.detail().unwrap_or_default();
+    let code = error.code().unwrap_or_default();
+    let line = |what: &str| format!("redis {address}: {what}");
+    match code {
+        "OOM" => StoreError::Retry(line("out of memory; raise maxmemory or free some (the policy must stay noeviction)")),
+        "MISCONF" => StoreError::Retry(line("refuses writes because saving to disk fails; see its log and mend the disk")),
+        "LOADING" => StoreError::Retry(line("is loading its data set")),
+        "BUSY" => StoreError::Retry(line("is busy running a script of somebody else")),
+        "NOREPLICAS" => StoreError::Retry(line("has fewer good replicas than min-replicas-to-write")),
+        "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" => StoreError::Retry(line(&format!("{code} {detail}"))),
+        "READONLY" => StoreError::Reconnect(line("is a replica now; connecting again to find the primary")),
+        "NOSCRIPT" => StoreError::Reconnect(line("forgot the commit script; loading it again")),
+        "WRONGPASS" | "NOAUTH" => {
+            StoreError::Stop(line("refuses the user name or password; check store.redis.username and password"))
+        }
+        "NOPERM" => StoreError::Stop(line(&format!(
+            "the user lacks a permission: {detail}; `traqq doctor` prints the ACL rule that is needed"
+        ))),
+        "" => StoreError::Reconnect(line(&error.to_string())),
+        // Authentication failures during the handshake carry no code of their own.
+        _ if matches!(error.kind(), redis::ErrorKind::AuthenticationFailed) => {
+            StoreError::Stop(line("refuses the user name or password; check store.redis.username and password"))
+        }
+        _ => StoreError::Stop(line(&format!("{code} {detail}"))),
+    }
+}

@@ -1,0 +1,171 @@
+//! The meta hash. With several lanes each has a copy beside its checkpoint, because a script may only read its own slot;
+//! the one at the bare prefix is the first to be written and the one that is read.
+
+use std::collections::BTreeMap;
+
+use redis::cmd;
+
+use super::commit::Limits;
+use super::{Keys, RedisStore, StoreError, StoreResult};
+use crate::model::{Checkpoint, TopicPartition};
+use crate::store::{Meta, Since};
+
+const START: &str = "start:";
+const SINCE: &str = "since:";
+
+/// Writes the fields of ARGV unless there is a meta; the first number says how many pairs go to meta, the rest to ckpt.
+const CREATE: &str = "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+    local n = tonumber(ARGV[1]) * 2
+    for i = 2, n + 1, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+    for i = n + 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
+    return 1";
+
+/// ARGV: meta field, partition, start.
+const ADOPT: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('ERR traqq: meta is gone') end
+    if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[3]) == 1 then redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[3]) end
+    return 1";
+
+/// ARGV: expected plan, then pairs.
+const REPLACE: &str = "local plan = redis.call('HGET', KEYS[1], 'plan')
+    if plan ~= ARGV[1] and plan ~= ARGV[3] then return 0 end
+    for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+    return 1";
+
+pub async fn load(store: &RedisStore) -> StoreResult<Option<Meta>> {
+    let fields: BTreeMap<String, String> = store.query(cmd("HGETALL").arg(store.root.meta())).await?;
+    if fields.is_empty() { Ok(None) } else { parse(&fields).map(Some).map_err(StoreError::Stop) }
+}
+
+pub async fn limits(store: &RedisStore) -> StoreResult<Limits> {
+    let meta = load(store).await?.ok_or_else(|| StoreError::Retry("the store has no meta yet".to_owned()))?;
+    let rules = meta.valid_rules().map_err(StoreError::Stop)?;
+    Ok(Limits {
+        plan: meta.plan,
+        values_per_key: rules.rules.events.max_values_per_key,
+        values_per_key_bitmap_by: rules.rules.events.max_values_per_key_bitmap_by,
+    })
+}
+
+pub async fn create(store: &RedisStore, meta: &Meta) -> StoreResult<Meta> {
+    if store.lanes.len() > 1 {
+        for (lane, keys) in store.lanes.iter().enumerate() {
+            let starts = meta.starts.iter().filter(|(partition, _)| partition.lane(store.lanes.len()) == lane);
+            create_at(store, keys, meta, &starts.collect::<Vec<_>>()).await?;
+        }
+        // The bare prefix comes last: a meta there says that every lane has one.
+        create_at(store, &store.root, meta, &[]).await?;
+    } else {
+        create_at(store, &store.root, meta, &meta.starts.iter().collect::<Vec<_>>()).await?;
+    }
+    load(store).await?.ok_or_else(|| StoreError::Retry("meta vanished while it was written".to_owned()))
+}
+
+async fn create_at(
+    store: &RedisStore,
+    keys: &Keys,
+    meta: &Meta,
+    starts: &[(&TopicPartition, &i64)],
+) -> StoreResult<()> {
+    let fields = to_fields(meta);
+    let mut command = cmd("EVAL");
+    command.arg(CREATE).arg(2).arg(keys.meta()).arg(keys.checkpoint()).arg(fields.len());
+    for (name, value) in &fields {
+        command.arg(name).arg(value);
+    }
+    for (partition, start) in starts {
+        command.arg(partition.to_string()).arg(Checkpoint::start(**start).to_string());
+    }
+    store.run(&command).await.map(|_| ())
+}
+
+pub async fn adopt(store: &RedisStore, starts: &[(TopicPartition, i64)]) -> StoreResult<()> {
+    for (partition, start) in starts {
+        let lane = &store.lanes[partition.lane(store.lanes.len())];
+        let mut places = vec![lane];
+        if store.lanes.len() > 1 {
+            places.push(&store.root);
+        }
+        for keys in places {
+            let mut command = cmd("EVAL");
+            command.arg(ADOPT).arg(2).arg(keys.meta()).arg(lane.checkpoint());
+            command.arg(format!("{START}{partition}")).arg(partition.to_string()).arg(*start);
+            store.run(&command).await?;
+        }
+    }
+    Ok(())
+}
+
+pub async fn replace_rules(store: &RedisStore, expected_plan: &str, meta: &Meta) -> StoreResult<()> {
+    let fields = to_fields(meta);
+    let plan = fields.iter().position(|(name, _)| name == "plan").expect("meta has a plan");
+    // The plan goes first: the script knows its new value by its place, so that a replacement cut short can be repeated.
+    let ordered = std::iter::once(&fields[plan]).chain(fields.iter().filter(|(name, _)| name != "plan"));
+    let ordered: Vec<&(String, String)> = ordered.collect();
+    let mut places: Vec<&Keys> = store.lanes.iter().collect();
+    if store.lanes.len() > 1 {
+        places.push(&store.root);
+    }
+    for keys in places {
+        let mut command = cmd("EVAL");
+        command.arg(REPLACE).arg(1).arg(keys.meta()).arg(expected_plan);
+        for (name, value) in &ordered {
+            command.arg(name).arg(value);
+        }
+        let replaced: i64 = store.query(&command).await?;
+        if replaced == 0 {
+            return Err(StoreError::Stop(
+                "the mapping was changed by somebody else meanwhile; look at it with `traqq mapping show` and try again"
+                    .to_owned(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn to_fields(meta: &Meta) -> Vec<(String, String)> {
+    let mut fields: Vec<(String, String)> = [
+        ("layout", meta.layout.to_string()),
+        ("lanes", meta.lanes.to_string()),
+        ("tags", meta.tags.join(" ")),
+        ("group", meta.group.clone()),
+        ("value_scale", meta.value_scale.to_string()),
+        ("time_zone", meta.time_zone.clone()),
+        ("tzdb", meta.tzdb.clone()),
+        ("plan", meta.plan.clone()),
+        ("rules", meta.rules.clone()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    fields.extend(meta.starts.iter().map(|(partition, start)| (format!("{START}{partition}"), start.to_string())));
+    fields.extend(meta.since.iter().map(|(metric, since)| (format!("{SINCE}{metric}"), since.to_text())));
+    fields
+}
+
+fn parse(fields: &BTreeMap<String, String>) -> Result<Meta, String> {
+    let field = |name: &str| fields.get(name).ok_or_else(|| format!("meta has no field {name:?}; was it written by traqq?"));
+    let number = |name: &str| field(name)?.parse::<i64>().map_err(|_| format!("meta's field {name:?} is not a number"));
+    let mut meta = Meta {
+        layout: number("layout")? as u32,
+        lanes: number("lanes")? as usize,
+        tags: field("tags")?.split_whitespace().map(str::to_owned).collect(),
+        group: field("group")?.clone(),
+        value_scale: number("value_scale")?,
+        time_zone: field("time_zone")?.clone(),
+        tzdb: field("tzdb")?.clone(),
+        plan: field("plan")?.clone(),
+        rules: field("rules")?.clone(),
+        starts: BTreeMap::new(),
+        since: BTreeMap::new(),
+    };
+    for (name, value) in fields {
+        if let Some(partition) = name.strip_prefix(START) {
+            let partition = partition.parse().map_err(|error| format!("meta: {error}"))?;
+            let start = value.parse().map_err(|_| format!("meta's field {name:?} is not a number"))?;
+            meta.starts.insert(partition, start);
+        } else if let Some(metric) = name.strip_prefix(SINCE) {
+            let since = Since::parse(value).ok_or_else(|| format!("meta's field {name:?} is malformed"))?;
+            meta.since.insert(metric.to_owned(), since);
+        }
+    }
+    Ok(meta)
+}
