@@ -11,10 +11,8 @@
 //!
 //! `ARCHITECTURE.md` says which folder may import which, and why.
 
-
 pub mod compile;
 pub mod decode;
 pub mod hll;
 pub mod model;
 pub mod store;
-

@@ -77,10 +77,10 @@ impl Plan {
         let event = builder.field("event");
         let time_fields = rules.rules.events.time_fields.iter().map(|name| builder.field(name)).collect();
         let cloud_event_time = builder.field(CLOUD_EVENT_TIME);
-        let uniques = mapping.bitmap.iter().map(|of| UniqueUse {
-            metric: Metric::Unique { of: of.clone() },
-            source: builder.source(of),
-        });
+        let uniques = mapping
+            .bitmap
+            .iter()
+            .map(|of| UniqueUse { metric: Metric::Unique { of: of.clone() }, source: builder.source(of) });
         let uniques = uniques.collect();
         let unique_bys = mapping.bitmap_by.iter().map(|by| UniqueByUse {
             metric: Metric::UniqueBy { of: by.of.clone(), by: by.key.clone() },

@@ -9,8 +9,8 @@ use crate::hll::{Hll, Observation};
 use crate::model::Elements;
 
 /// Spreads a 64-bit key: the two halves of a 128-bit product, folded.
-fn spread(key: u64) -> u64 {
-    let product = u128::from(key ^ 0x9e37_79b9_7f4a_7c15) * 0xf39c_c060_5ced_c835_1bd1_1bda_a9fc_1a22_u128;
+const fn spread(key: u64) -> u64 {
+    let product = (key ^ 0x9e37_79b9_7f4a_7c15) as u128 * 0xf39c_c060_5ced_c835_u128;
     (product >> 64) as u64 ^ product as u64
 }
 

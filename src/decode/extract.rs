@@ -360,10 +360,7 @@ mod tests {
         let event = r#"{"a":1.50,"b":"x","c":[1,{"a":2}],"d":{"e":{"f":"deep"}},"t":true,"n":null}"#;
         let found = extract(&["a", "b", "c", "d.e.f", "t", "n", "zz"], event).unwrap();
         let number = Raw::Number("1.50".into());
-        assert_eq!(
-            found,
-            [number, text("x"), Raw::Container, text("deep"), Raw::Bool(true), Raw::Null, Raw::Absent]
-        );
+        assert_eq!(found, [number, text("x"), Raw::Container, text("deep"), Raw::Bool(true), Raw::Null, Raw::Absent]);
     }
 
     #[test]
@@ -391,10 +388,27 @@ mod tests {
     #[test]
     fn what_is_not_read_is_validated_too() {
         for event in [
-            "", "{", r#"{"z":tru}"#, r#"{"z":01}"#, r#"{"z":NaN}"#, r#"{"z":[1,]}"#, r#"{"z":1,}"#,
-            "{\"z\":\"a\nb\"}", r#"{"z":"\x"}"#, r#"{"z":"\ud800"}"#, r#"{"z":"\ud800\u0041"}"#, r#"{"z":"\udc00"}"#,
-            r#"{"z":1} x"#, "{} {}", r#"{z:1}"#, r#"{"z":1e}"#, r#"{"z":.5}"#, r#"{"z":+1}"#, "\u{feff}{}",
-            r#"[1"#, r#"{"z":"\ud83d\\ude00"}"#,
+            "",
+            "{",
+            r#"{"z":tru}"#,
+            r#"{"z":01}"#,
+            r#"{"z":NaN}"#,
+            r#"{"z":[1,]}"#,
+            r#"{"z":1,}"#,
+            "{\"z\":\"a\nb\"}",
+            r#"{"z":"\x"}"#,
+            r#"{"z":"\ud800"}"#,
+            r#"{"z":"\ud800\u0041"}"#,
+            r#"{"z":"\udc00"}"#,
+            r#"{"z":1} x"#,
+            "{} {}",
+            r#"{z:1}"#,
+            r#"{"z":1e}"#,
+            r#"{"z":.5}"#,
+            r#"{"z":+1}"#,
+            "\u{feff}{}",
+            r#"[1"#,
+            r#"{"z":"\ud83d\\ude00"}"#,
         ] {
             assert_eq!(extract(&["a"], event), Err(Reason::InvalidJson), "{event:?}");
         }

@@ -12,7 +12,7 @@ mod time;
 
 pub use cloudevents::TIME as CLOUD_EVENT_TIME;
 pub use extract::{Extractor, FieldId, Raw};
-pub use label::{Cut, cut, escape_into, is_reserved, unescape_compound, unescape_single, trim};
+pub use label::{Cut, cut, escape_into, is_reserved, trim, unescape_compound, unescape_single};
 pub use limits::check;
 pub use number::{Micros, is_number, label as number_label, micros};
 pub use time::{EventTime, event_time};

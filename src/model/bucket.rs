@@ -163,10 +163,7 @@ mod tests {
 
     #[test]
     fn a_day_in_utc() {
-        assert_eq!(
-            span("UTC", BucketKind::Day, "2023-11-14T22:13:20Z"),
-            (1_699_920_000, 1_700_006_400)
-        );
+        assert_eq!(span("UTC", BucketKind::Day, "2023-11-14T22:13:20Z"), (1_699_920_000, 1_700_006_400));
     }
 
     #[test]

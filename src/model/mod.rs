@@ -12,7 +12,6 @@ pub use pattern::{Pattern, PatternError};
 pub use position::{Checkpoint, Fingerprint, Span, TopicPartition, TopicPartitionError};
 pub use record::{Header, Record, RecordBatch};
 pub use rules::{
-    BitmapBy, BucketRules, EventRules, Mapping, Retention, Retentions, Rules, RulesError, SumBy,
-    ValidRules,
+    BitmapBy, BucketRules, EventRules, Mapping, Retention, Retentions, Rules, RulesError, SumBy, ValidRules,
 };
 pub use write::{Elements, KeyWrite, Metric, OTHER, Totals, VALUE_SCALE, WriteBatch, Writes, increments};

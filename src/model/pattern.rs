@@ -93,13 +93,9 @@ mod tests {
 
     #[test]
     fn malformed_patterns_are_named() {
-        for (text, part) in [
-            ("", "empty"),
-            ("a~", "empty"),
-            ("a~~b", "empty"),
-            ("a~b~c~d~e", "5 fields"),
-            ("a~b~a", "twice"),
-        ] {
+        for (text, part) in
+            [("", "empty"), ("a~", "empty"), ("a~~b", "empty"), ("a~b~c~d~e", "5 fields"), ("a~b~a", "twice")]
+        {
             let message = Pattern::parse(text).unwrap_err().to_string();
             assert!(message.contains(part), "{text:?}: {message}");
         }

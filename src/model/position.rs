@@ -25,9 +25,10 @@ impl TopicPartition {
 
     /// The lane this partition belongs to: `(hash(topic) + partition) mod lanes`, the hash being FNV-1a of 64 bits.
     pub fn lane(&self, lanes: usize) -> usize {
-        let hash = self.topic.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = self
+            .topic
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         let lane = hash.wrapping_add(self.partition as u64) % lanes.max(1) as u64;
         lane as usize
     }

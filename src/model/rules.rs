@@ -162,11 +162,7 @@ impl Default for BucketRules {
 impl Default for Retentions {
     fn default() -> Self {
         const DAY: i64 = 86_400;
-        Self {
-            d: Retention::Seconds(400 * DAY),
-            h: Retention::Seconds(14 * DAY),
-            m: Retention::Seconds(2 * DAY),
-        }
+        Self { d: Retention::Seconds(400 * DAY), h: Retention::Seconds(14 * DAY), m: Retention::Seconds(2 * DAY) }
     }
 }
 
@@ -312,11 +308,7 @@ impl ValidRules {
     }
 }
 
-fn check_unique<T: Ord>(
-    kind: &'static str,
-    items: &[T],
-    name: impl Fn(&T) -> String,
-) -> Result<(), RulesError> {
+fn check_unique<T: Ord>(kind: &'static str, items: &[T], name: impl Fn(&T) -> String) -> Result<(), RulesError> {
     let mut sorted: Vec<&T> = items.iter().collect();
     sorted.sort_unstable();
     match sorted.windows(2).find(|pair| pair[0] == pair[1]) {

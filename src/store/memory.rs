@@ -119,9 +119,8 @@ impl MemoryStore {
         let lane = &mut state.lanes[lane];
         let holds = |span: &crate::model::Span| lane.positions.get(&span.partition) == Some(&span.from);
         if !batch.spans.iter().all(holds) {
-            let stored = batch.spans.iter().map(|span| {
-                (span.partition.clone(), lane.positions.get(&span.partition).copied())
-            });
+            let stored =
+                batch.spans.iter().map(|span| (span.partition.clone(), lane.positions.get(&span.partition).copied()));
             return Ok(Outcome::Fenced(stored.collect()));
         }
         for span in &batch.spans {
@@ -319,9 +318,8 @@ impl Lane {
             Some(Value::Count(values)) => values.iter().map(|(label, count)| (label.clone(), *count)).collect(),
             _ => Vec::new(),
         };
-        let sum = |of: &crate::model::Pattern, add_key: &str| {
-            value(Metric::Sum { of: of.clone(), add_key: add_key.into() })
-        };
+        let sum =
+            |of: &crate::model::Pattern, add_key: &str| value(Metric::Sum { of: of.clone(), add_key: add_key.into() });
         let top = |of: &crate::model::Pattern| {
             let mut members: Vec<(String, i64)> = counts(value(Metric::Top { of: of.clone() }));
             members.sort_by(|left, right| (right.1, &right.0).cmp(&(left.1, &left.0)));
@@ -359,12 +357,10 @@ impl Lane {
                     _ => Reply::Registers(Box::default()),
                 }
             }
-            Read::UniqueByValues { of, by, .. } => {
-                match value(Metric::UniqueBy { of: of.clone(), by: by.clone() }) {
-                    Some(Value::UniqueBy(values)) => Reply::Labels(values.keys().cloned().collect()),
-                    _ => Reply::Labels(Vec::new()),
-                }
-            }
+            Read::UniqueByValues { of, by, .. } => match value(Metric::UniqueBy { of: of.clone(), by: by.clone() }) {
+                Some(Value::UniqueBy(values)) => Reply::Labels(values.keys().cloned().collect()),
+                _ => Reply::Labels(Vec::new()),
+            },
             Read::TopFirst { of, limit, .. } => {
                 let mut members = top(of);
                 members.truncate(*limit);

@@ -103,10 +103,7 @@ pub fn metrics_of(rules: &Rules) -> Vec<Metric> {
     metrics.extend(mapping.bitmap_by.iter().map(|by| Metric::UniqueBy { of: by.of.clone(), by: by.key.clone() }));
     metrics.extend(mapping.add.iter().map(|of| Metric::Count { of: of.clone() }));
     metrics.extend(
-        mapping
-            .add_value
-            .iter()
-            .map(|sum| Metric::Sum { of: sum.key.clone(), add_key: sum.add_key.as_str().into() }),
+        mapping.add_value.iter().map(|sum| Metric::Sum { of: sum.key.clone(), add_key: sum.add_key.as_str().into() }),
     );
     metrics.extend(mapping.top.iter().map(|of| Metric::Top { of: of.clone() }));
     metrics

@@ -7,24 +7,64 @@ use crate::model::{Bucket, Pattern};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Read {
     /// Every value of a counter: [`Reply::Values`].
-    Counts { bucket: Bucket, of: Pattern },
+    Counts {
+        bucket: Bucket,
+        of: Pattern,
+    },
     /// The sums by value, in units of 10^-6: [`Reply::Values`].
-    Sums { bucket: Bucket, of: Pattern, add_key: String },
+    Sums {
+        bucket: Bucket,
+        of: Pattern,
+        add_key: String,
+    },
     /// The counts that belong to the sums: [`Reply::Values`].
-    SumCounts { bucket: Bucket, of: Pattern, add_key: String },
+    SumCounts {
+        bucket: Bucket,
+        of: Pattern,
+        add_key: String,
+    },
     /// `sum`, `count`, `min` and `max` over all values: [`Reply::Values`].
-    SumTotals { bucket: Bucket, of: Pattern, add_key: String },
+    SumTotals {
+        bucket: Bucket,
+        of: Pattern,
+        add_key: String,
+    },
     /// Registers: [`Reply::Registers`].
-    Unique { bucket: Bucket, of: Pattern },
-    UniqueBy { bucket: Bucket, of: Pattern, by: Pattern, value: String },
+    Unique {
+        bucket: Bucket,
+        of: Pattern,
+    },
+    UniqueBy {
+        bucket: Bucket,
+        of: Pattern,
+        by: Pattern,
+        value: String,
+    },
     /// The values that have registers of their own: [`Reply::Labels`].
-    UniqueByValues { bucket: Bucket, of: Pattern, by: Pattern },
+    UniqueByValues {
+        bucket: Bucket,
+        of: Pattern,
+        by: Pattern,
+    },
     /// The first `limit` of a leaderboard, highest first: [`Reply::Values`].
-    TopFirst { bucket: Bucket, of: Pattern, limit: usize },
+    TopFirst {
+        bucket: Bucket,
+        of: Pattern,
+        limit: usize,
+    },
     /// Members with at least this count, at most `limit`, highest first: [`Reply::Values`].
-    TopAtLeast { bucket: Bucket, of: Pattern, count: i64, limit: usize },
+    TopAtLeast {
+        bucket: Bucket,
+        of: Pattern,
+        count: i64,
+        limit: usize,
+    },
     /// The counts of these members, those present: [`Reply::Values`].
-    TopScores { bucket: Bucket, of: Pattern, members: Vec<String> },
+    TopScores {
+        bucket: Bucket,
+        of: Pattern,
+        members: Vec<String>,
+    },
 }
 
 #[derive(Clone, PartialEq, Debug)]

@@ -11,7 +11,7 @@ use redis::{Cmd, Value, cmd};
 use super::connect::Connector;
 use super::keys::{Keys, encode};
 use super::shadow::Shadow;
-use super::{parse_positions, StoreError, StoreResult};
+use super::{StoreError, StoreResult, parse_positions};
 use crate::model::{Checkpoint, Elements, KeyWrite, Span, WriteBatch, Writes, increments};
 use crate::store::{Applied, Outcome, Positions, Quarantined, Session};
 
@@ -165,9 +165,14 @@ impl Encoder<'_> {
             Writes::Top(values) => self.counts(write, "t", values),
             Writes::Sum(values, totals) => {
                 let parts: Vec<i64> = increments(totals.sum).collect();
-                let values: Vec<(&str, i64, i64)> = values.iter().flat_map(|(label, sum, count)| {
-                    increments(*sum).enumerate().map(move |(index, part)| (&**label, part, if index == 0 { *count } else { 0 }))
-                }).collect();
+                let values: Vec<(&str, i64, i64)> = values
+                    .iter()
+                    .flat_map(|(label, sum, count)| {
+                        increments(*sum)
+                            .enumerate()
+                            .map(move |(index, part)| (&**label, part, if index == 0 { *count } else { 0 }))
+                    })
+                    .collect();
                 self.head(write, "s", 6 + parts.len() + values.len() * 3);
                 self.number(self.limits.values_per_key as i64);
                 for number in [totals.count, totals.min, totals.max, parts.len() as i64] {
@@ -254,10 +259,9 @@ fn parse_outcome(answer: Value, spans: &[Span]) -> StoreResult<Outcome> {
     let kind = parts.first().map(&text).unwrap_or_default();
     match (kind.as_str(), &parts[..]) {
         ("applied", [_, expired, folded, Value::Array(quarantined)]) => {
-            let quarantined = quarantined.chunks(2).map(|pair| Quarantined {
-                key: text(&pair[0]),
-                error: pair.get(1).map(&text).unwrap_or_default(),
-            });
+            let quarantined = quarantined
+                .chunks(2)
+                .map(|pair| Quarantined { key: text(&pair[0]), error: pair.get(1).map(&text).unwrap_or_default() });
             Ok(Outcome::Applied(Applied {
                 keys_expired: number(expired),
                 values_folded: number(folded),

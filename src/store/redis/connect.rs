@@ -189,10 +189,9 @@ fn tls_certificates(config: &Config) -> Result<Option<TlsCertificates>, String> 
     };
     let root_cert = config.tls_ca_file.as_ref().map(|path| read("tls_ca_file", path)).transpose()?;
     let client_tls = match (&config.tls_cert_file, &config.tls_key_file) {
-        (Some(cert), Some(key)) => Some(ClientTlsConfig {
-            client_cert: read("tls_cert_file", cert)?,
-            client_key: read("tls_key_file", key)?,
-        }),
+        (Some(cert), Some(key)) => {
+            Some(ClientTlsConfig { client_cert: read("tls_cert_file", cert)?, client_key: read("tls_key_file", key)? })
+        }
         (None, None) => None,
         _ => return Err("store.redis.tls_cert_file and tls_key_file go together; set both".to_owned()),
     };
@@ -262,25 +261,36 @@ pub async fn checks(config: &Config, now: i64) -> Vec<Check> {
     };
     let value = |name: &str| field(&everything, name).unwrap_or("?").to_owned();
     check("version", version(&value("redis_version")));
-    check("role", match value("role").as_str() {
-        "master" => Finding::Good("primary".to_owned()),
-        _ => Finding::Bad("is a replica; point store.redis.url at the primary".to_owned()),
-    });
-    check("eviction", match value("maxmemory_policy").as_str() {
-        "noeviction" => Finding::Good("noeviction".to_owned()),
-        policy => Finding::Bad(format!(
-            "redis {}: maxmemory-policy is {policy}, which would evict counts; run `redis-cli CONFIG SET maxmemory-policy noeviction` and put it in redis.conf",
-            connector.address
-        )),
-    });
+    check(
+        "role",
+        match value("role").as_str() {
+            "master" => Finding::Good("primary".to_owned()),
+            _ => Finding::Bad("is a replica; point store.redis.url at the primary".to_owned()),
+        },
+    );
+    check(
+        "eviction",
+        match value("maxmemory_policy").as_str() {
+            "noeviction" => Finding::Good("noeviction".to_owned()),
+            policy => Finding::Bad(format!(
+                "redis {}: maxmemory-policy is {policy}, which would evict counts; run `redis-cli CONFIG SET maxmemory-policy noeviction` and put it in redis.conf",
+                connector.address
+            )),
+        },
+    );
     check("persistence", persistence(&value("aof_enabled"), &value("rdb_last_bgsave_status")));
     check("permissions", permissions(&mut connection, config).await);
     let clock: Result<(i64, i64), _> = cmd("TIME").query_async(&mut connection).await;
-    check("clock", match clock {
-        Ok((second, _)) if (second - now).abs() <= 5 => Finding::Good(format!("{:+} s", second - now)),
-        Ok((second, _)) => Finding::Warning(format!("{:+} s from this machine's; keys expire by the server's", second - now)),
-        Err(error) => Finding::Bad(connector.classify(&error).to_string()),
-    });
+    check(
+        "clock",
+        match clock {
+            Ok((second, _)) if (second - now).abs() <= 5 => Finding::Good(format!("{:+} s", second - now)),
+            Ok((second, _)) => {
+                Finding::Warning(format!("{:+} s from this machine's; keys expire by the server's", second - now))
+            }
+            Err(error) => Finding::Bad(connector.classify(&error).to_string()),
+        },
+    );
     checks
 }
 
@@ -311,11 +321,28 @@ async fn permissions(connection: &mut MultiplexedConnection, config: &Config) ->
     };
     let key = format!("{}:ckpt", config.prefix);
     let commands: [&[&str]; 22] = [
-        &["evalsha", "x", "1"], &["hget", "", "f"], &["hset", "", "f", "v"], &["hexists", "", "f"], &["hlen", ""],
-        &["hincrby", "", "f", "1"], &["hmget", "", "f"], &["hgetall", ""], &["exists", ""], &["sadd", "", "m"],
-        &["scard", ""], &["sismember", "", "m"], &["smembers", ""], &["expireat", "", "1"], &["time"],
-        &["pfadd", "", "e"], &["zcard", ""], &["zscore", "", "m"], &["zincrby", "", "1", "m"], &["zmscore", "", "m"],
-        &["get", ""], &["bgrewriteaof"],
+        &["evalsha", "x", "1"],
+        &["hget", "", "f"],
+        &["hset", "", "f", "v"],
+        &["hexists", "", "f"],
+        &["hlen", ""],
+        &["hincrby", "", "f", "1"],
+        &["hmget", "", "f"],
+        &["hgetall", ""],
+        &["exists", ""],
+        &["sadd", "", "m"],
+        &["scard", ""],
+        &["sismember", "", "m"],
+        &["smembers", ""],
+        &["expireat", "", "1"],
+        &["time"],
+        &["pfadd", "", "e"],
+        &["zcard", ""],
+        &["zscore", "", "m"],
+        &["zincrby", "", "1", "m"],
+        &["zmscore", "", "m"],
+        &["get", ""],
+        &["bgrewriteaof"],
     ];
     let mut denied = Vec::new();
     for command in commands {
@@ -330,7 +357,9 @@ async fn permissions(connection: &mut MultiplexedConnection, config: &Config) ->
         match dry_run.query_async::<String>(connection).await {
             Ok(answer) if answer == "OK" => {}
             Ok(_) => denied.push(command[0]),
-            Err(_) => return Finding::Warning(format!("cannot be tried (no +acl|dryrun); needed are: {}", acl_rule(config))),
+            Err(_) => {
+                return Finding::Warning(format!("cannot be tried (no +acl|dryrun); needed are: {}", acl_rule(config)));
+            }
         }
     }
     match denied[..] {

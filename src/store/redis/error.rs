@@ -10,8 +10,12 @@ pub fn classify(error: &RedisError, address: &str) -> StoreError {
     let code = error.code().unwrap_or_default();
     let line = |what: &str| format!("redis {address}: {what}");
     match code {
-        "OOM" => StoreError::Retry(line("out of memory; raise maxmemory or free some (the policy must stay noeviction)")),
-        "MISCONF" => StoreError::Retry(line("refuses writes because saving to disk fails; see its log and mend the disk")),
+        "OOM" => {
+            StoreError::Retry(line("out of memory; raise maxmemory or free some (the policy must stay noeviction)"))
+        }
+        "MISCONF" => {
+            StoreError::Retry(line("refuses writes because saving to disk fails; see its log and mend the disk"))
+        }
         "LOADING" => StoreError::Retry(line("is loading its data set")),
         "BUSY" => StoreError::Retry(line("is busy running a script of somebody else")),
         "NOREPLICAS" => StoreError::Retry(line("has fewer good replicas than min-replicas-to-write")),

@@ -168,15 +168,9 @@ mod tests {
         let keys = Keys::new("myapp", None);
         let pattern = |text| Pattern::parse(text).unwrap();
         assert_eq!(keys.unique(DAY, &pattern("ip")), "myapp:bmp:d:1699920000:ip");
-        assert_eq!(
-            keys.unique_by(DAY, &pattern("ip"), &pattern("geo"), "a:b"),
-            "myapp:bmp:d:1699920000:ip@geo:a%3Ab"
-        );
+        assert_eq!(keys.unique_by(DAY, &pattern("ip"), &pattern("geo"), "a:b"), "myapp:bmp:d:1699920000:ip@geo:a%3Ab");
         assert_eq!(keys.count(DAY, &pattern("geo~event")), "myapp:add:d:1699920000:event~geo");
-        assert_eq!(
-            keys.sum_totals(DAY, &pattern("event"), "a:b%"),
-            "myapp:adv:d:1699920000:a%3Ab%25:event:i"
-        );
+        assert_eq!(keys.sum_totals(DAY, &pattern("event"), "a:b%"), "myapp:adv:d:1699920000:a%3Ab%25:event:i");
         assert_eq!(Keys::new("p", Some("7")).tracking(DAY), "p{7}:k:d:1699920000");
     }
 
@@ -185,7 +179,8 @@ mod tests {
         assert_eq!(crc16(b"123456789"), 0x31c3);
         assert_eq!(lane_tags(1), [""; 0]);
         for lanes in [2, 3, 8, 16] {
-            let slots = lane_tags(lanes).iter().map(|tag| usize::from(crc16(tag.as_bytes())) % SLOTS).collect::<Vec<_>>();
+            let slots =
+                lane_tags(lanes).iter().map(|tag| usize::from(crc16(tag.as_bytes())) % SLOTS).collect::<Vec<_>>();
             for (lane, slot) in slots.iter().enumerate() {
                 assert_eq!(slot * lanes / SLOTS, lane, "{lanes} lanes: {slots:?}");
             }

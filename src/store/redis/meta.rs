@@ -142,7 +142,8 @@ fn to_fields(meta: &Meta) -> Vec<(String, String)> {
 }
 
 fn parse(fields: &BTreeMap<String, String>) -> Result<Meta, String> {
-    let field = |name: &str| fields.get(name).ok_or_else(|| format!("meta has no field {name:?}; was it written by traqq?"));
+    let field =
+        |name: &str| fields.get(name).ok_or_else(|| format!("meta has no field {name:?}; was it written by traqq?"));
     let number = |name: &str| field(name)?.parse::<i64>().map_err(|_| format!("meta's field {name:?} is not a number"));
     let mut meta = Meta {
         layout: number("layout")? as u32,

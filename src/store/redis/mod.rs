@@ -85,8 +85,9 @@ impl RedisStore {
 
     async fn query<T: FromRedisValue>(&self, command: &Cmd) -> StoreResult<T> {
         let value = self.run(command).await?;
-        T::from_redis_value(value)
-            .map_err(|error| StoreError::Stop(format!("redis {}: unexpected answer: {error}", self.connector.address())))
+        T::from_redis_value(value).map_err(|error| {
+            StoreError::Stop(format!("redis {}: unexpected answer: {error}", self.connector.address()))
+        })
     }
 
     /// Classifies an answer; a connection that failed is not used again.

@@ -88,7 +88,8 @@ fn parse(read: &Read, answer: Value) -> StoreResult<Reply> {
         }
         Read::TopScores { members, .. } => {
             let scores: Vec<Option<f64>> = redis::from_redis_value(answer).map_err(unexpected)?;
-            let present = members.iter().zip(scores).filter_map(|(member, score)| Some((member.clone(), score? as i64)));
+            let present =
+                members.iter().zip(scores).filter_map(|(member, score)| Some((member.clone(), score? as i64)));
             Reply::Values(present.collect())
         }
     })
