@@ -11,8 +11,11 @@
 //!
 //! `ARCHITECTURE.md` says which folder may import which, and why.
 
+pub mod broker;
 pub mod compile;
 pub mod decode;
 pub mod hll;
 pub mod model;
 pub mod store;
+pub mod telemetry;
+pub mod worker;

@@ -62,8 +62,6 @@ pub struct FoldStats {
     /// Elements of unique counts before and after merging.
     pub elements: u64,
     pub elements_merged: u64,
-    /// Newest broker timestamp, in milliseconds; 0 if none.
-    pub newest_timestamp_ms: i64,
 }
 
 #[derive(Default)]
@@ -187,7 +185,6 @@ impl Folder {
         let stats = &mut self.out.stats;
         stats.records += 1;
         stats.bytes += record.value.map_or(0, <[u8]>::len) as u64;
-        stats.newest_timestamp_ms = stats.newest_timestamp_ms.max(record.timestamp_ms);
         let result = match decode::decode(&plan.extractor, &plan.rules.rules.events, record, slots) {
             Ok(Decoded::Tombstone) => {
                 self.out.stats.tombstones += 1;

@@ -1,0 +1,465 @@
+//! Kafka, through librdkafka.
+//!
+//! The rebalance hook only notes what the group wants; partitions are assigned once, with our own offsets, by [`Consumer::open`], while
+//! polling goes on and keeps the membership alive. librdkafka's own committed offset is never where reading begins.
+
+mod config;
+mod producer;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message as _};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Offset, Statistics, TopicPartitionList};
+
+pub use config::{Config, checks, warn_unknown};
+pub use producer::KafkaProducer;
+
+use super::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
+use crate::model::{RecordBatch, TopicPartition};
+
+/// How long a question to the broker may take.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Records taken in one poll, so that commands are looked at in between.
+const POLL_RECORDS_MAX: usize = 10_000;
+
+/// What the group wants, noted by the hook.
+enum Rebalance {
+    Assign(Vec<TopicPartition>),
+    Revoke(Vec<TopicPartition>, bool),
+}
+
+#[derive(Default)]
+pub struct Context {
+    rebalances: Mutex<Vec<Rebalance>>,
+    /// While the consumer is being closed partitions are given back at once.
+    is_closing: AtomicBool,
+    ends: Mutex<BTreeMap<TopicPartition, i64>>,
+    troubles: Mutex<Vec<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+                tracing::warn!(facility, message, "librdkafka");
+            }
+            _ => tracing::debug!(facility, message, "librdkafka"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        lock(&self.troubles).push(format!("{error}: {reason}"));
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let mut ends = lock(&self.ends);
+        for (topic, statistics) in &statistics.topics {
+            for partition in statistics.partitions.values().filter(|partition| partition.hi_offset >= 0) {
+                ends.insert(TopicPartition::new(topic, partition.partition), partition.hi_offset);
+            }
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let partitions = to_partitions(list);
+        match error {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS if !self.is_closing.load(Ordering::SeqCst) => {
+                lock(&self.rebalances).push(Rebalance::Assign(partitions));
+            }
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS if !self.is_closing.load(Ordering::SeqCst) => {
+                lock(&self.rebalances).push(Rebalance::Revoke(partitions, consumer.assignment_lost()));
+            }
+            _ => {
+                let given_back = match consumer.rebalance_protocol() {
+                    RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
+                    _ => consumer.unassign(),
+                };
+                if let Err(error) = given_back {
+                    tracing::debug!(%error, "giving partitions back while closing");
+                }
+            }
+        }
+    }
+}
+
+fn to_partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
+    list.elements().iter().map(|element| TopicPartition::new(element.topic(), element.partition())).collect()
+}
+
+fn to_list<'p>(partitions: impl IntoIterator<Item = &'p TopicPartition>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition(&partition.topic, partition.partition);
+    }
+    list
+}
+
+pub struct KafkaConsumer {
+    consumer: BaseConsumer<Context>,
+    brokers: String,
+    topics: Vec<String>,
+    pattern: Option<regex::Regex>,
+    /// Never consumed, even if the pattern matches it.
+    dead_letter_topic: Option<String>,
+    names: HashMap<String, Arc<str>>,
+    /// Open partitions: generation, and the next offset as far as it was delivered.
+    open: BTreeMap<TopicPartition, (u64, i64)>,
+    /// Open, and not to be fetched until they are sought.
+    halted: BTreeSet<TopicPartition>,
+    is_paused: bool,
+}
+
+impl KafkaConsumer {
+    /// Subscribes; reaches the broker in the background.
+    pub fn new(config: &Config, buffer_bytes_max: usize) -> Result<Self, String> {
+        let pattern = config.pattern()?;
+        let consumer: BaseConsumer<Context> = config
+            .client(buffer_bytes_max)?
+            .create_with_context(Context::default())
+            .map_err(|error| format!("broker.kafka.properties: {error}"))?;
+        let mut subscription: Vec<&str> = config.topics.iter().map(String::as_str).collect();
+        subscription.extend((!config.topic_pattern.is_empty()).then_some(config.topic_pattern.as_str()));
+        consumer.subscribe(&subscription).map_err(|error| format!("broker.kafka.topics: {error}"))?;
+        Ok(Self {
+            consumer,
+            brokers: config.brokers.clone(),
+            topics: config.topics.clone(),
+            pattern,
+            dead_letter_topic: config.dead_letters(),
+            names: HashMap::new(),
+            open: BTreeMap::new(),
+            halted: BTreeSet::new(),
+            is_paused: false,
+        })
+    }
+
+    fn retry(&self, what: &str, error: &KafkaError) -> BrokerError {
+        BrokerError::Retry(format!("kafka {}: {what}: {error}", self.brokers))
+    }
+
+    fn take_rebalances(&mut self) -> Vec<Event> {
+        let rebalances = std::mem::take(&mut *lock(&self.consumer.context().rebalances));
+        let wanted = |partition: &TopicPartition| self.dead_letter_topic.as_deref() != Some(&*partition.topic);
+        let mut events = Vec::new();
+        for rebalance in rebalances {
+            match rebalance {
+                Rebalance::Assign(partitions) => {
+                    let partitions: Vec<TopicPartition> = partitions.into_iter().filter(|p| wanted(p)).collect();
+                    if partitions.is_empty() {
+                        // The group waits for an answer even when there is nothing to take.
+                        let empty = TopicPartitionList::new();
+                        let answered = match self.consumer.rebalance_protocol() {
+                            RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&empty),
+                            _ => self.consumer.assign(&empty),
+                        };
+                        events.extend(answered.err().map(|error| Event::Trouble(error.to_string())));
+                    } else {
+                        events.push(Event::Assigned(partitions));
+                    }
+                }
+                Rebalance::Revoke(partitions, lost) => events.push(Event::Revoked { partitions, lost }),
+            }
+        }
+        let troubles = std::mem::take(&mut *lock(&self.consumer.context().troubles));
+        events.extend(troubles.into_iter().map(Event::Trouble));
+        events
+    }
+
+    fn error_event(&self, error: &KafkaError) -> BrokerResult<Option<Event>> {
+        match error {
+            KafkaError::PartitionEOF(_) => Ok(None),
+            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                Ok(Some(Event::OutOfRange))
+            }
+            KafkaError::MessageConsumption(
+                code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed),
+            ) => Err(BrokerError::Stop(format!(
+                "kafka {}: {code}; grant this user READ on the topics and the group",
+                self.brokers
+            ))),
+            KafkaError::MessageConsumptionFatal(code) => {
+                Err(BrokerError::Stop(format!("kafka {}: fatal: {code}", self.brokers)))
+            }
+            _ => Ok(Some(Event::Trouble(format!("kafka {}: {error}", self.brokers)))),
+        }
+    }
+
+    /// Where the application stands, control records and aborted transactions included, of every open partition.
+    fn positions(&self) -> KafkaResult<Vec<(TopicPartition, i64)>> {
+        let positions = self.consumer.position()?;
+        let elements = positions.elements();
+        let known = elements.iter().filter_map(|element| match element.offset() {
+            Offset::Offset(offset) => Some((TopicPartition::new(element.topic(), element.partition()), offset)),
+            _ => None,
+        });
+        Ok(known.collect())
+    }
+
+    fn assign(&mut self, openings: &[Opening]) -> KafkaResult<()> {
+        let mut list = TopicPartitionList::new();
+        for opening in openings {
+            let offset = Offset::Offset(opening.offset);
+            list.add_partition_offset(&opening.partition.topic, opening.partition.partition, offset)?;
+        }
+        if matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
+            return self.consumer.incremental_assign(&list);
+        }
+        // Eager: the assignment is replaced as a whole, the others go on from where they are.
+        for (partition, (_, next)) in &self.open {
+            if !openings.iter().any(|opening| opening.partition == *partition) {
+                list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*next))?;
+            }
+        }
+        self.consumer.assign(&list)
+    }
+}
+
+fn push(batch: &mut RecordBatch, message: &BorrowedMessage<'_>) {
+    let timestamp_ms = message.timestamp().to_millis().unwrap_or(-1);
+    let (key, value) = (message.key(), message.payload());
+    match message.headers() {
+        None => batch.push(message.offset(), timestamp_ms, key, value, std::iter::empty()),
+        Some(headers) => {
+            let headers = headers.iter().map(|header| (header.key, header.value));
+            batch.push(message.offset(), timestamp_ms, key, value, headers);
+        }
+    }
+}
+
+impl Consumer for KafkaConsumer {
+    fn poll(&mut self, timeout: Duration, bytes_max: usize) -> BrokerResult<Vec<Event>> {
+        let mut events = Vec::new();
+        let mut batches: Vec<RecordBatch> = Vec::new();
+        let (mut bytes, mut records) = (0, 0);
+        let mut wait = timeout;
+        // The batch the last record went to: records of a partition come in runs.
+        let mut at = usize::MAX;
+        while bytes < bytes_max && records < POLL_RECORDS_MAX {
+            match self.consumer.poll(wait) {
+                None => break,
+                Some(Ok(message)) => {
+                    wait = Duration::ZERO;
+                    let (topic, partition) = (message.topic(), message.partition());
+                    let is_it = |batch: &RecordBatch| {
+                        batch.partition.partition == partition && *batch.partition.topic == *topic
+                    };
+                    if !batches.get(at).is_some_and(is_it) {
+                        at = match batches.iter().position(is_it) {
+                            Some(at) => at,
+                            None => {
+                                let name = self.names.entry(topic.to_owned()).or_insert_with(|| topic.into());
+                                let partition = TopicPartition { topic: Arc::clone(name), partition };
+                                let generation = self.open.get(&partition).map_or(0, |(generation, _)| *generation);
+                                batches.push(RecordBatch::new(partition, generation));
+                                batches.len() - 1
+                            }
+                        };
+                    }
+                    push(&mut batches[at], &message);
+                    bytes += message.payload_len() + message.key_len() + 64;
+                    records += 1;
+                }
+                Some(Err(error)) => events.extend(self.error_event(&error)?),
+            }
+        }
+        for (partition, position) in self.positions().map_err(|error| self.retry("position", &error))? {
+            let Some((generation, next)) = self.open.get_mut(&partition) else { continue };
+            let batch = match batches.iter_mut().find(|batch| batch.partition == partition) {
+                Some(batch) => batch,
+                None if position > *next => {
+                    batches.push(RecordBatch::new(partition, *generation));
+                    batches.last_mut().expect("just pushed")
+                }
+                None => continue,
+            };
+            batch.position = batch.position.max(position);
+            *next = batch.position;
+        }
+        batches.retain(|batch| self.open.contains_key(&batch.partition));
+        events.extend(batches.into_iter().map(Event::Records));
+        events.extend(self.take_rebalances());
+        Ok(events)
+    }
+
+    fn open(&mut self, openings: &[Opening]) -> BrokerResult<()> {
+        self.assign(openings).map_err(|error| self.retry("assign", &error))?;
+        for opening in openings {
+            self.open.insert(opening.partition.clone(), (opening.generation, opening.offset));
+        }
+        if self.is_paused {
+            self.pause(true);
+        }
+        Ok(())
+    }
+
+    fn seek(&mut self, opening: &Opening) -> BrokerResult<()> {
+        let (topic, partition) = (&opening.partition.topic, opening.partition.partition);
+        if self.halted.remove(&opening.partition) && !self.is_paused {
+            let resumed = self.consumer.resume(&to_list([&opening.partition]));
+            resumed.map_err(|error| self.retry("resume", &error))?;
+        }
+        self.consumer
+            .seek(topic, partition, Offset::Offset(opening.offset), ASK_TIMEOUT)
+            .map_err(|error| self.retry("seek", &error))?;
+        self.open.insert(opening.partition.clone(), (opening.generation, opening.offset));
+        Ok(())
+    }
+
+    fn halt(&mut self, partition: &TopicPartition) {
+        self.halted.insert(partition.clone());
+        if let Err(error) = self.consumer.pause(&to_list([partition])) {
+            tracing::debug!(%error, %partition, "halting");
+        }
+    }
+
+    fn release(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            self.open.remove(partition);
+            self.halted.remove(partition);
+        }
+        let released = match self.consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&to_list(partitions)),
+            _ => self.consumer.unassign(),
+        };
+        if let Err(error) = released {
+            tracing::debug!(%error, "giving partitions back");
+        }
+    }
+
+    fn pause(&mut self, paused: bool) {
+        self.is_paused = paused;
+        let list = to_list(self.open.keys().filter(|partition| !self.halted.contains(partition)));
+        let done = if paused { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
+        if let Err(error) = done {
+            tracing::debug!(%error, paused, "pausing partitions");
+        }
+    }
+
+    fn watermarks(&mut self, partition: &TopicPartition) -> BrokerResult<Watermarks> {
+        let (low, high) = self
+            .consumer
+            .fetch_watermarks(&partition.topic, partition.partition, ASK_TIMEOUT)
+            .map_err(|error| self.retry("watermarks", &error))?;
+        lock(&self.consumer.context().ends).insert(partition.clone(), high);
+        Ok(Watermarks { low, high })
+    }
+
+    fn ends(&self) -> Vec<(TopicPartition, i64)> {
+        lock(&self.consumer.context().ends).iter().map(|(partition, end)| (partition.clone(), *end)).collect()
+    }
+
+    fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
+        let mut list = TopicPartitionList::new();
+        for mark in marks {
+            let mut element = list.add_partition(&mark.partition.topic, mark.partition.partition);
+            element.set_offset(Offset::Offset(mark.position)).map_err(|error| self.retry("commit", &error))?;
+            element.set_metadata(&mark.note);
+        }
+        let mode = if wait { CommitMode::Sync } else { CommitMode::Async };
+        self.consumer.commit(&list, mode).map_err(|error| self.retry("commit", &error))
+    }
+
+    fn partitions(&mut self) -> BrokerResult<Vec<TopicPartition>> {
+        let mut partitions = BTreeSet::new();
+        let metadata = self
+            .consumer
+            .fetch_metadata(None, ASK_TIMEOUT)
+            .map_err(|error| BrokerError::Retry(format!("kafka {}: cannot be reached: {error}", self.brokers)))?;
+        for topic in metadata.topics() {
+            let is_listed = self.topics.iter().any(|name| name == topic.name());
+            let is_matched = self.pattern.as_ref().is_some_and(|pattern| pattern.is_match(topic.name()));
+            if (is_listed || is_matched) && self.dead_letter_topic.as_deref() != Some(topic.name()) {
+                partitions.extend(topic.partitions().iter().map(|p| TopicPartition::new(topic.name(), p.id())));
+            }
+        }
+        for name in &self.topics {
+            if !partitions.iter().any(|partition| *partition.topic == **name) {
+                return Err(BrokerError::Stop(format!(
+                    "kafka {}: there is no topic {name:?}; create it, or correct broker.kafka.topics",
+                    self.brokers
+                )));
+            }
+        }
+        Ok(partitions.into_iter().collect())
+    }
+
+    fn starts(&mut self, start: Start, partitions: &[TopicPartition]) -> BrokerResult<Vec<i64>> {
+        let mut starts = Vec::with_capacity(partitions.len());
+        let asked: HashMap<TopicPartition, i64> = match start {
+            Start::Earliest | Start::Latest => HashMap::new(),
+            Start::Committed => {
+                let committed = self.consumer.committed_offsets(to_list(partitions), ASK_TIMEOUT);
+                offsets(&committed.map_err(|error| self.retry("committed offsets", &error))?)
+            }
+            Start::TimeMs(ms) => {
+                let mut list = to_list(partitions);
+                list.set_all_offsets(Offset::Offset(ms)).map_err(|error| self.retry("start time", &error))?;
+                let found = self.consumer.offsets_for_times(list, ASK_TIMEOUT);
+                offsets(&found.map_err(|error| self.retry("start time", &error))?)
+            }
+        };
+        for partition in partitions {
+            let Watermarks { low, high } = self.watermarks(partition)?;
+            starts.push(match (start, asked.get(partition)) {
+                (_, Some(offset)) => *offset,
+                (Start::Latest | Start::TimeMs(_), None) => high,
+                (Start::Earliest | Start::Committed, None) => low,
+            });
+        }
+        Ok(starts)
+    }
+
+    fn marks(&mut self, partitions: &[TopicPartition]) -> BrokerResult<Vec<Mark>> {
+        let committed = self
+            .consumer
+            .committed_offsets(to_list(partitions), ASK_TIMEOUT)
+            .map_err(|error| self.retry("committed offsets", &error))?;
+        let elements = committed.elements();
+        let marks = elements.iter().filter_map(|element| match element.offset() {
+            Offset::Offset(position) => Some(Mark {
+                partition: TopicPartition::new(element.topic(), element.partition()),
+                position,
+                note: element.metadata().to_owned(),
+            }),
+            _ => None,
+        });
+        Ok(marks.collect())
+    }
+
+    fn close(&mut self) {
+        let deadline = Instant::now() + ASK_TIMEOUT;
+        self.consumer.context().is_closing.store(true, Ordering::SeqCst);
+        // Rebalances the worker has not answered any more.
+        lock(&self.consumer.context().rebalances).clear();
+        if let Err(error) = self.consumer.close_queue() {
+            tracing::debug!(%error, "closing the consumer");
+            return;
+        }
+        while !self.consumer.closed() && Instant::now() < deadline {
+            drop(self.consumer.poll(Duration::from_millis(100)));
+        }
+    }
+}
+
+fn offsets(list: &TopicPartitionList) -> HashMap<TopicPartition, i64> {
+    let elements = list.elements();
+    let known = elements.iter().filter_map(|element| match element.offset() {
+        Offset::Offset(offset) => Some((TopicPartition::new(element.topic(), element.partition()), offset)),
+        _ => None,
+    });
+    known.collect()
+}

@@ -1,0 +1,212 @@
+//! `[broker.kafka]`, and the properties of librdkafka that follow from it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use serde::{Deserialize, Serialize};
+
+use crate::broker::Start;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `host:port`, several joined by commas.
+    pub brokers: String,
+    /// The consumer group. One prefix in the store has one group.
+    pub group: String,
+    pub topics: Vec<String>,
+    /// A regular expression that begins with `^`; topics that match are consumed too.
+    pub topic_pattern: String,
+    /// Where counting begins on an empty store: `earliest`, `latest`, `committed`, or a time in RFC 3339.
+    pub start: String,
+    /// Where records go that cannot be counted; it must exist. `discard` counts them and drops them.
+    pub dead_letter_topic: String,
+    /// Passed to librdkafka as they are.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            brokers: "127.0.0.1:9092".to_owned(),
+            group: "traqq".to_owned(),
+            topics: Vec::new(),
+            topic_pattern: String::new(),
+            start: "earliest".to_owned(),
+            dead_letter_topic: "traqq-dead-letters".to_owned(),
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
+/// Properties that decide what is counted, and what to set instead.
+const OWNED: [(&str, &str); 6] = [
+    ("enable.auto.commit", "the worker commits what the store has"),
+    ("enable.auto.offset.store", "the worker commits what the store has"),
+    ("auto.offset.reset", "reading begins at the store's position; for an empty store set broker.kafka.start"),
+    ("bootstrap.servers", "set broker.kafka.brokers"),
+    ("metadata.broker.list", "set broker.kafka.brokers"),
+    ("group.id", "set broker.kafka.group"),
+];
+
+/// Properties of librdkafka that only a consumer understands; the producer of dead letters goes without them.
+const CONSUMER_ONLY: [&str; 14] = [
+    "group.instance.id",
+    "group.protocol",
+    "group.remote.assignor",
+    "partition.assignment.strategy",
+    "session.timeout.ms",
+    "heartbeat.interval.ms",
+    "max.poll.interval.ms",
+    "isolation.level",
+    "fetch.min.bytes",
+    "fetch.max.bytes",
+    "fetch.wait.max.ms",
+    "fetch.message.max.bytes",
+    "max.partition.fetch.bytes",
+    "queued.max.messages.kbytes",
+];
+
+impl Config {
+    pub fn check(&self) -> Result<(), String> {
+        if self.brokers.trim().is_empty() {
+            return Err("broker.kafka.brokers is empty; write host:port".to_owned());
+        }
+        if self.group.is_empty() {
+            return Err("broker.kafka.group is empty; name the consumer group".to_owned());
+        }
+        if self.topics.is_empty() && self.topic_pattern.is_empty() {
+            return Err("broker.kafka.topics is empty; name the topics to count, or set topic_pattern".to_owned());
+        }
+        if self.topics.iter().any(|topic| Some(topic) == self.dead_letters().as_ref()) {
+            return Err("broker.kafka.dead_letter_topic is one of broker.kafka.topics; name another".to_owned());
+        }
+        if self.dead_letter_topic.is_empty() {
+            return Err(
+                "broker.kafka.dead_letter_topic is empty; name a topic that exists, or write \"discard\" to drop what cannot be counted"
+                    .to_owned(),
+            );
+        }
+        for (name, instead) in OWNED {
+            if self.properties.contains_key(name) {
+                return Err(format!("broker.kafka.properties.\"{name}\" belongs to traqq: {instead}"));
+            }
+        }
+        self.pattern()?;
+        self.start()?;
+        self.client(1 << 20).map(|_| ())
+    }
+
+    /// The dead-letter topic, unless they are discarded.
+    pub fn dead_letters(&self) -> Option<String> {
+        (self.dead_letter_topic != "discard").then(|| self.dead_letter_topic.clone())
+    }
+
+    pub fn start(&self) -> Result<Start, String> {
+        match self.start.as_str() {
+            "earliest" => Ok(Start::Earliest),
+            "latest" => Ok(Start::Latest),
+            "committed" => Ok(Start::Committed),
+            time => chrono::DateTime::parse_from_rfc3339(time).map(|time| Start::TimeMs(time.timestamp_millis())).map_err(
+                |_| {
+                    format!(
+                        "broker.kafka.start = {time:?} is neither earliest, latest, committed nor a time like 2026-01-31T00:00:00Z"
+                    )
+                },
+            ),
+        }
+    }
+
+    pub fn pattern(&self) -> Result<Option<regex::Regex>, String> {
+        if self.topic_pattern.is_empty() {
+            return Ok(None);
+        }
+        if !self.topic_pattern.starts_with('^') {
+            return Err(format!("broker.kafka.topic_pattern = {:?} must begin with ^", self.topic_pattern));
+        }
+        let pattern = regex::Regex::new(&self.topic_pattern);
+        pattern.map(Some).map_err(|error| format!("broker.kafka.topic_pattern: {error}"))
+    }
+
+    /// `buffer_bytes_max`: what librdkafka may fetch ahead.
+    pub fn client(&self, buffer_bytes_max: usize) -> Result<ClientConfig, String> {
+        let mut client = ClientConfig::new();
+        client.set("client.id", "traqq");
+        if self.properties.get("group.protocol").map(String::as_str) != Some("consumer") {
+            client.set("partition.assignment.strategy", "cooperative-sticky");
+        }
+        client
+            .set("statistics.interval.ms", "1000")
+            .set("allow.auto.create.topics", "false")
+            .set("topic.metadata.refresh.interval.ms", "30000")
+            .set("queued.max.messages.kbytes", (buffer_bytes_max / 1024).clamp(1024, 2_097_151).to_string());
+        for (name, value) in &self.properties {
+            client.set(name, value);
+        }
+        client
+            .set("bootstrap.servers", &self.brokers)
+            .set("group.id", &self.group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error");
+        client.create_native_config().map_err(|error| format!("broker.kafka.properties: {error}"))?;
+        Ok(client)
+    }
+
+    pub fn producer_client(&self) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        client.set("client.id", "traqq");
+        for (name, value) in &self.properties {
+            if !CONSUMER_ONLY.contains(&name.as_str()) {
+                client.set(name, value);
+            }
+        }
+        client.set("bootstrap.servers", &self.brokers).set("enable.idempotence", "true").set("acks", "all");
+        client
+    }
+}
+
+/// Says which topics that must exist do not.
+pub fn checks(config: &Config) -> Result<(), String> {
+    const TIMEOUT: Duration = Duration::from_secs(10);
+    let client: BaseConsumer =
+        config.producer_client().create().map_err(|error| format!("broker.kafka.properties: {error}"))?;
+    let metadata = client.fetch_metadata(None, TIMEOUT).map_err(|error| {
+        format!(
+            "kafka {}: cannot be reached: {error}; is it running, and does it advertise this address?",
+            config.brokers
+        )
+    })?;
+    let exists = |name: &str| metadata.topics().iter().any(|topic| topic.name() == name);
+    for topic in &config.topics {
+        if !exists(topic) {
+            return Err(format!(
+                "kafka {}: there is no topic {topic:?}; create it, or correct broker.kafka.topics",
+                config.brokers
+            ));
+        }
+    }
+    match config.dead_letters() {
+        Some(topic) if !exists(&topic) => Err(format!(
+            "kafka {}: there is no dead-letter topic {topic:?}; create it with `kafka-topics.sh --create --topic {topic} --bootstrap-server {}`, \
+             or set broker.kafka.dead_letter_topic",
+            config.brokers, config.brokers
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Properties that librdkafka takes but ignores, worth a warning.
+pub fn warn_unknown(config: &Config) -> Vec<String> {
+    let is_new_protocol = config.properties.get("group.protocol").map(String::as_str) == Some("consumer");
+    let clash = ["session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy"];
+    clash
+        .iter()
+        .filter(|name| is_new_protocol && config.properties.contains_key(**name))
+        .map(|name| {
+            format!("broker.kafka.properties.\"{name}\" has no meaning with group.protocol = consumer; remove it")
+        })
+        .collect()
+}

@@ -1,0 +1,145 @@
+//! Where the log is. A [`Consumer`] hands out records of the partitions it was given, a [`Producer`] takes dead letters.
+//!
+//! # The rebalance contract
+//!
+//! A consumer is driven by one thread that owns it. Partitions come and go as events of [`Consumer::poll`]:
+//!
+//! - [`Event::Assigned`] offers partitions. Nothing is fetched until [`Consumer::open`] says from which offset, once for each
+//!   partition. The group waits, and polling goes on meanwhile.
+//! - [`Event::Revoked`] asks for partitions back. Records of them may still arrive until [`Consumer::release`]; the group
+//!   waits for that, so it comes within the drain bound. With `lost` they belong to somebody else already.
+//! - Every [`RecordBatch`] carries the generation its partition was opened or sought with last; after a seek no record of
+//!   an older one is delivered.
+//!
+//! Positions handed to [`Consumer::commit`] are a courtesy for lag tools. Nothing reads them back but the mark beside them.
+
+pub mod kafka;
+pub mod memory;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::model::{RecordBatch, TopicPartition};
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The broker cannot be reached or refuses for now.
+    #[error("{0}")]
+    Retry(String),
+    /// A person must act.
+    #[error("{0}")]
+    Stop(String),
+}
+
+pub type BrokerResult<T> = Result<T, BrokerError>;
+
+pub enum Event {
+    Records(RecordBatch),
+    Assigned(Vec<TopicPartition>),
+    Revoked {
+        partitions: Vec<TopicPartition>,
+        lost: bool,
+    },
+    /// The broker no longer has, or not yet, an offset that was asked for.
+    OutOfRange,
+    /// Something went wrong; polling goes on.
+    Trouble(String),
+}
+
+/// What the log holds of a partition: `[low, high)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Watermarks {
+    pub low: i64,
+    pub high: i64,
+}
+
+/// Where a partition is to be read from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Opening {
+    pub partition: TopicPartition,
+    pub offset: i64,
+    pub generation: u64,
+}
+
+/// Where counting begins on an empty store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    Earliest,
+    Latest,
+    /// The group's committed offset; earliest without one.
+    Committed,
+    /// The first record at or after this instant.
+    TimeMs(i64),
+}
+
+/// What is committed to the broker for a partition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mark {
+    pub partition: TopicPartition,
+    pub position: i64,
+    /// Our note beside the offset, see [`crate::worker`].
+    pub note: String,
+}
+
+pub trait Consumer: Send {
+    /// Waits up to `timeout` for something to happen, and returns at most about `bytes_max` of records.
+    fn poll(&mut self, timeout: Duration, bytes_max: usize) -> BrokerResult<Vec<Event>>;
+
+    /// Begins to fetch partitions that were offered.
+    fn open(&mut self, openings: &[Opening]) -> BrokerResult<()>;
+
+    /// Moves a partition that is open.
+    fn seek(&mut self, opening: &Opening) -> BrokerResult<()>;
+
+    /// Stops fetching a partition that stays ours, until it is sought or released.
+    fn halt(&mut self, partition: &TopicPartition);
+
+    /// Gives partitions back.
+    fn release(&mut self, partitions: &[TopicPartition]);
+
+    /// Stops or resumes fetching of all partitions; the group is kept alive by polling.
+    fn pause(&mut self, paused: bool);
+
+    fn watermarks(&mut self, partition: &TopicPartition) -> BrokerResult<Watermarks>;
+
+    /// The ends of partitions as far as they are known without asking.
+    fn ends(&self) -> Vec<(TopicPartition, i64)>;
+
+    fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()>;
+
+    /// Every partition of the topics that are subscribed to.
+    fn partitions(&mut self) -> BrokerResult<Vec<TopicPartition>>;
+
+    fn starts(&mut self, start: Start, partitions: &[TopicPartition]) -> BrokerResult<Vec<i64>>;
+
+    /// What is committed for the group, where something is.
+    fn marks(&mut self, partitions: &[TopicPartition]) -> BrokerResult<Vec<Mark>>;
+
+    /// Leaves the group.
+    fn close(&mut self);
+}
+
+/// A record to publish.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Message {
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    pub timestamp_ms: Option<i64>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ProduceError {
+    #[error("{0}")]
+    Retry(String),
+    /// The destination will never take this message: it is too large.
+    #[error("{0}")]
+    TooLarge(String),
+}
+
+#[async_trait]
+pub trait Producer: Send + Sync {
+    /// Returns when the log has the message.
+    async fn send(&self, message: &Message) -> Result<(), ProduceError>;
+}

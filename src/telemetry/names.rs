@@ -1,0 +1,78 @@
+//! Every metric, in one list. Nobody writes a name anywhere else.
+
+/// What a metric is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+pub struct Definition {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static str,
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($constant:ident = $kind:ident $name:literal [$labels:literal] $help:literal;)*) => {
+        $(pub const $constant: &str = $name;)*
+
+        /// In the order of the README's table.
+        pub const ALL: &[Definition] = &[
+            $(Definition { name: $name, kind: Kind::$kind, labels: $labels, help: $help },)*
+        ];
+    };
+}
+
+metrics! {
+    RECORDS = Counter "traqq_records_total" [""] "Records read from the log and folded.";
+    BYTES = Counter "traqq_record_bytes_total" [""] "Bytes of the values of those records.";
+    EVENTS = Counter "traqq_events_total" [""] "Events counted.";
+    TOMBSTONES = Counter "traqq_tombstones_total" [""] "Records with a null value.";
+    DEAD_LETTERS = Counter "traqq_dead_letters_total" ["reason"] "Records that could not be counted, by reason.";
+    DEAD_LETTER_RETRIES = Counter "traqq_dead_letter_retries_total" [""] "Times the dead-letter destination had to be tried again.";
+    BATCHES = Counter "traqq_batches_total" [""] "Batches applied by the store.";
+    OPERATIONS = Counter "traqq_operations_total" [""] "Operations events became, before merging.";
+    OPERATIONS_MERGED = Counter "traqq_operations_merged_total" [""] "Field operations sent to the store, after merging.";
+    COMMIT_SECONDS = Histogram "traqq_commit_duration_seconds" [""] "Time from sending a batch to the store's answer.";
+    FENCES = Counter "traqq_fences_total" ["stored"] "Batches the store refused, by where its position was: ahead, unchanged, behind, absent, shadow.";
+    RESYNCS = Counter "traqq_resyncs_total" [""] "Times a lane went back to the stored positions.";
+    ROLLBACKS = Counter "traqq_store_rollbacks_total" [""] "Times the store had lost what it had acknowledged.";
+    STORE_LOST = Counter "traqq_store_lost_total" [""] "Times the store was found empty though something had been counted.";
+    STORE_ERRORS = Counter "traqq_store_errors_total" ["class"] "Errors of the store, by class: retry, reconnect, stop.";
+    QUARANTINED = Counter "traqq_quarantined_keys_total" [""] "Writes to keys that could not take them; their answers are incomplete.";
+    VALUES_FOLDED = Counter "traqq_values_folded_total" [""] "Values counted under __other__ because their key was full.";
+    VALUES_SKIPPED = Counter "traqq_values_skipped_total" [""] "Values that were no number though one was needed, or beyond a double.";
+    VALUES_CUT = Counter "traqq_values_cut_total" [""] "Labels that were longer than max_value_length.";
+    VALUES_ROUNDED = Counter "traqq_values_rounded_total" [""] "Summed values finer than a millionth.";
+    BUCKETS_EXPIRED = Counter "traqq_buckets_expired_total" [""] "Buckets of events not written because their retention had passed.";
+    KEYS_EXPIRED = Counter "traqq_keys_expired_total" [""] "Keys not written because they had expired by the store's clock.";
+    ELEMENTS_SENT = Counter "traqq_hll_elements_sent_total" [""] "Elements of unique counts sent to the store.";
+    ELEMENTS_SAVED = Counter "traqq_hll_elements_saved_total" [""] "Elements of unique counts not sent because they could change nothing.";
+    RECORDS_SKIPPED = Counter "traqq_records_skipped_total" [""] "Offsets passed over because an operator chose to.";
+    REBALANCES = Counter "traqq_rebalances_total" ["change"] "Partitions assigned, revoked, lost.";
+    PARTITIONS = Gauge "traqq_partitions" [""] "Partitions this worker has.";
+    PARTITIONS_STOPPED = Gauge "traqq_partitions_stopped" [""] "Partitions that wait for an operator.";
+    POSITION = Gauge "traqq_position" ["topic,partition"] "Next offset to apply, as the store has it.";
+    LAG_RECORDS = Gauge "traqq_lag_records" ["topic,partition"] "Offsets between the stored position and the end of the log.";
+    LAG_SECONDS = Gauge "traqq_lag_seconds" ["topic,partition"] "Age of the last applied record while there is lag; 0 without.";
+    IN_FLIGHT_BYTES = Gauge "traqq_in_flight_bytes" [""] "Bytes of records that are read and not yet folded.";
+    PAUSED = Gauge "traqq_paused" [""] "1 while fetching is paused because the store is slower than the log.";
+    READY = Gauge "traqq_ready" [""] "1 while the worker can count.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions() {
+        for definition in ALL {
+            assert!(definition.name.starts_with("traqq_"), "{}", definition.name);
+            assert_eq!(definition.kind == Kind::Counter, definition.name.ends_with("_total"), "{}", definition.name);
+            assert!(definition.help.ends_with('.'), "{}", definition.name);
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Logs for a terminal or for a machine, and the Prometheus recorder.
+
+use std::io::IsTerminal;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+
+use super::names::{self, Kind};
+
+/// `[log]`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter like `traqq=debug,info`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    Text,
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Auto }
+    }
+}
+
+/// Buckets of the commit latency, in seconds.
+const COMMIT_SECONDS_BUCKETS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Logs go to standard error.
+pub fn init_logs(config: &Config) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&config.level).map_err(|error| {
+        format!("log.level = {:?} is not a filter: {error}; write error, warn, info, debug or trace", config.level)
+    })?;
+    let is_terminal = std::io::stderr().is_terminal();
+    let is_json = match config.format {
+        LogFormat::Auto => !is_terminal,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let installed = if is_json {
+        subscriber.json().flatten_event(true).try_init()
+    } else {
+        subscriber.with_ansi(is_terminal).compact().try_init()
+    };
+    installed.map_err(|error| error.to_string())
+}
+
+/// Installs the recorder; every metric is described, and counters without labels are there from the start.
+pub fn init_metrics() -> Result<PrometheusHandle, String> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(names::COMMIT_SECONDS.to_owned()), &COMMIT_SECONDS_BUCKETS)
+        .map_err(|error| error.to_string())?
+        .install_recorder()
+        .map_err(|error| error.to_string())?;
+    for definition in names::ALL {
+        let is_plain = definition.labels.is_empty();
+        match definition.kind {
+            Kind::Counter => {
+                metrics::describe_counter!(definition.name, definition.help);
+                if is_plain {
+                    metrics::counter!(definition.name).increment(0);
+                }
+            }
+            Kind::Gauge => {
+                metrics::describe_gauge!(definition.name, definition.help);
+                if is_plain {
+                    metrics::gauge!(definition.name).set(0.0);
+                }
+            }
+            Kind::Histogram => metrics::describe_histogram!(definition.name, definition.help),
+        }
+    }
+    Ok(handle)
+}

@@ -1,0 +1,201 @@
+//! The thread that owns the consumer: everything that touches it happens here, one thing after the other, so that records
+//! read before a seek cannot pass for records read after it.
+
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc::Sender, oneshot};
+
+use super::budget::{Budget, Permit};
+use crate::broker::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Watermarks};
+use crate::model::{Checkpoint, TopicPartition};
+use crate::telemetry::names;
+
+const POLL: Duration = Duration::from_millis(20);
+const POLL_BYTES_MAX: usize = 8 << 20;
+/// How long to wait for room before fetching is paused.
+const PATIENCE: Duration = Duration::from_millis(500);
+const ENDS_EVERY: Duration = Duration::from_secs(1);
+
+/// What the loop asks of the driver.
+pub enum Command {
+    Open(Vec<Open>),
+    /// Stop fetching a partition that waits for an operator; it stays ours.
+    Halt(TopicPartition),
+    Release(Vec<TopicPartition>),
+    Commit(Vec<Mark>),
+    /// A question to the broker, asked between two polls.
+    Ask(Box<dyn FnOnce(&mut dyn Consumer) + Send>),
+    /// Commits, leaves the group and ends the thread.
+    Close(Vec<Mark>, oneshot::Sender<()>),
+}
+
+/// A partition to be read from the record before its checkpoint on.
+pub struct Open {
+    pub partition: TopicPartition,
+    pub checkpoint: Checkpoint,
+    pub generation: u64,
+    /// It is open already and is moved.
+    pub is_seek: bool,
+}
+
+/// What the driver tells the loop.
+pub enum Notice {
+    Event(Event, Option<Permit>),
+    Opened { partition: TopicPartition, generation: u64, result: BrokerResult<Watermarks> },
+    Ends(Vec<(TopicPartition, i64)>),
+    Failed(BrokerError),
+}
+
+#[derive(Clone)]
+pub struct Driver {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Driver {
+    pub fn start(consumer: Box<dyn Consumer>, budget: Arc<Budget>, notices: Sender<Notice>) -> Self {
+        let (commands, queue) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("consumer".to_owned())
+            .spawn(move || drive(consumer, &budget, &queue, &notices))
+            .expect("a thread can be started");
+        Self { commands }
+    }
+
+    pub fn send(&self, command: Command) {
+        // A driver that is gone has said why before it went.
+        let _ = self.commands.send(command);
+    }
+
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut dyn Consumer) -> BrokerResult<T> + Send + 'static,
+    ) -> BrokerResult<T> {
+        let (answer, wait) = oneshot::channel();
+        self.send(Command::Ask(Box::new(move |consumer| _ = answer.send(question(consumer)))));
+        wait.await.unwrap_or_else(|_| Err(BrokerError::Retry("the consumer is closed".to_owned())))
+    }
+}
+
+fn drive(
+    mut consumer: Box<dyn Consumer>,
+    budget: &Arc<Budget>,
+    commands: &mpsc::Receiver<Command>,
+    notices: &Sender<Notice>,
+) {
+    let mut pacer = Pacer { full_since: None, is_paused: false };
+    let mut ends_at = Instant::now();
+    loop {
+        loop {
+            match commands.try_recv() {
+                Ok(Command::Close(marks, closed)) => {
+                    if let Err(error) = consumer.commit(&marks, true) {
+                        tracing::debug!(%error, "last commit to the broker");
+                    }
+                    consumer.close();
+                    let _ = closed.send(());
+                    return;
+                }
+                Ok(command) => obey(consumer.as_mut(), command, notices),
+                Err(mpsc::TryRecvError::Empty) => break,
+                Err(mpsc::TryRecvError::Disconnected) => return consumer.close(),
+            }
+        }
+        let Some(room) = pacer.room(consumer.as_mut(), budget) else { continue };
+        let events = match consumer.poll(POLL, room.min(POLL_BYTES_MAX)) {
+            Ok(events) => events,
+            Err(error) => {
+                if notices.blocking_send(Notice::Failed(error)).is_err() {
+                    return consumer.close();
+                }
+                std::thread::sleep(PATIENCE);
+                continue;
+            }
+        };
+        for event in events {
+            let permit = if let Event::Records(batch) = &event { Some(budget.take(batch.bytes())) } else { None };
+            if notices.blocking_send(Notice::Event(event, permit)).is_err() {
+                return consumer.close();
+            }
+        }
+        if ends_at.elapsed() >= ENDS_EVERY {
+            ends_at = Instant::now();
+            let _ = notices.blocking_send(Notice::Ends(consumer.ends()));
+        }
+    }
+}
+
+fn obey(consumer: &mut dyn Consumer, command: Command, notices: &Sender<Notice>) {
+    match command {
+        Command::Open(opens) => open(consumer, opens, notices),
+        Command::Halt(partition) => consumer.halt(&partition),
+        Command::Release(partitions) => consumer.release(&partitions),
+        Command::Commit(marks) => {
+            if let Err(error) = consumer.commit(&marks, false) {
+                tracing::debug!(%error, "commit to the broker");
+            }
+        }
+        Command::Ask(question) => question(consumer),
+        Command::Close(..) => unreachable!("handled by the caller"),
+    }
+}
+
+/// Opens what the log still has; the loop judges the rest by the watermarks.
+fn open(consumer: &mut dyn Consumer, opens: Vec<Open>, notices: &Sender<Notice>) {
+    let mut new = Vec::new();
+    let mut results = Vec::new();
+    for Open { partition, checkpoint, generation, is_seek } in opens {
+        let mut result = consumer.watermarks(&partition);
+        if let Ok(Watermarks { low, high }) = result
+            && (low..=high).contains(&checkpoint.position)
+        {
+            let offset = if checkpoint.read_from() < low { checkpoint.position } else { checkpoint.read_from() };
+            let opening = Opening { partition: partition.clone(), offset, generation };
+            if is_seek {
+                result = consumer.seek(&opening).and(result);
+            } else {
+                new.push(opening);
+            }
+        }
+        results.push((partition, generation, result));
+    }
+    let opened = if new.is_empty() { Ok(()) } else { consumer.open(&new) };
+    for (partition, generation, result) in results {
+        let is_new = new.iter().any(|opening| opening.partition == partition);
+        let result = if is_new { opened.clone().and(result) } else { result };
+        let _ = notices.blocking_send(Notice::Opened { partition, generation, result });
+    }
+}
+
+/// Pauses fetching when there has been no room for a while; the group must be polled all the same.
+struct Pacer {
+    full_since: Option<Instant>,
+    is_paused: bool,
+}
+
+impl Pacer {
+    /// Bytes that may be read now; `None` when it is time to look at the commands again.
+    fn room(&mut self, consumer: &mut dyn Consumer, budget: &Budget) -> Option<usize> {
+        let room = budget.room(if self.is_paused { Duration::ZERO } else { POLL });
+        if room > 0 {
+            self.full_since = None;
+            self.set_paused(consumer, false);
+            return Some(room);
+        }
+        let since = *self.full_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < PATIENCE {
+            return None;
+        }
+        self.set_paused(consumer, true);
+        Some(1)
+    }
+
+    fn set_paused(&mut self, consumer: &mut dyn Consumer, paused: bool) {
+        if self.is_paused != paused {
+            self.is_paused = paused;
+            consumer.pause(paused);
+            metrics::gauge!(names::PAUSED).set(if paused { 1.0 } else { 0.0 });
+            tracing::debug!(paused, "fetching");
+        }
+    }
+}

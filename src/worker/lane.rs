@@ -1,0 +1,157 @@
+//! The task that sends a lane's batches over one session: dead letters first, then the batch, several in flight.
+//!
+//! It lives as long as the session. The first answer that is not "applied" ends it: the loop takes over from there.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesOrdered, StreamExt};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+use super::backoff::Backoff;
+use crate::broker::{Message, ProduceError, Producer};
+use crate::compile::{DeadLetter, FoldStats, Folded};
+use crate::hll::murmur64a;
+use crate::model::Span;
+use crate::store::{Outcome, Session, StoreResult};
+use crate::telemetry::names;
+
+/// One batch on its way.
+pub struct Sending {
+    pub folded: Folded,
+    /// The last batch of its job.
+    pub is_last: bool,
+}
+
+/// What became of one.
+pub struct Committed {
+    pub lane: usize,
+    pub epoch: u64,
+    pub spans: Vec<Span>,
+    pub stats: FoldStats,
+    pub is_last: bool,
+    pub latency: Duration,
+    pub result: StoreResult<Outcome>,
+}
+
+pub struct LaneSender {
+    pub lane: usize,
+    pub epoch: u64,
+    pub session: Box<dyn Session>,
+    /// `None` when dead letters are discarded.
+    pub producer: Option<Arc<dyn Producer>>,
+    pub in_flight_max: usize,
+    pub answers: UnboundedSender<Committed>,
+}
+
+/// Where a dead letter came from and why it is one; the names do not change.
+const HEADER_REASON: &str = "traqq-reason";
+const HEADER_CLASS: &str = "traqq-class";
+const HEADER_TOPIC: &str = "traqq-topic";
+const HEADER_PARTITION: &str = "traqq-partition";
+const HEADER_OFFSET: &str = "traqq-offset";
+const HEADER_TIMESTAMP: &str = "traqq-timestamp-ms";
+/// On an envelope, whose value is only the beginning of the record.
+const HEADER_BYTES: &str = "traqq-value-bytes";
+const HEADER_HASH: &str = "traqq-value-murmur64a";
+const ENVELOPE_BYTES: usize = 64 << 10;
+/// Dead letters handed to the producer at once.
+const LETTERS_IN_FLIGHT: usize = 1000;
+
+impl LaneSender {
+    pub async fn run(mut self, mut batches: UnboundedReceiver<Sending>) {
+        let mut in_flight: FuturesOrdered<BoxFuture<'static, Committed>> = FuturesOrdered::new();
+        loop {
+            // Cancel safety: neither `recv` nor `next` loses anything when the other branch wins, and what a branch took is
+            // dealt with before the next turn.
+            tokio::select! {
+                batch = batches.recv(), if in_flight.len() < self.in_flight_max => {
+                    let Some(sending) = batch else { return };
+                    in_flight.push_back(self.send(sending).await);
+                }
+                Some(committed) = in_flight.next() => {
+                    let is_applied = matches!(committed.result, Ok(Outcome::Applied(_)));
+                    if self.answers.send(committed).is_err() || !is_applied {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn send(&mut self, Sending { folded, is_last }: Sending) -> BoxFuture<'static, Committed> {
+        let Folded { batch, dead_letters, stats } = folded;
+        bury(self.producer.clone(), &dead_letters).await;
+        let (lane, epoch, spans) = (self.lane, self.epoch, batch.spans.clone());
+        let sent_at = Instant::now();
+        let answer = self.session.commit(Arc::new(batch)).await;
+        Box::pin(async move {
+            let result = answer.await;
+            Committed { lane, epoch, spans, stats, is_last, latency: sent_at.elapsed(), result }
+        })
+    }
+}
+
+/// Returns when the destination has all of them; it never gives up, so their offsets are never passed without them.
+async fn bury(producer: Option<Arc<dyn Producer>>, letters: &[DeadLetter]) {
+    for chunk in letters.chunks(LETTERS_IN_FLIGHT) {
+        if let Some(producer) = &producer {
+            futures_util::future::join_all(chunk.iter().map(|letter| publish(producer.as_ref(), letter))).await;
+        }
+        for letter in chunk {
+            metrics::counter!(names::DEAD_LETTERS, "reason" => letter.reason.name()).increment(1);
+        }
+    }
+}
+
+async fn publish(producer: &dyn Producer, letter: &DeadLetter) {
+    let mut message = to_message(letter);
+    let mut backoff = Backoff::default();
+    loop {
+        match producer.send(&message).await {
+            Ok(()) => return,
+            Err(ProduceError::TooLarge(error)) => {
+                tracing::warn!(
+                    partition = %letter.partition, offset = letter.offset, error,
+                    "a dead letter is too large for its topic; sending its beginning"
+                );
+                message = to_envelope(letter);
+            }
+            Err(ProduceError::Retry(error)) => {
+                metrics::counter!(names::DEAD_LETTER_RETRIES).increment(1);
+                tracing::warn!(error, "the dead-letter destination refuses; the partition waits");
+                tokio::time::sleep(backoff.next()).await;
+            }
+        }
+    }
+}
+
+fn to_message(letter: &DeadLetter) -> Message {
+    let mut headers = letter.headers.clone();
+    for (name, value) in [
+        (HEADER_REASON, letter.reason.name().to_owned()),
+        (HEADER_CLASS, letter.reason.class().to_owned()),
+        (HEADER_TOPIC, letter.partition.topic.to_string()),
+        (HEADER_PARTITION, letter.partition.partition.to_string()),
+        (HEADER_OFFSET, letter.offset.to_string()),
+        (HEADER_TIMESTAMP, letter.timestamp_ms.to_string()),
+    ] {
+        headers.push((name.to_owned(), Some(value.into_bytes())));
+    }
+    Message { key: letter.key.clone(), value: letter.value.clone(), headers, timestamp_ms: None }
+}
+
+/// Coordinates, size, hash and beginning of a record that the destination will not take whole.
+fn to_envelope(letter: &DeadLetter) -> Message {
+    let value = letter.value.as_deref().unwrap_or_default();
+    let without_headers = DeadLetter { headers: Vec::new(), key: None, value: None, ..letter.clone() };
+    let mut message = to_message(&without_headers);
+    message.value = Some(value[..value.len().min(ENVELOPE_BYTES)].to_vec());
+    for (name, value) in
+        [(HEADER_BYTES, value.len().to_string()), (HEADER_HASH, format!("{:016x}", murmur64a(value, 0)))]
+    {
+        message.headers.push((name.to_owned(), Some(value.into_bytes())));
+    }
+    message
+}

@@ -1,0 +1,87 @@
+//! The threads that fold. Jobs go in, batches come out, in any order; the loop puts them back in order.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::budget::Permit;
+use crate::compile::{Folded, Folder, Part, Plan};
+
+pub struct Job {
+    pub lane: usize,
+    /// A job of an epoch that is over is not worth folding.
+    pub epoch: u64,
+    pub sequence: u64,
+    pub parts: Vec<Part>,
+    pub permits: Vec<Permit>,
+}
+
+pub struct Done {
+    pub lane: usize,
+    pub epoch: u64,
+    pub sequence: u64,
+    /// `None` when the fold panicked, which is a bug.
+    pub folded: Option<Vec<Folded>>,
+}
+
+pub struct Pool {
+    jobs: mpsc::Sender<Job>,
+    /// The current epoch of each lane.
+    epochs: Arc<Vec<AtomicU64>>,
+}
+
+impl Pool {
+    pub fn start(
+        plan: &Arc<Plan>,
+        threads: usize,
+        operations_max: usize,
+        lanes: usize,
+        done: &UnboundedSender<Done>,
+    ) -> Self {
+        let (jobs, queue) = mpsc::channel();
+        let queue = Arc::new(Mutex::new(queue));
+        let epochs: Arc<Vec<AtomicU64>> = Arc::new((0..lanes).map(|_| AtomicU64::new(0)).collect());
+        for index in 0..threads {
+            let (plan, queue, done, epochs) = (Arc::clone(plan), Arc::clone(&queue), done.clone(), Arc::clone(&epochs));
+            std::thread::Builder::new()
+                .name(format!("fold-{index}"))
+                .spawn(move || work(&plan, operations_max, &queue, &epochs, &done))
+                .expect("a thread can be started");
+        }
+        Self { jobs, epochs }
+    }
+
+    pub fn submit(&self, job: Job) {
+        self.jobs.send(job).expect("fold threads live as long as the pool");
+    }
+
+    pub fn set_epoch(&self, lane: usize, epoch: u64) {
+        self.epochs[lane].store(epoch, Ordering::Relaxed);
+    }
+}
+
+fn work(
+    plan: &Arc<Plan>,
+    operations_max: usize,
+    queue: &Mutex<mpsc::Receiver<Job>>,
+    epochs: &[AtomicU64],
+    done: &UnboundedSender<Done>,
+) {
+    let mut folder = Folder::new(Arc::clone(plan), operations_max);
+    loop {
+        // The lock is held while waiting: the others queue up behind it, which is what they would do anyway.
+        let job = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv();
+        let Ok(Job { lane, epoch, sequence, parts, permits }) = job else { return };
+        if epochs[lane].load(Ordering::Relaxed) != epoch {
+            continue;
+        }
+        let fold = std::panic::AssertUnwindSafe(|| folder.fold(&parts));
+        let folded = std::panic::catch_unwind(fold).ok();
+        let is_broken = folded.is_none();
+        drop((parts, permits));
+        if done.send(Done { lane, epoch, sequence, folded }).is_err() || is_broken {
+            return;
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What must hold before anything is counted: one prefix, one group, one plan, and a recorded start for every partition.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::config::OnEmptyStore;
+use super::driver::Driver;
+use crate::broker::{BrokerError, Mark, Start};
+use crate::compile::Plan;
+use crate::model::{TopicPartition, ValidRules};
+use crate::store::{Meta, Store, StoreError, metric_name, metrics_of};
+use crate::telemetry::names;
+
+/// Why a start did not come about.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NotStarted {
+    Retry(String),
+    Stop(String),
+}
+
+impl From<StoreError> for NotStarted {
+    fn from(error: StoreError) -> Self {
+        metrics::counter!(names::STORE_ERRORS, "class" => error.class()).increment(1);
+        match error {
+            StoreError::Stop(text) => Self::Stop(text),
+            StoreError::Retry(text) | StoreError::Reconnect(text) => Self::Retry(text),
+        }
+    }
+}
+
+impl From<BrokerError> for NotStarted {
+    fn from(error: BrokerError) -> Self {
+        match error {
+            BrokerError::Stop(text) => Self::Stop(text),
+            BrokerError::Retry(text) => Self::Retry(text),
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct Starter {
+    pub store: Arc<dyn Store>,
+    pub driver: Driver,
+    pub plan: Arc<Plan>,
+    pub group: String,
+    pub prefix: String,
+    pub tags: Vec<String>,
+    pub start: Start,
+    pub on_empty_store: OnEmptyStore,
+}
+
+impl Starter {
+    /// The meta this worker may count under; written if the store is empty.
+    pub async fn establish(&self) -> Result<Meta, NotStarted> {
+        if let Some(meta) = self.store.meta().await? {
+            return self.accept(meta);
+        }
+        let partitions = self.driver.ask(|consumer| consumer.partitions()).await?;
+        let asked = partitions.clone();
+        let marks = self.driver.ask(move |consumer| consumer.marks(&asked)).await?;
+        let recorded: Vec<(TopicPartition, i64)> =
+            marks.iter().filter_map(|mark| Some((mark.partition.clone(), self.recorded_start(mark)?))).collect();
+        let mut meta = Meta::new(&self.plan.rules, &self.group, self.tags.clone());
+        if recorded.is_empty() {
+            let (asked, start) = (partitions.clone(), self.start);
+            let starts = self.driver.ask(move |consumer| consumer.starts(start, &asked)).await?;
+            meta.starts = partitions.into_iter().zip(starts).collect();
+        } else {
+            self.lost(recorded.len())?;
+            let asked = partitions.clone();
+            let lows = self.driver.ask(move |consumer| consumer.starts(Start::Earliest, &asked)).await?;
+            meta.starts = partitions.into_iter().zip(lows).collect();
+            meta.starts.extend(recorded);
+        }
+        let starts = meta.starts.len();
+        let meta = self.accept(self.store.create(&meta).await?)?;
+        tracing::info!(prefix = self.prefix, partitions = starts, "counting begins under a new prefix");
+        Ok(meta)
+    }
+
+    fn lost(&self, partitions: usize) -> Result<(), NotStarted> {
+        let what = format!(
+            "the store has nothing under prefix {:?}, but group {:?} has counted {partitions} partitions before: its data is gone",
+            self.prefix, self.group
+        );
+        match self.on_empty_store {
+            OnEmptyStore::Stop => Err(NotStarted::Stop(format!(
+                "{what}; restore it, or set worker.on_empty_store = \"restart\" to count again from the recorded start"
+            ))),
+            OnEmptyStore::Restart => {
+                metrics::counter!(names::STORE_LOST).increment(1);
+                tracing::error!(
+                    prefix = self.prefix,
+                    group = self.group,
+                    partitions,
+                    "the store lost everything; counting again from the recorded start"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn accept(&self, meta: Meta) -> Result<Meta, NotStarted> {
+        let ours = Meta::new(&self.plan.rules, &self.group, self.tags.clone());
+        let mut differences = meta.differences(&ours);
+        if meta.plan != ours.plan {
+            differences.push(plan_difference(&meta, &self.plan.rules));
+        } else if meta.tzdb != ours.tzdb {
+            differences.push(format!(
+                "the time zone database is {} in the store and {} here; `traqq mapping apply` takes ours",
+                meta.tzdb, ours.tzdb
+            ));
+        }
+        if differences.is_empty() {
+            return Ok(meta);
+        }
+        Err(NotStarted::Stop(format!("prefix {:?} is counted otherwise: {}", self.prefix, differences.join("; "))))
+    }
+
+    /// The note beside our broker commits: where counting began, should the store ever be lost.
+    pub fn note(&self, start: i64) -> String {
+        format!("traqq prefix={} start={start}", self.prefix)
+    }
+
+    fn recorded_start(&self, mark: &Mark) -> Option<i64> {
+        let start = mark.note.strip_prefix(&format!("traqq prefix={} start=", self.prefix))?;
+        start.parse().ok()
+    }
+}
+
+/// How the plan of a prefix differs from these rules, and what to do about it.
+pub fn plan_difference(meta: &Meta, rules: &ValidRules) -> String {
+    let names = |rules: &ValidRules| -> BTreeSet<String> { metrics_of(&rules.rules).iter().map(metric_name).collect() };
+    let ours = names(rules);
+    let stored = meta.valid_rules().map(|stored| names(&stored)).unwrap_or_default();
+    let list = |set: &BTreeSet<String>, other: &BTreeSet<String>| -> String {
+        let items: Vec<&str> = set.difference(other).map(String::as_str).collect();
+        items.join(", ")
+    };
+    let (added, removed) = (list(&ours, &stored), list(&stored, &ours));
+    let what = match (added.is_empty(), removed.is_empty()) {
+        (true, true) => "the settings in [events] or [buckets] differ".to_owned(),
+        (false, true) => format!("only here: {added}"),
+        (true, false) => format!("only in the store: {removed}"),
+        (false, false) => format!("only here: {added}; only in the store: {removed}"),
+    };
+    format!("the mapping differs ({what}); `traqq mapping apply` makes ours the store's, once no old worker runs")
+}

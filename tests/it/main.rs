@@ -1,0 +1,5 @@
+//! Everything that needs more than one folder, in one binary.
+
+mod hll;
+mod model;
+mod servers;

@@ -1,0 +1,248 @@
+//! The worker against the memory broker and the memory store, with faults: whatever happens, the counts are those of one fold
+//! over the log.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use traqq::broker::Start;
+use traqq::broker::memory::MemoryBroker;
+use traqq::compile::{Folder, Part, Plan};
+use traqq::model::{Checkpoint, RecordBatch, Rules, TopicPartition};
+use traqq::store::memory::{Fault, MemoryStore};
+use traqq::store::{Meta, Store};
+use traqq::worker::{Config, Status, Worker, WorkerError};
+
+const TOPIC: &str = "events";
+const NOW_MS: i64 = 1_700_000_000_000;
+
+/// A small generator, so that a failing seed can be run again.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+pub fn plan() -> Arc<Plan> {
+    let rules: Rules = serde_json::from_str(
+        r#"{"mapping":{"bitmap":["ip"],"bitmap_by":[{"key":"geo","of":"ip"}],"add":["event","geo"],
+            "add_value":[{"key":"event","add_key":"amount"}],"top":["url"]},
+            "buckets":{"hour":true,"retention":{"d":"forever","h":"forever","m":"forever"}}}"#,
+    )
+    .unwrap();
+    Arc::new(Plan::new(rules.validate().unwrap()))
+}
+
+pub fn event(random: &mut Random) -> Vec<u8> {
+    let (event, geo, url) = (random.below(5), random.below(4), random.below(50));
+    let (ip, amount) = (random.below(500), random.below(100_000));
+    let second = NOW_MS / 1000 - random.below(3 * 86_400) as i64;
+    match random.below(50) {
+        0 => b"not json".to_vec(),
+        _ => format!(
+            r#"{{"event":"e{event}","geo":"g{geo}","url":"/{url}","ip":"10.0.0.{ip}","amount":{amount}.5,"ts":{second}}}"#
+        )
+        .into_bytes(),
+    }
+}
+
+pub struct Harness {
+    pub broker: MemoryBroker,
+    pub store: MemoryStore,
+    partitions: i32,
+}
+
+pub struct Running {
+    pub member: u64,
+    shutdown: watch::Sender<bool>,
+    pub status: Arc<Status>,
+    task: JoinHandle<Result<(), WorkerError>>,
+}
+
+impl Running {
+    pub async fn stop(self) -> Result<(), WorkerError> {
+        self.shutdown.send_replace(true);
+        self.task.await.unwrap()
+    }
+
+    /// As kill -9 does: nothing is drained, nothing is said.
+    pub fn kill(self, broker: &MemoryBroker) {
+        self.task.abort();
+        broker.expire(self.member);
+    }
+
+    pub async fn result(self) -> Result<(), WorkerError> {
+        self.task.await.unwrap()
+    }
+}
+
+impl Harness {
+    pub fn new(partitions: i32, lanes: usize) -> Self {
+        Self { broker: MemoryBroker::new(TOPIC, partitions), store: MemoryStore::new(lanes), partitions }
+    }
+
+    pub fn partition(&self, partition: i32) -> TopicPartition {
+        TopicPartition::new(TOPIC, partition)
+    }
+
+    pub fn worker(&self) -> Running {
+        self.worker_with(|_| {})
+    }
+
+    pub fn worker_with(&self, change: impl FnOnce(&mut Config)) -> Running {
+        let mut config = Config {
+            batch_events: 100,
+            batch_age_ms: 5,
+            fold_threads: 2,
+            position_check_ms: 100,
+            broker_commit_ms: 50,
+            drain_timeout_ms: 2_000,
+            ..Config::default()
+        };
+        change(&mut config);
+        let consumer = self.broker.consumer();
+        let member = consumer.member();
+        let (shutdown, watch) = watch::channel(false);
+        let status = Arc::new(Status::default());
+        let worker = Worker {
+            config,
+            plan: plan(),
+            group: "g".to_owned(),
+            prefix: "p".to_owned(),
+            tags: (1..self.store.lanes()).map(|lane| lane.to_string()).chain(["0".to_owned()]).collect(),
+            start: Start::Earliest,
+            store: Arc::new(self.store.clone()),
+            consumer: Box::new(consumer),
+            producer: Some(Arc::new(self.broker.clone())),
+            status: Arc::clone(&status),
+            shutdown: watch,
+            now_ms: || NOW_MS,
+        };
+        Running { member, shutdown, status, task: tokio::spawn(worker.run()) }
+    }
+
+    pub fn append(&self, random: &mut Random, count: usize) {
+        for _ in 0..count {
+            let partition = self.partition(random.below(self.partitions as u64) as i32);
+            if random.below(20) == 0 {
+                self.broker.append_hidden(&partition);
+            } else {
+                self.broker.append(&partition, NOW_MS, &event(random));
+            }
+        }
+    }
+
+    /// Whether the stored positions are at the ends of the log.
+    pub async fn is_done(&self) -> bool {
+        for index in 0..self.partitions {
+            let partition = self.partition(index);
+            let positions = self.store.positions(partition.lane(self.store.lanes())).await.unwrap();
+            if positions.get(&partition).map(|stored| stored.position) != Some(self.broker.high(&partition)) {
+                return false;
+            }
+        }
+        true
+    }
+
+    pub async fn wait_until_done(&self, context: &str) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.is_done().await {
+            assert!(Instant::now() < deadline, "{context}: the positions do not reach the ends of the log");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// A fold over the whole log by one thread, into a store of its own.
+    pub async fn replay(&self) -> MemoryStore {
+        use traqq::broker::{Consumer, Event, Opening};
+        let lanes = self.store.lanes();
+        let reference = MemoryStore::new(lanes);
+        let plan = plan();
+        let mut meta = Meta::new(&plan.rules, "g", vec![String::new(); lanes]);
+        meta.starts = (0..self.partitions).map(|index| (self.partition(index), 0)).collect();
+        reference.create(&meta).await.unwrap();
+        let mut folder = Folder::new(Arc::clone(&plan), usize::MAX);
+        for index in 0..self.partitions {
+            let partition = self.partition(index);
+            let mut consumer = self.broker.consumer();
+            consumer.open(&[Opening { partition: partition.clone(), offset: 0, generation: 0 }]).unwrap();
+            let events = consumer.poll(Duration::ZERO, usize::MAX).unwrap();
+            consumer.close();
+            let records: Vec<RecordBatch> = events
+                .into_iter()
+                .filter_map(|event| if let Event::Records(records) = event { Some(records) } else { None })
+                .collect();
+            let mut session = reference.session(partition.lane(lanes)).await.unwrap();
+            for records in records {
+                for folded in folder.fold(&[Part { records, from: Checkpoint::start(0) }]) {
+                    let outcome = session.commit(Arc::new(folded.batch)).await.await.unwrap();
+                    assert!(matches!(outcome, traqq::store::Outcome::Applied(_)), "{outcome:?}");
+                }
+            }
+        }
+        reference
+    }
+
+    pub async fn assert_exact(&self, context: &str) {
+        let reference = self.replay().await;
+        assert!(self.store.same_counts(&reference), "{context}: the counts differ from a replay of the log");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_worker_counts_a_log() {
+    let harness = Harness::new(4, 1);
+    harness.append(&mut Random(1), 5_000);
+    let worker = harness.worker();
+    harness.wait_until_done("one worker").await;
+    worker.stop().await.unwrap();
+    harness.assert_exact("one worker").await;
+    assert!(!harness.broker.dead_letters().is_empty());
+    let mark = &harness.broker.marks()[0];
+    assert_eq!((mark.note.as_str(), mark.position), ("traqq prefix=p start=0", harness.broker.high(&mark.partition)));
+}
+
+/// Random schedules of everything that can go wrong, several workers, one and three lanes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_are_exact_whatever_happens() {
+    for seed in 1..=12_u64 {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let harness = Harness::new(4, if seed % 3 == 0 { 3 } else { 1 });
+        let mut workers = vec![harness.worker(), harness.worker()];
+        let mut snapshots = Vec::new();
+        for _ in 0..60 {
+            let count = random.below(200) as usize;
+            harness.append(&mut random, count);
+            match random.below(9) {
+                0 => harness.store.inject(&[Fault::LoseReply]),
+                1 => harness.store.inject(&[Fault::Break, Fault::LoseReply]),
+                2 => harness.store.inject(&[Fault::Refuse]),
+                3 => snapshots.push(harness.store.snapshot()),
+                4 if !snapshots.is_empty() => harness.store.restore(snapshots.pop().unwrap()),
+                5 if workers.len() < 4 => workers.push(harness.worker()),
+                6 if workers.len() > 1 => workers.remove(0).stop().await.unwrap(),
+                7 if workers.len() > 1 => workers.remove(0).kill(&harness.broker),
+                // A zombie: the group has given its partitions away, and it has not noticed.
+                8 => harness.broker.expire(workers[0].member),
+                _ => {}
+            }
+            tokio::time::sleep(Duration::from_millis(random.below(20))).await;
+        }
+        let context = format!("seed {seed}");
+        harness.wait_until_done(&context).await;
+        for worker in workers {
+            worker.stop().await.unwrap();
+        }
+        harness.assert_exact(&context).await;
+    }
+}
