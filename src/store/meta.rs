@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::{Store, StoreError, StoreResult};
 use crate::model::{Metric, Rules, TopicPartition, VALUE_SCALE, ValidRules};
 
 /// Version of the key layout.
@@ -107,4 +108,65 @@ pub fn metrics_of(rules: &Rules) -> Vec<Metric> {
     );
     metrics.extend(mapping.top.iter().map(|of| Metric::Top { of: of.clone() }));
     metrics
+}
+
+/// What changed when rules were applied.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AppliedRules {
+    pub added: Vec<String>,
+    pub removed: Vec<String>,
+    /// The plan changed at all.
+    pub changed: bool,
+}
+
+/// Makes rules the store's, with the positions from which each new metric counts. Nothing happens on an empty store:
+/// the first worker writes its own.
+pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<AppliedRules> {
+    let Some(stored) = store.meta().await? else { return Ok(AppliedRules::default()) };
+    if stored.time_zone != rules.zone.name() {
+        return Err(StoreError::Stop(format!(
+            "the store counts in time zone {:?} and the configuration says {:?}; days of another zone need a prefix of their own: set store.redis.prefix",
+            stored.time_zone,
+            rules.zone.name()
+        )));
+    }
+    let known: Vec<String> = metrics_of(&stored.valid_rules().map_err(StoreError::Stop)?.rules)
+        .iter()
+        .map(metric_name)
+        .collect();
+    let wanted: Vec<String> = metrics_of(&rules.rules).iter().map(metric_name).collect();
+    let missing_in = |list: &[String], name: &&String| !list.contains(*name);
+    let added: Vec<String> = wanted.iter().filter(|name| missing_in(&known, name)).cloned().collect();
+    let removed: Vec<String> = known.iter().filter(|name| missing_in(&wanted, name)).cloned().collect();
+    let since = since_now(store).await?;
+    let mut meta = stored.clone();
+    meta.plan = rules.plan_hash();
+    meta.rules = rules.to_json();
+    meta.tzdb = chrono_tz::IANA_TZDB_VERSION.to_owned();
+    for name in &added {
+        meta.since.insert(name.clone(), since.clone());
+    }
+    let changed = meta.plan != stored.plan;
+    store.replace_rules(&stored.plan, &meta).await?;
+    // From here on batches of the old plan are refused, so these are the positions at which the new metrics begin.
+    let since = since_now(store).await?;
+    for name in &added {
+        meta.since.insert(name.clone(), since.clone());
+    }
+    store.replace_rules(&meta.plan, &meta).await?;
+    Ok(AppliedRules { added, removed, changed })
+}
+
+async fn since_now(store: &dyn Store) -> StoreResult<Since> {
+    let mut since = Since::default();
+    let mut positions = Vec::new();
+    for lane in 0..store.lanes() {
+        for (partition, checkpoint) in store.positions(lane).await? {
+            let second = checkpoint.last.map_or(0, |last| last.timestamp_ms.div_euclid(1000));
+            since.second = since.second.max(second);
+            positions.push(format!("{partition}:{}", checkpoint.position));
+        }
+    }
+    since.positions = positions.join(" ");
+    Ok(since)
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
-pub use meta::{LAYOUT, Meta, Since, metric_name, metrics_of};
+pub use meta::{AppliedRules, LAYOUT, Meta, Since, apply_rules, metric_name, metrics_of};
 pub use read::{Quarantined, Read, Reply};
 
 use crate::model::{Checkpoint, TopicPartition, WriteBatch};

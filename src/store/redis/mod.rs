@@ -6,11 +6,13 @@
 //! - `shadow`   the copy of registers that saves sending elements twice
 //! - `meta`     what the prefix knows about itself
 //! - `read`     queries
+//! - `explain`  a batch as commands a person can read
 //! - `error`    what an error means
 
 mod commit;
 mod connect;
 mod error;
+mod explain;
 mod keys;
 mod meta;
 mod read;
@@ -23,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 pub use connect::{Check, Config, Finding, checks};
+pub use explain::commands;
 pub use keys::lane_tags;
 
 use self::connect::Connector;

@@ -1,0 +1,50 @@
+//! `traqq config`.
+
+use clap::Subcommand;
+
+use super::table::Table;
+use super::{Failure, Loaded, Outcome, print_json};
+
+#[derive(Subcommand)]
+pub enum ConfigCommand {
+    /// Check everything that can be checked without connecting
+    Check {
+        /// Check what `traqq serve` needs, not what a worker needs
+        #[arg(long)]
+        sidecar: bool,
+    },
+    /// Print the effective configuration with each value's origin; secrets are hidden
+    Show {
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl ConfigCommand {
+    pub fn run(self, loaded: &Loaded) -> Outcome {
+        match self {
+            Self::Check { sidecar: true } => loaded.config.check_server().map_err(Failure::Usage)?,
+            Self::Check { sidecar: false } => {
+                let rules = loaded.config.check_worker().map_err(Failure::Usage)?;
+                let patterns = rules.rules.mapping.patterns();
+                println!("the configuration is good: {patterns} metrics in {} kinds of buckets", rules.kinds.len());
+            }
+            Self::Show { json } => {
+                let values = loaded.values();
+                if json {
+                    let values: Vec<_> = values
+                        .into_iter()
+                        .map(|(key, value, origin)| serde_json::json!({"key": key, "value": value, "origin": origin}))
+                        .collect();
+                    return print_json(&values.into());
+                }
+                let mut table = Table::new(&["key", "value", "origin"]);
+                for (key, value, origin) in values {
+                    table.row(vec![key, value, origin]);
+                }
+                table.print();
+            }
+        }
+        Ok(())
+    }
+}

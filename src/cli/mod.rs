@@ -1,0 +1,139 @@
+//! The command line: one file per subcommand.
+//!
+//! Exit codes: 0 done, 1 failed, 2 the command line or the configuration is wrong.
+
+mod config;
+mod doctor;
+mod explain;
+mod find;
+mod mapping;
+mod position;
+mod query;
+mod run;
+mod table;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, Loaded, load};
+
+/// Exact counts from event streams.
+#[derive(Parser)]
+#[command(name = "traqq", version, about, max_term_width = 100)]
+pub struct Arguments {
+    /// Configuration file [default: traqq.toml, if there is one]
+    #[arg(short, long, global = true, env = "TRAQQ_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Override one setting, for example --set worker.batch_events=10000
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = parse_override)]
+    overrides: Vec<(String, String)>,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Count: consume the log, keep the metrics, answer queries (the default)
+    Run(run::Run),
+    /// Answer queries only: the sidecar
+    Serve,
+    /// Every metric, per bucket
+    Query(query::Query),
+    /// One metric, per bucket or merged over a range
+    Find(find::Find),
+    /// Show what an event becomes
+    Explain(explain::Explain),
+    /// The mapping that a prefix is counted by
+    #[command(subcommand)]
+    Mapping(mapping::Mapping),
+    /// The configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Where counting stands in the log
+    #[command(subcommand)]
+    Position(position::Position),
+    /// Look at everything a worker relies on, and say how to mend what is wrong
+    Doctor(doctor::Doctor),
+    /// Print completions for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+fn parse_override(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, for example worker.batch_events=10000")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// What a command ends with.
+pub(crate) enum Failure {
+    /// The command line or the configuration is wrong.
+    Usage(String),
+    Failed(String),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(format!("{error:#}"))
+    }
+}
+
+pub(crate) type Outcome = Result<(), Failure>;
+
+impl Arguments {
+    pub fn run(self) -> ExitCode {
+        match self.dispatch() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                let (text, code) = match failure {
+                    Failure::Usage(text) => (text, 2),
+                    Failure::Failed(text) => (text, 1),
+                };
+                let red = if std::io::stderr().is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+                eprintln!("{}error:{} {text}", red.0, red.1);
+                ExitCode::from(code)
+            }
+        }
+    }
+
+    fn dispatch(self) -> Outcome {
+        if let Some(Command::Completions { shell }) = self.command {
+            clap_complete::generate(shell, &mut Self::command(), "traqq", &mut std::io::stdout());
+            return Ok(());
+        }
+        let loaded = load(self.config.as_deref(), &self.overrides).map_err(Failure::Usage)?;
+        // TLS needs to know which implementation of cryptography to use, once in a process.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        match self.command.unwrap_or(Command::Run(run::Run::default())) {
+            Command::Run(command) => command.run(&loaded.config),
+            Command::Serve => run::serve(&loaded.config),
+            Command::Query(command) => command.run(&loaded.config),
+            Command::Find(command) => command.run(&loaded.config),
+            Command::Explain(command) => command.run(&loaded.config),
+            Command::Mapping(command) => command.run(&loaded.config),
+            Command::Config(command) => command.run(&loaded),
+            Command::Position(command) => command.run(&loaded.config),
+            Command::Doctor(command) => command.run(&loaded.config),
+            Command::Completions { .. } => unreachable!("handled above"),
+        }
+    }
+}
+
+/// Runs a short question to completion.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map(|runtime| runtime.block_on(future)).map_err(|error| Failure::Failed(error.to_string()))
+}
+
+pub(crate) fn print_json(value: &serde_json::Value) -> Outcome {
+    use std::io::Write;
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Failed(error.to_string()))?;
+    match writeln!(std::io::stdout(), "{text}") {
+        // A reader that has seen enough, such as `head`.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::Failed(error.to_string())),
+        _ => Ok(()),
+    }
+}

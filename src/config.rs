@@ -1,0 +1,242 @@
+//! The configuration: gathers each component's own section. Defaults < file < environment < flags; what is unknown is an error.
+
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+use crate::broker::kafka;
+use crate::model::{BucketRules, EventRules, Mapping, Rules, ValidRules};
+use crate::store::redis;
+use crate::{server, telemetry, worker};
+
+/// A configuration file.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub broker: Broker,
+    pub store: Store,
+    pub mapping: Mapping,
+    pub events: EventRules,
+    pub buckets: BucketRules,
+    pub worker: worker::Config,
+    pub server: server::Config,
+    pub log: telemetry::Config,
+}
+
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Broker {
+    pub kind: BrokerKind,
+    pub kafka: kafka::Config,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BrokerKind {
+    #[default]
+    Kafka,
+}
+
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    pub kind: StoreKind,
+    pub redis: redis::Config,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    #[default]
+    Redis,
+}
+
+/// Set by the file that `NAME_FILE` points at, or by `NAME` itself, and never shown.
+const SECRETS: [&str; 3] = ["store.redis.url", "store.redis.password", "server.token"];
+const ENVIRONMENT: &str = "TRAQQ_";
+const DEFAULT_FILE: &str = "traqq.toml";
+
+/// A configuration with where each value came from.
+pub struct Loaded {
+    pub config: Config,
+    figment: Figment,
+}
+
+/// Reads the configuration. `overrides` are `section.key = value` from flags.
+pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Loaded, String> {
+    let mut figment = Figment::from(Serialized::defaults(Config::default()));
+    let file = match file {
+        Some(file) if !file.is_file() => return Err(format!("{}: there is no such file", file.display())),
+        Some(file) => Some(file.to_owned()),
+        None => Some(PathBuf::from(DEFAULT_FILE)).filter(|file| file.is_file()),
+    };
+    if let Some(file) = file {
+        figment = figment.merge(Toml::file_exact(file));
+    }
+    figment = figment.merge(environment()).merge(secrets()?);
+    for (key, value) in overrides {
+        let value: figment::value::Value = value.parse().unwrap_or_else(|_| value.clone().into());
+        figment = figment.merge(Serialized::default(key, value));
+    }
+    let config: Config = figment.extract().map_err(|error| explain(&error))?;
+    Ok(Loaded { config, figment })
+}
+
+/// `TRAQQ_SECTION__KEY`, secrets apart.
+fn environment() -> Env {
+    let is_secret = |key: &str| {
+        let key = key.to_ascii_lowercase();
+        SECRETS.iter().any(|secret| {
+            let name = secret.replace('.', "__");
+            key == name || key == format!("{name}_file")
+        })
+    };
+    Env::prefixed(ENVIRONMENT).filter(move |key| !is_secret(key.as_str())).filter(|key| key.as_str().contains("__")).split("__")
+}
+
+/// Secrets are strings whatever they look like, so they do not go through the environment's parser of values.
+fn secrets() -> Result<Figment, String> {
+    let mut figment = Figment::new();
+    for secret in SECRETS {
+        let name = format!("{ENVIRONMENT}{}", secret.replace('.', "__").to_ascii_uppercase());
+        let from_file = format!("{name}_FILE");
+        let value = match (std::env::var(&name), std::env::var(&from_file)) {
+            (Ok(_), Ok(_)) => return Err(format!("{name} and {from_file} are both set; keep one")),
+            (Ok(value), Err(_)) => value,
+            (Err(_), Ok(file)) => std::fs::read_to_string(&file)
+                .map_err(|error| format!("{from_file} = {file}: {error}"))?
+                .trim_end_matches(['\r', '\n'])
+                .to_owned(),
+            (Err(_), Err(_)) => continue,
+        };
+        figment = figment.merge(Serialized::default(secret, value));
+    }
+    Ok(figment)
+}
+
+/// One line: where, what, and what would be right.
+fn explain(error: &figment::Error) -> String {
+    let place = error.metadata.as_ref().map_or_else(String::new, |metadata| match &metadata.source {
+        Some(source) => format!("{source}: "),
+        None => format!("{}: ", metadata.name),
+    });
+    let key = if error.path.is_empty() { String::new() } else { format!("{}: ", error.path.join(".")) };
+    format!("{place}{key}{}", error.kind)
+}
+
+impl Loaded {
+    /// Where a value came from: the file, the environment, a flag, or nowhere.
+    pub fn origin(&self, key: &str) -> String {
+        let Some(metadata) = self.figment.find_metadata(key) else { return "default".to_owned() };
+        match &metadata.source {
+            Some(source) => source.to_string(),
+            None if metadata.name.contains("environment") => "environment".to_owned(),
+            None if key_is_default(&self.config, key) => "default".to_owned(),
+            None => "environment or flag".to_owned(),
+        }
+    }
+
+    /// Every value with its key and origin, secrets hidden.
+    pub fn values(&self) -> Vec<(String, String, String)> {
+        let value = serde_json::to_value(&self.config).expect("the configuration is plain data");
+        let mut leaves = Vec::new();
+        flatten("", &value, &mut leaves);
+        leaves
+            .into_iter()
+            .map(|(key, value)| {
+                let is_secret = SECRETS.contains(&key.as_str()) || key.ends_with("password") || key.contains("secret");
+                let is_set = !matches!(value.as_str(), "\"\"" | "null");
+                let origin = self.origin(&key);
+                let shown = if is_secret && is_set { hide(&key, &value) } else { value };
+                (key, shown, origin)
+            })
+            .collect()
+    }
+}
+
+/// A URL is shown without its user information.
+fn hide(key: &str, value: &str) -> String {
+    match (key.ends_with("url"), value.split_once("://"), value.rsplit_once('@')) {
+        (true, Some(_), None) => value.to_owned(),
+        (true, Some((scheme, _)), Some((_, rest))) => format!("{scheme}://********@{rest}"),
+        _ => "\"********\"".to_owned(),
+    }
+}
+
+fn key_is_default(config: &Config, key: &str) -> bool {
+    let pointer = format!("/{}", key.replace('.', "/"));
+    let of = |config: &Config| serde_json::to_value(config).expect("plain data").pointer(&pointer).cloned();
+    of(config) == of(&Config::default())
+}
+
+fn flatten(prefix: &str, value: &serde_json::Value, leaves: &mut Vec<(String, String)>) {
+    match value {
+        serde_json::Value::Object(members) if !members.is_empty() => {
+            for (name, member) in members {
+                let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                flatten(&key, member, leaves);
+            }
+        }
+        _ => leaves.push((prefix.to_owned(), value.to_string())),
+    }
+}
+
+impl Config {
+    pub fn rules(&self) -> Rules {
+        Rules { mapping: self.mapping.clone(), events: self.events.clone(), buckets: self.buckets.clone() }
+    }
+
+    /// What a worker needs, checked as far as that is possible without connecting.
+    pub fn check_worker(&self) -> Result<ValidRules, String> {
+        let rules = self.rules().validate().map_err(|error| error.to_string())?;
+        self.broker.kafka.check()?;
+        self.worker.check()?;
+        self.check_server()?;
+        Ok(rules)
+    }
+
+    /// What a sidecar needs.
+    pub fn check_server(&self) -> Result<(), String> {
+        redis::RedisStore::new(&self.store.redis)?;
+        self.server.check()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load_text(text: &str) -> Result<Loaded, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("traqq.toml");
+        std::fs::write(&file, text).unwrap();
+        load(Some(&file), &[])
+    }
+
+    #[test]
+    fn a_typing_error_is_named_with_its_place() {
+        let error = load_text("[worker]\nbatch_event = 5\n").err().unwrap();
+        assert!(error.contains("traqq.toml") && error.contains("batch_event"), "{error}");
+        let error = load_text("[buckets.retention]\nd = \"soon\"\n").err().unwrap();
+        assert!(error.contains("buckets.retention.d") && error.contains("400d"), "{error}");
+        let error = load_text("[mapping]\nadd = [\"a~\"]\n").err().unwrap();
+        assert!(error.contains("mapping.add") && error.contains("empty field name"), "{error}");
+    }
+
+    #[test]
+    fn flags_come_after_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("traqq.toml");
+        std::fs::write(&file, "[worker]\nbatch_events = 5\n[store.redis]\nurl = \"redis://u:secret@h:1/2\"\n").unwrap();
+        let loaded = load(Some(&file), &[("worker.batch_events".to_owned(), "7".to_owned())]).unwrap();
+        assert_eq!(loaded.config.worker.batch_events, 7);
+        let values = loaded.values();
+        let url = values.iter().find(|(key, ..)| key == "store.redis.url").unwrap();
+        assert_eq!(url.1, "\"redis://********@h:1/2\"");
+        assert!(url.2.contains("traqq.toml"), "{}", url.2);
+        let age = values.iter().find(|(key, ..)| key == "worker.batch_age_ms").unwrap();
+        assert_eq!(age.2, "default");
+    }
+}
