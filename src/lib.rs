@@ -11,11 +11,16 @@
 //!
 //! `ARCHITECTURE.md` says which folder may import which, and why.
 
+pub mod app;
 pub mod broker;
+pub mod cli;
 pub mod compile;
+pub mod config;
 pub mod decode;
 pub mod hll;
 pub mod model;
+pub mod query;
+pub mod server;
 pub mod store;
 pub mod telemetry;
 pub mod worker;

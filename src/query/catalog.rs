@@ -1,0 +1,79 @@
+//! Which metrics there are, and how many values each has in a range.
+
+use std::collections::HashSet;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use super::answer::{CatalogAnswer, CatalogEntry, MetricName, time_text};
+use super::{CELLS_AT_ONCE, QueryResult, Run};
+use crate::hll::Hll;
+use crate::model::{Bucket, Metric};
+use crate::store::{Read, Reply};
+
+/// Values that are told apart for one metric; beyond it an entry says `at_least`.
+const VALUES_MAX: usize = 100_000;
+/// Values that are read for all metrics together; beyond it an entry has no number.
+const READ_MAX: usize = 1_000_000;
+
+impl Run<'_> {
+    pub async fn catalog(&self) -> QueryResult<CatalogAnswer> {
+        let known = &self.question.known;
+        let read = std::sync::atomic::AtomicUsize::new(0);
+        let mut entries = Vec::with_capacity(known.metrics.len());
+        for metric in &known.metrics {
+            entries.push(self.entry(metric, &read));
+        }
+        let metrics = stream::iter(entries).buffered(CELLS_AT_ONCE).try_collect().await?;
+        Ok(CatalogAnswer { range: self.range(), metrics })
+    }
+
+    async fn entry(&self, metric: &Metric, read: &std::sync::atomic::AtomicUsize) -> QueryResult<CatalogEntry> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let known = &self.question.known;
+        let entry = CatalogEntry {
+            metric: MetricName::of(metric),
+            since: known.since(metric).map(|since| time_text(&known.rules.zone, since)),
+            values: None,
+            at_least: false,
+        };
+        let live = self.question.spans.iter().filter(|span| known.missing(metric, span, self.question.now).is_none());
+        let live: Vec<Bucket> = live.map(|span| span.bucket).collect();
+        if read.load(Relaxed) >= READ_MAX {
+            return Ok(entry);
+        }
+        let (mut labels, mut union) = (HashSet::new(), Hll::new());
+        let mut at_least = false;
+        for buckets in live.chunks(8) {
+            let ask = |bucket| match metric.clone() {
+                Metric::Unique { of } => Read::Unique { bucket, of },
+                Metric::UniqueBy { of, by } => Read::UniqueByValues { bucket, of, by },
+                Metric::Count { of } => Read::Counts { bucket, of },
+                Metric::Sum { of, add_key } => Read::Sums { bucket, of, add_key: add_key.to_string() },
+                Metric::Top { of } => Read::TopFirst { bucket, of, limit: VALUES_MAX },
+            };
+            let take = |reply| {
+                match reply {
+                    Reply::Registers(registers) => union.merge(&registers),
+                    Reply::Labels(found) => {
+                        read.fetch_add(found.len(), Relaxed);
+                        labels.extend(found);
+                    }
+                    Reply::Values(found) => {
+                        read.fetch_add(found.len(), Relaxed);
+                        labels.extend(found.into_iter().map(|(label, _)| label));
+                    }
+                    Reply::Unreadable(_) => {}
+                }
+                Ok(())
+            };
+            let unreadable = self.each(buckets, ask, take).await?;
+            at_least |= !unreadable.is_empty();
+            if labels.len() >= VALUES_MAX || read.load(Relaxed) >= READ_MAX {
+                at_least = true;
+                break;
+            }
+        }
+        let values = if matches!(metric, Metric::Unique { .. }) { union.count() } else { labels.len() as u64 };
+        Ok(CatalogEntry { values: Some(values), at_least, ..entry })
+    }
+}

@@ -1,0 +1,447 @@
+//! A question, the reads it takes, and one answer merged from all lanes. No clock: the caller says what time it is.
+//!
+//! ```text
+//! Request --prepare--> Question --answer--> Answer
+//! strings              meta, rules,   |
+//!                      buckets        tag: a validator made of the lanes' positions
+//! ```
+//!
+//! - `range`       from text to buckets
+//! - `select`      from text to a metric of the mapping
+//! - `cell`        the value of one metric over one bucket or a range of them
+//! - `top`         the exact top k over many leaderboards
+//! - `catalog`     which metrics there are
+//! - `quarantine`  which answers are incomplete
+//! - `answer`      what an answer looks like
+//!
+//! Rules, zone and mapping come from the store's meta, so an endpoint needs no mapping of its own and can not disagree with
+//! the counts. Reads of one question are not one snapshot: a batch that is applied meanwhile may show in some of its buckets
+//! and not yet in others.
+
+mod answer;
+mod catalog;
+mod cell;
+mod quarantine;
+mod range;
+mod select;
+#[cfg(test)]
+mod tests;
+mod top;
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+pub use answer::{
+    Answer, BucketAnswer, CatalogAnswer, CatalogEntry, Cell, CountRow, Data, Decimal, FindAnswer, MetricCell,
+    MetricName, QueryAnswer, RangeAnswer, Reason, SpanAnswer, SumRow, UniqueRow, Value,
+};
+pub use range::Range;
+pub use select::{Order, Selector};
+
+use self::cell::Ask;
+use self::quarantine::Incomplete;
+use crate::hll::murmur64a;
+use crate::model::{BucketKind, BucketSpan, Metric, VALUE_SCALE, ValidRules};
+use crate::store::{LAYOUT, Meta, Read, Reply, Store, StoreError, metric_name, metrics_of};
+
+/// How long meta is believed without another look.
+const META_AGE_MAX: Duration = Duration::from_secs(1);
+/// Cells computed at the same time.
+const CELLS_AT_ONCE: usize = 8;
+/// Reads sent to the store at once, which bounds the memory of replies in flight.
+const READS_AT_ONCE: usize = 64;
+
+/// What one question may cost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Buckets in its range.
+    pub buckets_max: usize,
+    /// Keys of the store that it touches.
+    pub keys_max: usize,
+    /// Members that are read, or held while merging.
+    pub members_max: usize,
+    /// Rows of its answer.
+    pub rows_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { buckets_max: 1000, keys_max: 20_000, members_max: 1_000_000, rows_max: 500_000 }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The question is malformed.
+    #[error("{0}")]
+    BadRequest(String),
+    /// It names something that does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// It costs more than a limit allows.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The store does not answer, or holds what this version can not read.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+pub type QueryResult<T> = Result<T, QueryError>;
+
+impl From<StoreError> for QueryError {
+    fn from(error: StoreError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+/// What can be asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Request {
+    /// Every metric, bucket by bucket.
+    Query { range: Range, bucket: BucketKind, limit: Option<usize> },
+    /// One metric.
+    Find(Find),
+    /// Which metrics there are.
+    Catalog { range: Range, bucket: BucketKind },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Find {
+    pub selector: Selector,
+    /// One value only; that of a compound pattern is joined by `~`, in the order in which the pattern was written.
+    pub value: Option<String>,
+    pub range: Range,
+    pub bucket: BucketKind,
+    /// One answer over the whole range instead of one per bucket.
+    pub merge: bool,
+    pub order: Option<Order>,
+    pub limit: Option<usize>,
+}
+
+/// A request that was understood: its metric exists and its range is a list of buckets.
+pub struct Question {
+    known: Arc<Known>,
+    kind: BucketKind,
+    spans: Vec<BucketSpan>,
+    now: i64,
+    what: What,
+}
+
+enum What {
+    Query { limit: Option<usize> },
+    Find { metric: Metric, value: Option<String>, merge: bool, order: Order, limit: usize },
+    Catalog,
+}
+
+/// What the prefix says about itself.
+struct Known {
+    meta: Meta,
+    rules: ValidRules,
+    metrics: Vec<Metric>,
+}
+
+pub struct Engine {
+    store: Arc<dyn Store>,
+    limits: Limits,
+    known: Mutex<Option<(Instant, Arc<Known>)>>,
+}
+
+/// One question on its way through the store.
+struct Run<'q> {
+    store: &'q dyn Store,
+    limits: Limits,
+    question: &'q Question,
+    incomplete: Incomplete,
+    /// What has been spent of [`Limits::keys_max`] and [`Limits::rows_max`].
+    keys: AtomicUsize,
+    rows: AtomicUsize,
+}
+
+impl Engine {
+    pub fn new(store: Arc<dyn Store>, limits: Limits) -> Self {
+        Self { store, limits, known: Mutex::new(None) }
+    }
+
+    /// Understands a request. `now` is in epoch seconds.
+    pub async fn prepare(&self, request: &Request, now: i64) -> QueryResult<Question> {
+        let known = self.known().await?;
+        let (range, kind) = match request {
+            Request::Query { range, bucket, .. } | Request::Catalog { range, bucket } => (range, *bucket),
+            Request::Find(find) => (&find.range, find.bucket),
+        };
+        if !known.rules.kinds.contains(&kind) {
+            let kinds: Vec<String> = known.rules.kinds.iter().map(BucketKind::to_string).collect();
+            return Err(QueryError::BadRequest(format!(
+                "bucket={kind} is not counted under this prefix, only {} is; set buckets.{} = true to count it from then on",
+                kinds.join(", "),
+                if kind == BucketKind::Minute { "minute" } else { "hour" },
+            )));
+        }
+        let spans = range.resolve(&known.rules.zone, kind, now, self.limits.buckets_max)?;
+        let what = match request {
+            Request::Query { limit, .. } => {
+                check_limit(*limit, &self.limits)?;
+                What::Query { limit: *limit }
+            }
+            Request::Find(find) => {
+                let metric = find.selector.resolve(&known.metrics)?;
+                check_limit(find.limit, &self.limits)?;
+                What::Find {
+                    value: find.selector.stored_value(&metric, find.value.as_deref())?,
+                    order: Order::of(find.order, &metric)?,
+                    limit: find.limit.unwrap_or_else(|| limit_default(&metric)),
+                    merge: find.merge,
+                    metric,
+                }
+            }
+            Request::Catalog { .. } => What::Catalog,
+        };
+        Ok(Question { known, kind, spans, now, what })
+    }
+
+    /// The request's answer. Ask for the [`Engine::tag`] first: what is read later may only be newer.
+    pub async fn answer(&self, question: &Question) -> QueryResult<Answer> {
+        let run = Run {
+            store: &*self.store,
+            limits: self.limits,
+            question,
+            incomplete: Incomplete::load(&*self.store).await?,
+            keys: AtomicUsize::new(0),
+            rows: AtomicUsize::new(0),
+        };
+        match &question.what {
+            What::Query { limit } => run.query(*limit).await.map(Answer::Query),
+            What::Find { metric, value, merge, order, limit } => {
+                let ask = Ask { metric, value: value.as_deref(), order: *order, limit: *limit };
+                run.find(&ask, *merge).await.map(Answer::Find)
+            }
+            What::Catalog => run.catalog().await.map(Answer::Catalog),
+        }
+    }
+
+    /// [`Engine::prepare`] and [`Engine::answer`] in one.
+    pub async fn ask(&self, request: &Request, now: i64) -> QueryResult<Answer> {
+        self.answer(&self.prepare(request, now).await?).await
+    }
+
+    /// A validator for a question's answer, without quotes: while it stays the same, so does the answer.
+    pub async fn tag(&self, question: &Question) -> QueryResult<String> {
+        let mut text = self.positions_tag().await?;
+        let (first, last) = (question.spans.first(), question.spans.last());
+        let missing = question.known.metrics.iter().map(|metric| {
+            question.spans.iter().filter(|span| question.known.missing(metric, span, question.now).is_some()).count()
+        });
+        let missing: usize = missing.sum();
+        for part in [
+            first.map_or(0, |span| span.bucket.start),
+            last.map_or(0, |span| span.end),
+            i64::try_from(missing).unwrap_or(i64::MAX),
+        ] {
+            _ = write!(text, " {part}");
+        }
+        Ok(hash(&text))
+    }
+
+    /// A hash of every lane's positions and of the plan, 32 hex digits.
+    pub async fn positions_tag(&self) -> QueryResult<String> {
+        let known = self.known().await?;
+        let mut text = format!("{} {}\n", known.meta.plan, known.meta.since.len());
+        let lanes = try_join_all((0..self.store.lanes()).map(|lane| self.store.positions(lane))).await?;
+        for (partition, checkpoint) in lanes.iter().flatten() {
+            _ = writeln!(text, "{partition} {checkpoint}");
+        }
+        Ok(hash(&text))
+    }
+
+    async fn known(&self) -> QueryResult<Arc<Known>> {
+        let cached = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((at, known)) = cached
+            && at.elapsed() < META_AGE_MAX
+        {
+            return Ok(known);
+        }
+        let known = Arc::new(Known::load(&*self.store).await?);
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&known)));
+        Ok(known)
+    }
+}
+
+impl Known {
+    async fn load(store: &dyn Store) -> QueryResult<Self> {
+        let Some(meta) = store.meta().await? else {
+            return Err(QueryError::NotFound(
+                "nothing has been counted under this prefix yet; start a worker, or correct store.redis.prefix"
+                    .to_owned(),
+            ));
+        };
+        let mismatch = |what: &str, stored: i64, ours: i64, mend: &str| {
+            Err(QueryError::Unavailable(format!("{what} is {stored} in the store and {ours} here; {mend}")))
+        };
+        if meta.layout != LAYOUT {
+            let mend = "use the version of traqq that wrote it";
+            return mismatch("the layout version", meta.layout.into(), LAYOUT.into(), mend);
+        }
+        if meta.value_scale != VALUE_SCALE {
+            return mismatch(
+                "the value scale",
+                meta.value_scale,
+                VALUE_SCALE,
+                "use the version of traqq that wrote it",
+            );
+        }
+        if meta.lanes != store.lanes() {
+            let mend = "set the same number of lanes in this configuration";
+            return mismatch("the number of lanes", meta.lanes as i64, store.lanes() as i64, mend);
+        }
+        let rules = meta.valid_rules().map_err(QueryError::Unavailable)?;
+        let metrics = metrics_of(&rules.rules);
+        Ok(Self { meta, rules, metrics })
+    }
+
+    /// Epoch second from which a metric counts, if that was after the first start.
+    fn since(&self, metric: &Metric) -> Option<i64> {
+        self.meta.since.get(&metric_name(metric)).map(|since| since.second)
+    }
+
+    /// Why a bucket's value is not known. Conservative: a bucket is gone when late events could no longer be written to it.
+    fn missing(&self, metric: &Metric, span: &BucketSpan, now: i64) -> Option<Reason> {
+        use crate::model::Retention;
+        let retention = self.rules.rules.buckets.retention.of(span.bucket.kind);
+        if matches!(retention, Retention::Seconds(seconds) if span.end.saturating_add(seconds) <= now) {
+            return Some(Reason::Expired);
+        }
+        self.since(metric).filter(|since| span.end <= *since).map(|_| Reason::BeforeSince)
+    }
+}
+
+impl Run<'_> {
+    async fn query(&self, limit: Option<usize>) -> QueryResult<QueryAnswer> {
+        let known = &self.question.known;
+        let mut cells = Vec::new();
+        for span in &self.question.spans {
+            for metric in &known.metrics {
+                let ask = Ask {
+                    metric,
+                    value: None,
+                    order: Order::Desc,
+                    limit: limit.unwrap_or_else(|| limit_default(metric)),
+                };
+                cells.push(self.cell(ask, std::slice::from_ref(span)));
+            }
+        }
+        let cells: Vec<Cell> = stream::iter(cells).buffered(CELLS_AT_ONCE).try_collect().await?;
+        let mut cells = cells.into_iter();
+        let buckets = self.question.spans.iter().map(|span| {
+            let metrics = known.metrics.iter().zip(&mut cells);
+            BucketAnswer {
+                span: SpanAnswer::of(&known.rules.zone, span.bucket.start, span.end),
+                metrics: metrics.map(|(metric, cell)| MetricCell { metric: MetricName::of(metric), cell }).collect(),
+            }
+        });
+        let buckets = buckets.collect();
+        Ok(QueryAnswer { range: self.range(), buckets })
+    }
+
+    async fn find(&self, ask: &Ask<'_>, merge: bool) -> QueryResult<FindAnswer> {
+        let Question { known, spans, .. } = self.question;
+        let zone = &known.rules.zone;
+        let groups: Vec<&[BucketSpan]> = if merge { vec![&spans[..]] } else { spans.chunks(1).collect() };
+        let mut cells = Vec::with_capacity(groups.len());
+        for group in &groups {
+            cells.push(self.cell(*ask, group));
+        }
+        let cells: Vec<Cell> = stream::iter(cells).buffered(CELLS_AT_ONCE).try_collect().await?;
+        let results = groups.iter().zip(cells).map(|(group, cell)| {
+            let (first, last) = (group[0], group[group.len() - 1]);
+            answer::SpanCell { span: SpanAnswer::of(zone, first.bucket.start, last.end), cell }
+        });
+        Ok(FindAnswer {
+            metric: MetricName::of(ask.metric),
+            value: ask.value.map(|label| Value::of(label, ask.metric.pattern())),
+            since: known.since(ask.metric).map(|since| answer::time_text(zone, since)),
+            range: self.range(),
+            merged: merge,
+            results: results.collect(),
+        })
+    }
+
+    fn range(&self) -> RangeAnswer {
+        let Question { known, spans, kind, .. } = self.question;
+        let (first, last) = (spans[0], spans[spans.len() - 1]);
+        RangeAnswer {
+            bucket: *kind,
+            time_zone: known.rules.zone.name(),
+            buckets: spans.len(),
+            span: SpanAnswer::of(&known.rules.zone, first.bucket.start, last.end),
+        }
+    }
+
+    fn spend_keys(&self, keys: usize) -> QueryResult<()> {
+        let spent = self.keys.fetch_add(keys, Ordering::Relaxed) + keys;
+        if spent <= self.limits.keys_max {
+            return Ok(());
+        }
+        Err(QueryError::TooLarge(format!(
+            "the question touches more than {} keys (limit max_keys); ask for fewer buckets with a shorter range or larger \
+             buckets, or for one metric with find instead of query",
+            self.limits.keys_max
+        )))
+    }
+
+    fn spend_rows(&self, rows: usize) -> QueryResult<()> {
+        let spent = self.rows.fetch_add(rows, Ordering::Relaxed) + rows;
+        if spent <= self.limits.rows_max {
+            return Ok(());
+        }
+        Err(QueryError::TooLarge(format!(
+            "the answer would have more than {} rows; set a smaller `limit`, shorten the range, or merge it",
+            self.limits.rows_max
+        )))
+    }
+
+    /// Reads of several lanes, answered in their order.
+    async fn read(&self, reads: Vec<(usize, Read)>) -> QueryResult<Vec<Reply>> {
+        let total = reads.len();
+        let mut indices: Vec<Vec<usize>> = vec![Vec::new(); self.store.lanes()];
+        let mut by_lane: Vec<Vec<Read>> = vec![Vec::new(); self.store.lanes()];
+        for (index, (lane, read)) in reads.into_iter().enumerate() {
+            indices[lane].push(index);
+            by_lane[lane].push(read);
+        }
+        let asked = by_lane.iter().enumerate().filter(|(_, reads)| !reads.is_empty());
+        let answers = try_join_all(asked.map(|(lane, reads)| self.store.read(lane, reads))).await?;
+        let indices = indices.into_iter().filter(|indices| !indices.is_empty());
+        let mut ordered: Vec<Option<Reply>> = vec![None; total];
+        for (indices, replies) in indices.zip(answers) {
+            assert_eq!(indices.len(), replies.len(), "a store answers every read");
+            indices.into_iter().zip(replies).for_each(|(index, reply)| ordered[index] = Some(reply));
+        }
+        Ok(ordered.into_iter().map(|reply| reply.expect("every read went to a lane")).collect())
+    }
+}
+
+fn check_limit(limit: Option<usize>, limits: &Limits) -> QueryResult<()> {
+    match limit {
+        Some(0) => Err(QueryError::BadRequest("limit=0 asks for nothing; leave it out or name at least 1".to_owned())),
+        Some(limit) if limit > limits.rows_max => {
+            Err(QueryError::TooLarge(format!("limit={limit} is more than the {} rows of one answer", limits.rows_max)))
+        }
+        _ => Ok(()),
+    }
+}
+
+const fn limit_default(metric: &Metric) -> usize {
+    match metric {
+        Metric::Top { .. } => 10,
+        _ => 1000,
+    }
+}
+
+fn hash(text: &str) -> String {
+    format!("{:016x}{:016x}", murmur64a(text.as_bytes(), 0x7472_6171), murmur64a(text.as_bytes(), 0x7173_7461))
+}

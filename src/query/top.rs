@@ -1,0 +1,209 @@
+//! The exact top k over many leaderboards without reading them whole: TPUT, the three-phase uniform threshold algorithm
+//! (P. Cao, Z. Wang, "Efficient top-k query calculation in distributed networks", PODC 2004).
+//!
+//! 1. The first k of each list. The k-th highest of the partial sums, `tau`, is a lower bound of the k-th highest sum.
+//! 2. Of each list every member that has at least `tau / m`, where m is the number of lists that were not read to their end.
+//!    Who appears nowhere has less than that in each list, and so less than `tau` in all.
+//! 3. Members that can still reach the k-th place get the counts that are missing.
+//!
+//! At most [`Limits::members_max`](super::Limits::members_max) members are read; whether the result is exact in spite of that
+//! is decided by what the members left out could have at most.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+
+use super::cell::unexpected;
+use super::{QueryError, QueryResult, READS_AT_ONCE, Run};
+use crate::model::{Bucket, OTHER, Pattern};
+use crate::store::{Read, Reply};
+
+/// Members of one read in the third phase.
+const MEMBERS_AT_ONCE: usize = 1000;
+
+pub(super) struct Ranked {
+    /// Highest first, ties by name.
+    pub members: Vec<(String, i128)>,
+    pub exact: bool,
+    pub capped: bool,
+    pub unreadable: BTreeSet<i64>,
+}
+
+/// One leaderboard: of one bucket in one lane.
+struct List {
+    lane: usize,
+    bucket: Bucket,
+    /// Highest first.
+    read: Vec<(String, i64)>,
+    /// The most that a member which was not read can have; 0 when the list was read to its end.
+    bound: i64,
+}
+
+#[derive(Default)]
+struct Candidate {
+    sum: i128,
+    /// The lists it was read from.
+    lists: Vec<u32>,
+}
+
+impl Run<'_> {
+    pub async fn top(&self, of: &Pattern, buckets: &[Bucket], k: usize) -> QueryResult<Ranked> {
+        let mut lists: Vec<List> = buckets
+            .iter()
+            .flat_map(|bucket| (0..self.store.lanes()).map(|lane| (lane, *bucket)))
+            .map(|(lane, bucket)| List { lane, bucket, read: Vec::new(), bound: 0 })
+            .collect();
+        if lists.len().saturating_mul(k) > self.limits.members_max {
+            return Err(QueryError::TooLarge(format!(
+                "the first {k} of {} leaderboards are more than the {} members that may be read; set a smaller `limit` or \
+                 shorten the range",
+                lists.len(),
+                self.limits.members_max
+            )));
+        }
+        self.spend_keys(lists.len())?;
+        let (capped, unreadable) = self.read_first(of, &mut lists, k).await?;
+        self.read_above_threshold(of, &mut lists, k).await?;
+        let (members, exact) = self.complete(of, lists, k).await?;
+        Ok(Ranked { members, exact, capped, unreadable })
+    }
+
+    /// Phase 1. Whether values were folded, and the buckets that can not be read.
+    async fn read_first(&self, of: &Pattern, lists: &mut [List], k: usize) -> QueryResult<(bool, BTreeSet<i64>)> {
+        let (mut capped, mut unreadable) = (false, BTreeSet::new());
+        for chunk in lists.chunks_mut(READS_AT_ONCE) {
+            let mut reads = Vec::with_capacity(chunk.len() * 2);
+            for List { lane, bucket, .. } in &*chunk {
+                reads.push((*lane, Read::TopFirst { bucket: *bucket, of: of.clone(), limit: k }));
+                let members = vec![OTHER.to_owned()];
+                reads.push((*lane, Read::TopScores { bucket: *bucket, of: of.clone(), members }));
+            }
+            let mut replies = self.read(reads).await?.into_iter();
+            for list in chunk {
+                match replies.next() {
+                    Some(Reply::Values(members)) => {
+                        let last = members.last().filter(|_| members.len() >= k);
+                        list.bound = last.map_or(0, |(_, count)| (*count).max(0));
+                        list.read = members;
+                    }
+                    Some(Reply::Unreadable(_)) => _ = unreadable.insert(list.bucket.start),
+                    _ => return Err(unexpected()),
+                }
+                capped |= matches!(replies.next(), Some(Reply::Values(scores)) if !scores.is_empty());
+            }
+        }
+        Ok((capped, unreadable))
+    }
+
+    /// Phase 2.
+    async fn read_above_threshold(&self, of: &Pattern, lists: &mut [List], k: usize) -> QueryResult<()> {
+        let open = lists.iter().filter(|list| list.bound > 0).count();
+        let Some(tau) = kth(candidates(lists).values().map(|candidate| candidate.sum), k) else { return Ok(()) };
+        if open == 0 {
+            return Ok(());
+        }
+        let open_lists = i128::try_from(open).expect("a count of lists");
+        let threshold = i64::try_from((tau + open_lists - 1).div_euclid(open_lists).max(1)).unwrap_or(i64::MAX);
+        // A list whose k-th member is below the threshold has given everything above it.
+        let mut wanted: Vec<&mut List> = lists.iter_mut().filter(|list| list.bound >= threshold).collect();
+        let share = (self.limits.members_max / open).max(k);
+        for chunk in wanted.chunks_mut(READS_AT_ONCE) {
+            let read =
+                |list: &List| Read::TopAtLeast { bucket: list.bucket, of: of.clone(), count: threshold, limit: share };
+            let reads = chunk.iter().map(|list| (list.lane, read(list))).collect();
+            for (list, reply) in chunk.iter_mut().zip(self.read(reads).await?) {
+                let Reply::Values(members) = reply else { return Err(unexpected()) };
+                let is_cut = members.len() >= share;
+                list.bound = if is_cut { members.last().map_or(0, |(_, count)| *count) } else { threshold - 1 };
+                list.read = members;
+            }
+        }
+        Ok(())
+    }
+
+    /// Phase 3. The first k, and whether they are certain.
+    async fn complete(&self, of: &Pattern, lists: Vec<List>, k: usize) -> QueryResult<(Vec<(String, i128)>, bool)> {
+        let mut candidates = candidates(&lists);
+        let unseen: i128 = lists.iter().map(|list| i128::from(list.bound)).sum();
+        // What no list can hide: the most that each candidate can have.
+        let most = |candidate: &Candidate| {
+            let seen = candidate.lists.iter().map(|list| i128::from(lists[*list as usize].bound));
+            candidate.sum + unseen - seen.sum::<i128>()
+        };
+        let tau = kth(candidates.values().map(|candidate| candidate.sum), k).unwrap_or(0);
+        candidates.retain(|_, candidate| most(candidate) >= tau);
+        let mut candidates: Vec<(String, Candidate)> = candidates.into_iter().collect();
+        candidates.sort_unstable_by(|left, right| {
+            (Reverse(most(&left.1)), &left.0).cmp(&(Reverse(most(&right.1)), &right.0))
+        });
+        let open = lists.iter().filter(|list| list.bound > 0).count();
+        let affordable = self.limits.members_max.checked_div(open).map_or(usize::MAX, |count| count.max(k));
+        let left_out = candidates.get(affordable).map(|(_, candidate)| most(candidate));
+        candidates.truncate(affordable);
+        let members = self.with_missing_counts(of, &lists, candidates).await?;
+        let last = members.get(k.wrapping_sub(1)).map(|(_, sum)| *sum);
+        let hidden = left_out.into_iter().chain((unseen > 0).then_some(unseen)).max();
+        let exact = hidden.is_none_or(|hidden| last.is_some_and(|last| hidden < last));
+        Ok((members.into_iter().take(k).collect(), exact))
+    }
+
+    async fn with_missing_counts(
+        &self,
+        of: &Pattern,
+        lists: &[List],
+        mut candidates: Vec<(String, Candidate)>,
+    ) -> QueryResult<Vec<(String, i128)>> {
+        let mut wanted: Vec<(usize, Vec<usize>)> = Vec::new();
+        for (at, list) in lists.iter().enumerate().filter(|(_, list)| list.bound > 0) {
+            let lacks = |(_, candidate): &(String, Candidate)| candidate.lists.binary_search(&(at as u32)).is_err();
+            let lacking: Vec<usize> =
+                candidates.iter().enumerate().filter(|(_, member)| lacks(member)).map(|(index, _)| index).collect();
+            wanted.extend(lacking.chunks(MEMBERS_AT_ONCE).map(|members| (at, members.to_vec())));
+            debug_assert!(list.lane < self.store.lanes());
+        }
+        for chunk in wanted.chunks(READS_AT_ONCE) {
+            let read = |(at, members): &(usize, Vec<usize>)| {
+                let members = members.iter().map(|index| candidates[*index].0.clone()).collect();
+                let List { lane, bucket, .. } = lists[*at];
+                (lane, Read::TopScores { bucket, of: of.clone(), members })
+            };
+            let replies = self.read(chunk.iter().map(read).collect()).await?;
+            for ((_, members), reply) in chunk.iter().zip(replies) {
+                let Reply::Values(scores) = reply else { return Err(unexpected()) };
+                let scores: HashMap<String, i64> = scores.into_iter().collect();
+                for index in members {
+                    let (member, candidate) = &mut candidates[*index];
+                    candidate.sum += scores.get(member).copied().map_or(0, i128::from);
+                }
+            }
+        }
+        let mut members: Vec<(String, i128)> =
+            candidates.into_iter().map(|(member, candidate)| (member, candidate.sum)).collect();
+        members.sort_unstable_by(|left, right| (Reverse(left.1), &left.0).cmp(&(Reverse(right.1), &right.0)));
+        Ok(members)
+    }
+}
+
+/// Every member that was read, with the lists in ascending order.
+fn candidates(lists: &[List]) -> HashMap<String, Candidate> {
+    let mut candidates: HashMap<String, Candidate> = HashMap::new();
+    for (at, list) in (0..).zip(lists) {
+        for (member, count) in &list.read {
+            if !candidates.contains_key(member) {
+                candidates.insert(member.clone(), Candidate::default());
+            }
+            let candidate = candidates.get_mut(member).expect("it is there");
+            candidate.sum += i128::from(*count);
+            candidate.lists.push(at);
+        }
+    }
+    candidates
+}
+
+/// The k-th highest.
+fn kth(sums: impl Iterator<Item = i128>, k: usize) -> Option<i128> {
+    let mut sums: Vec<i128> = sums.collect();
+    if sums.len() < k {
+        return None;
+    }
+    Some(*sums.select_nth_unstable_by_key(k - 1, |sum| Reverse(*sum)).1)
+}

@@ -1,0 +1,158 @@
+//! `[server]` of the configuration.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::query::Limits;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where to listen, `host:port`.
+    pub http: String,
+    /// Required as `Authorization: Bearer` by every route but the health checks.
+    pub token: Option<Secret>,
+    /// Listen beyond this machine without a token.
+    pub allow_public_without_token: bool,
+    /// `/metrics` needs no token.
+    pub metrics_public: bool,
+    /// For the head of a request, and for a connection without one.
+    pub header_timeout_ms: u64,
+    /// From the head of a request to its answer; also how long a client may leave an answer unread.
+    pub request_timeout_ms: u64,
+    /// Of a request.
+    pub body_bytes_max: usize,
+    pub connections_max: usize,
+    /// Buckets of one question.
+    pub max_buckets: usize,
+    /// Keys of the store that one question may touch.
+    pub max_keys: usize,
+}
+
+/// A secret that does not show in logs.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("********")
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            http: "127.0.0.1:9877".to_owned(),
+            token: None,
+            allow_public_without_token: false,
+            metrics_public: false,
+            header_timeout_ms: 10_000,
+            request_timeout_ms: 30_000,
+            body_bytes_max: 8 << 20,
+            connections_max: 1024,
+            max_buckets: limits.buckets_max,
+            max_keys: limits.keys_max,
+        }
+    }
+}
+
+impl Config {
+    /// What is wrong, and how to mend it.
+    pub fn check(&self) -> Result<(), String> {
+        let Some((host, port)) = self.http.rsplit_once(':').filter(|(host, _)| !host.is_empty()) else {
+            return Err(format!("server.http = {:?} is not host:port; write it like \"127.0.0.1:9877\"", self.http));
+        };
+        if port.parse::<u16>().is_err() {
+            return Err(format!("server.http = {:?}: {port:?} is not a port; write a number up to 65535", self.http));
+        }
+        let needs_brackets = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
+        if needs_brackets {
+            return Err(format!("server.http = {:?}: put an IPv6 address in brackets, like \"[::1]:9877\"", self.http));
+        }
+        for (name, value) in [
+            ("header_timeout_ms", self.header_timeout_ms),
+            ("request_timeout_ms", self.request_timeout_ms),
+            ("connections_max", self.connections_max as u64),
+            ("max_buckets", self.max_buckets as u64),
+            ("max_keys", self.max_keys as u64),
+        ] {
+            if value == 0 {
+                return Err(format!("server.{name} = 0 would refuse every request; it must be at least 1"));
+            }
+        }
+        match &self.token {
+            Some(Secret(token)) if token.is_empty() => {
+                Err("server.token is empty; write a long random string, or remove the key".to_owned())
+            }
+            Some(Secret(token)) if !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                Err("server.token has characters that an Authorization header cannot carry; use letters and digits"
+                    .to_owned())
+            }
+            None if !self.is_local(host) && !self.allow_public_without_token => Err(format!(
+                "server.http = {:?} listens beyond this machine without a token, so that anybody who reaches it reads every \
+                 number; set server.token (or TRAQQ_SERVER__TOKEN_FILE), or, if the network is trusted, \
+                 server.allow_public_without_token = true",
+                self.http
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_local(&self, host: &str) -> bool {
+        host == "localhost" || self.http.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
+    }
+
+    /// What one question may cost.
+    pub fn limits(&self) -> Limits {
+        Limits { buckets_max: self.max_buckets, keys_max: self.max_keys, ..Limits::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(http: &str, token: Option<&str>) -> Result<(), String> {
+        let token = token.map(|token| Secret(token.to_owned()));
+        Config { http: http.to_owned(), token, ..Config::default() }.check()
+    }
+
+    #[test]
+    fn beyond_loopback_a_token_is_needed_or_a_decision() {
+        for local in ["127.0.0.1:9877", "127.9.9.9:1", "[::1]:9877", "localhost:0"] {
+            assert_eq!(check(local, None), Ok(()), "{local}");
+        }
+        for public in ["0.0.0.0:9877", "[::]:9877", "10.0.0.1:80", "example.test:80"] {
+            let message = check(public, None).unwrap_err();
+            assert!(message.contains("TRAQQ_SERVER__TOKEN_FILE") && message.contains("allow_public_without_token"));
+            assert_eq!(check(public, Some("secret")), Ok(()), "{public}");
+        }
+        let open = Config { http: "0.0.0.0:1".to_owned(), allow_public_without_token: true, ..Config::default() };
+        assert_eq!(open.check(), Ok(()));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (http, token, part) in [
+            ("9877", None, "host:port"),
+            (":9877", None, "host:port"),
+            ("127.0.0.1:x", None, "not a port"),
+            ("::1:9877", None, "brackets"),
+            ("127.0.0.1:1", Some(""), "empty"),
+            ("127.0.0.1:1", Some("a b"), "characters"),
+        ] {
+            let message = check(http, token).unwrap_err();
+            assert!(message.contains(part), "{http}: {message}");
+        }
+        assert!(Config { connections_max: 0, ..Config::default() }.check().unwrap_err().contains("connections_max"));
+    }
+
+    #[test]
+    fn the_token_does_not_show() {
+        let config = Config { token: Some(Secret("hunter2".to_owned())), ..Config::default() };
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

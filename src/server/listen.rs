@@ -1,0 +1,237 @@
+//! The listener: plain hyper, because `axum::serve` has no limit on how long a client may take for its headers.
+//!
+//! What a client can hold is bounded: so many connections, so long for the head of a request (and between two), so long for
+//! the answer, so long without reading it, so many bytes of headers.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, Sleep};
+
+use super::Config;
+
+/// Of the head of a request, and of what is read ahead.
+const HEADER_BYTES_MAX: usize = 64 << 10;
+/// How long open requests may take after the shutdown began.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// The pause after `accept` failed, which it does when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A bound socket.
+struct Listener {
+    socket: TcpListener,
+    connections_max: usize,
+    header_timeout: Duration,
+    write_timeout: Duration,
+}
+
+/// A server that is running; it stops when this is dropped.
+pub struct Listening {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+/// Binds, and serves in the background until `shutdown` is ready or [`Listening::stop`] is called.
+pub async fn serve(
+    config: &Config,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<Listening> {
+    let listener = Listener::bind(config).await?;
+    let address = listener.socket.local_addr()?;
+    let (stop, stopped) = oneshot::channel();
+    // Cancel safe: both only wait.
+    let end = async {
+        tokio::select! {
+            () = shutdown => {}
+            _ = stopped => {}
+        }
+    };
+    Ok(Listening { address, stop, task: tokio::spawn(listener.serve(router, end)) })
+}
+
+impl Listening {
+    /// Where it listens, with the port that the system chose if 0 was asked for.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts nothing more, and waits a bounded time for the requests that are open.
+    pub async fn stop(self) {
+        _ = self.stop.send(());
+        _ = self.task.await;
+    }
+}
+
+impl Listener {
+    async fn bind(config: &Config) -> io::Result<Self> {
+        let explain = |error: io::Error| {
+            let (cause, mend) = match error.kind() {
+                io::ErrorKind::AddrInUse => {
+                    ("address in use".to_owned(), "stop what listens there, or set server.http to another port")
+                }
+                io::ErrorKind::PermissionDenied => (
+                    "permission denied".to_owned(),
+                    "ports below 1024 are the system's; set server.http to a higher one",
+                ),
+                _ => (error.to_string(), "set server.http to an address of this machine"),
+            };
+            io::Error::new(error.kind(), format!("cannot listen on {}: {cause}; {mend}", config.http))
+        };
+        let socket = TcpListener::bind(&config.http).await.map_err(explain)?;
+        Ok(Self {
+            socket,
+            connections_max: config.connections_max,
+            header_timeout: Duration::from_millis(config.header_timeout_ms),
+            write_timeout: Duration::from_millis(config.request_timeout_ms),
+        })
+    }
+
+    async fn serve(self, router: Router, shutdown: impl Future<Output = ()>) {
+        let permits = Arc::new(Semaphore::new(self.connections_max.min(Semaphore::MAX_PERMITS)));
+        let (closing, closed) = watch::channel(());
+        let mut connections = JoinSet::new();
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            // Connections beyond the limit wait in the kernel's queue.
+            let accept = async {
+                let permit = Arc::clone(&permits).acquire_owned().await.expect("it is never closed");
+                (self.socket.accept().await, permit)
+            };
+            // Cancel safe: `accept` is, and a permit that was taken is given back when it is dropped.
+            let (accepted, permit) = tokio::select! {
+                () = &mut shutdown => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = accept => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let connection = self.connection(stream, router.clone(), closed.clone());
+                    connections.spawn(async move {
+                        connection.await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "http connection not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(self.socket);
+        drop(closing);
+        let drained = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_MAX, drained).await.is_err() {
+            tracing::warn!(open = connections.len(), "http connections cut off at shutdown");
+        }
+    }
+
+    fn connection(
+        &self,
+        stream: TcpStream,
+        router: Router,
+        mut closed: watch::Receiver<()>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        _ = stream.set_nodelay(true);
+        let io = TokioIo::new(Written::new(stream, self.write_timeout));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.header_timeout)
+            .max_buf_size(HEADER_BYTES_MAX)
+            .serve_connection(io, TowerToHyperService::new(router));
+        async move {
+            let mut connection = std::pin::pin!(connection);
+            // Cancel safe: the connection is only borrowed, and awaited again below.
+            let ended = tokio::select! {
+                ended = connection.as_mut() => Some(ended),
+                _ = closed.changed() => None,
+            };
+            let ended = match ended {
+                Some(ended) => ended,
+                None => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "http connection ended");
+            }
+        }
+    }
+}
+
+/// A stream whose writes fail when the other side has taken nothing for a while.
+struct Written {
+    stream: TcpStream,
+    timeout: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Written {
+    const fn new(stream: TcpStream, timeout: Duration) -> Self {
+        Self { stream, timeout, stalled: None }
+    }
+
+    fn watched<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled =
+            self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + self.timeout)));
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer")))
+    }
+}
+
+impl AsyncRead for Written {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Written {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.watched(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.watched(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,153 @@
+//! The routes.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+use axum::{Json, Router, middleware};
+use serde_json::Value;
+
+use super::guard::{Guard, guard};
+use super::problem::{Kind, Problem};
+use super::{Config, params};
+use crate::query::{Engine, QueryResult, Request};
+
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// What the process says about itself.
+pub struct Live {
+    /// `Err` says why it is not ready.
+    pub readiness: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// The document of `/api/v1/stats`.
+    pub stats: Box<dyn Fn() -> Value + Send + Sync>,
+    /// The text of `/metrics`.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+pub(super) struct Context {
+    engine: Arc<Engine>,
+    live: Live,
+    /// Epoch seconds.
+    clock: fn() -> i64,
+}
+
+type Shared = State<Arc<Context>>;
+type Method = fn() -> MethodRouter<Arc<Context>>;
+
+/// Every path, with what answers it.
+pub(super) const ROUTES: [(&str, Method); 10] = [
+    ("/", || get(index)),
+    ("/api/v1/query", || get(query)),
+    ("/api/v1/find", || get(find)),
+    ("/api/v1/catalog", || get(catalog)),
+    ("/api/v1/stats", || get(stats)),
+    ("/api/v1/openapi.json", || get(openapi)),
+    ("/metrics", || get(metrics)),
+    ("/health", || get(health)),
+    ("/livez", || get(health)),
+    ("/readyz", || get(readyz)),
+];
+
+pub fn router(config: &Config, engine: impl Into<Arc<Engine>>, live: Live) -> Router {
+    router_at(config, engine.into(), live, wall_clock)
+}
+
+pub(super) fn router_at(config: &Config, engine: Arc<Engine>, live: Live, clock: fn() -> i64) -> Router {
+    let routes = ROUTES.iter().fold(Router::new(), |router, (path, answer)| router.route(path, answer()));
+    routes
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(Guard::new(config), guard))
+        .with_state(Arc::new(Context { engine, live, clock }))
+}
+
+fn wall_clock() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
+async fn index() -> Response {
+    let text = "traqq counts. GET /api/v1/query?days=7, /api/v1/find?q=top/geo&days=7&merge=true, /api/v1/catalog, \
+                /api/v1/stats; /api/v1/openapi.json describes them.\n";
+    text.into_response()
+}
+
+async fn query(State(context): Shared, uri: Uri, headers: HeaderMap) -> Response {
+    answer(&context, &uri, &headers, params::query(&uri)).await
+}
+
+async fn find(State(context): Shared, uri: Uri, headers: HeaderMap) -> Response {
+    answer(&context, &uri, &headers, params::find(&uri)).await
+}
+
+async fn catalog(State(context): Shared, uri: Uri, headers: HeaderMap) -> Response {
+    answer(&context, &uri, &headers, params::catalog(&uri)).await
+}
+
+async fn answer(context: &Context, uri: &Uri, headers: &HeaderMap, request: QueryResult<Request>) -> Response {
+    match try_answer(context, headers, request).await {
+        Ok(response) => response,
+        Err(error) => Problem::of(error, uri.path()).into_response(),
+    }
+}
+
+async fn try_answer(context: &Context, headers: &HeaderMap, request: QueryResult<Request>) -> QueryResult<Response> {
+    let question = context.engine.prepare(&request?, (context.clock)()).await?;
+    // Weak: an answer may already hold what is applied between its tag and its reads.
+    let tag = format!("W/\"{}\"", context.engine.tag(&question).await?);
+    let mut response = if is_known(headers, &tag) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        Json(context.engine.answer(&question).await?).into_response()
+    };
+    let tag = HeaderValue::try_from(tag).expect("hex digits");
+    response.headers_mut().insert(header::ETAG, tag);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    Ok(response)
+}
+
+/// Whether `If-None-Match` names the tag; compared weakly, as RFC 9110 wants it.
+fn is_known(headers: &HeaderMap, tag: &str) -> bool {
+    let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
+    let given = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    given.flat_map(|value| value.split(',')).any(|given| given.trim() == "*" || opaque(given) == opaque(tag))
+}
+
+async fn stats(State(context): Shared, uri: Uri) -> Response {
+    match params::none(&uri) {
+        Ok(()) => ([(header::CACHE_CONTROL, "no-store")], Json((context.live.stats)())).into_response(),
+        Err(error) => Problem::of(error, uri.path()).into_response(),
+    }
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+async fn metrics(State(context): Shared) -> Response {
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], (context.live.metrics)()).into_response()
+}
+
+async fn health() -> Response {
+    "ok\n".into_response()
+}
+
+async fn readyz(State(context): Shared, uri: Uri) -> Response {
+    match (context.live.readiness)() {
+        Ok(()) => "ready\n".into_response(),
+        Err(reason) => Problem::new(Kind::NotReady, reason, uri.path()).into_response(),
+    }
+}
+
+async fn not_found(uri: Uri) -> Response {
+    let detail = "there is nothing at this path; /api/v1/openapi.json lists what there is";
+    Problem::new(Kind::NotFound, detail, uri.path()).into_response()
+}
+
+async fn method_not_allowed(uri: Uri) -> Response {
+    Problem::new(Kind::MethodNotAllowed, "use GET", uri.path()).into_response()
+}

@@ -1,0 +1,385 @@
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::routes::{ROUTES, router_at};
+use super::{Config, Listening, Live, Secret, serve};
+use crate::model::{
+    Bucket, BucketKind, Checkpoint, Elements, KeyWrite, Metric, Pattern, Rules, Span, TopicPartition, WriteBatch,
+    Writes,
+};
+use crate::query::Engine;
+use crate::store::memory::MemoryStore;
+use crate::store::{Meta, Store};
+
+/// 2023-11-14T00:00:00Z.
+const DAY: i64 = 1_699_920_000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Server {
+    address: SocketAddr,
+    store: MemoryStore,
+    is_ready: Arc<AtomicBool>,
+    listening: Listening,
+}
+
+async fn write(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads until the other side closes, or resets.
+async fn read(stream: &TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 8192];
+    while stream.readable().await.is_ok() {
+        match stream.try_read(&mut chunk) {
+            Ok(0) => break,
+            Ok(len) => bytes.extend_from_slice(&chunk[..len]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => break,
+        }
+    }
+    bytes
+}
+
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(": "));
+        lines.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    fn problem(&self) -> String {
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{}", self.head);
+        let problem = self.json();
+        assert_eq!(problem["status"], self.status);
+        for member in ["type", "title", "detail", "instance"] {
+            assert!(problem[member].as_str().is_some_and(|text| !text.is_empty()), "{member}: {problem}");
+        }
+        problem["detail"].as_str().unwrap().to_owned()
+    }
+}
+
+fn local() -> Config {
+    Config { http: "127.0.0.1:0".to_owned(), ..Config::default() }
+}
+
+/// Two lanes; the leaderboard of `geo` and the visitors of a day.
+async fn filled() -> MemoryStore {
+    let rules: Rules = serde_json::from_str(r#"{"mapping":{"top":["geo"],"bitmap":["ip"]}}"#).unwrap();
+    let mut meta = Meta::new(&rules.validate().unwrap(), "g", vec!["a".to_owned(), "b".to_owned()]);
+    meta.starts = (0..2).map(|partition| (TopicPartition::new("t", partition), 0)).collect();
+    let store = MemoryStore::new(2);
+    store.create(&meta).await.unwrap();
+    for partition in 0..2 {
+        count(&store, partition, 0, &[("US", 2), ("DE", 3 - i64::from(partition))]).await;
+    }
+    store
+}
+
+async fn count(store: &MemoryStore, partition: i32, from: i64, geos: &[(&str, i64)]) {
+    let partition = TopicPartition::new("t", partition);
+    let span = Span { partition: partition.clone(), from: Checkpoint::start(from), to: Checkpoint::start(from + 1) };
+    let mut ips = Elements::default();
+    geos.iter().for_each(|(geo, _)| ips.push(geo.as_bytes()));
+    let write = |metric, writes| {
+        let bucket = Bucket { kind: BucketKind::Day, start: DAY };
+        KeyWrite { bucket, expires_at: None, metric, writes }
+    };
+    let pattern = |text| Pattern::parse(text).unwrap();
+    let top = geos.iter().map(|(geo, count)| ((*geo).into(), *count)).collect();
+    let writes = vec![
+        write(Metric::Top { of: pattern("geo") }, Writes::Top(top)),
+        write(Metric::Unique { of: pattern("ip") }, Writes::Unique(ips)),
+    ];
+    let mut session = store.session(partition.lane(2)).await.unwrap();
+    session.commit(Arc::new(WriteBatch { spans: vec![span], writes })).await.await.unwrap();
+}
+
+async fn start(config: &Config) -> Server {
+    let store = filled().await;
+    let is_ready = Arc::new(AtomicBool::new(true));
+    let ready = Arc::clone(&is_ready);
+    let live = Live {
+        readiness: Box::new(move || if ready.load(Ordering::Relaxed) { Ok(()) } else { Err("draining".to_owned()) }),
+        stats: Box::new(|| json!({"records": 7})),
+        metrics: Box::new(|| "traqq_up 1\n".to_owned()),
+    };
+    let engine = Arc::new(Engine::new(Arc::new(store.clone()), config.limits()));
+    let router = router_at(config, engine, live, || DAY + 60);
+    let listening = serve(config, router, std::future::pending()).await.unwrap();
+    Server { address: listening.address(), store, is_ready, listening }
+}
+
+impl Server {
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// Sends bytes and reads until the other side closes.
+    async fn raw(&self, request: &[u8]) -> Answer {
+        let stream = self.connect().await;
+        // The server may answer and close before it has read everything.
+        let exchange = async { tokio::join!(write(&stream, request), read(&stream)).1 };
+        let answer = timeout(PATIENCE, exchange).await.expect("an answer in time");
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        Answer { status, head: head.to_owned(), body: body.to_owned() }
+    }
+
+    async fn send(&self, method: &str, target: &str, headers: &str) -> Answer {
+        let request = format!("{method} {target} HTTP/1.1\r\nhost: traqq\r\nconnection: close\r\n{headers}\r\n");
+        self.raw(request.as_bytes()).await
+    }
+
+    async fn get(&self, target: &str) -> Answer {
+        self.send("GET", target, "").await
+    }
+}
+
+#[tokio::test]
+async fn questions_are_answered() {
+    let server = start(&local()).await;
+    let answer = server.get("/api/v1/find?q=top/geo&days=7&merge=true&limit=1").await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")), "{}", answer.body);
+    let result = &answer.json()["results"][0];
+    assert_eq!(result["data"], json!({"exact": true, "values": [{"value": "DE", "count": 5}]}));
+    assert_eq!(result["end"], "2023-11-15T00:00:00Z");
+
+    let answer = server.get("/api/v1/find?metric=bitmap&pattern=ip&from=2023-11-14&to=1700006400").await.json();
+    assert_eq!(answer["results"][0]["data"], json!({"unique": 2, "error": 0.0081}));
+    let answer = server.get("/api/v1/query").await.json();
+    assert_eq!(answer["results"][0]["metrics"][1]["data"]["values"][1], json!({"value": "US", "count": 4}));
+    assert_eq!(server.get("/api/v1/catalog").await.json()["metrics"][1]["values"], 2);
+    assert_eq!(server.get("/api/v1/stats").await.json(), json!({"records": 7}));
+    let metrics = server.get("/metrics").await;
+    assert!(metrics.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    assert_eq!(metrics.body, "traqq_up 1\n");
+    assert_eq!(server.get("/").await.status, 200);
+}
+
+#[tokio::test]
+async fn readiness_has_its_reason_and_liveness_does_not_care() {
+    let server = start(&local()).await;
+    assert_eq!(server.get("/readyz").await.status, 200);
+    server.is_ready.store(false, Ordering::Relaxed);
+    let answer = server.get("/readyz").await;
+    assert_eq!((answer.status, &*answer.problem()), (503, "draining"));
+    assert_eq!((server.get("/livez").await.status, server.get("/health").await.status), (200, 200));
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_a_problem_document() {
+    let server = start(&local()).await;
+    for (method, target, status, part) in [
+        ("GET", "/nothing", 404, "openapi.json"),
+        ("POST", "/api/v1/query", 405, "GET"),
+        ("DELETE", "/", 405, "GET"),
+        ("GET", "/api/v1/query?day=7", 400, "`day` is unknown"),
+        ("GET", "/api/v1/stats?x=1", 400, "`x` is unknown"),
+        ("GET", "/api/v1/query?days=1&days=2", 400, "twice"),
+        ("GET", "/api/v1/query?days=0", 400, "whole number"),
+        ("GET", "/api/v1/query?bucket=w", 400, "bucket=w"),
+        ("GET", "/api/v1/query?bucket=h", 400, "not counted"),
+        ("GET", "/api/v1/query?limit=-1", 400, "limit=-1"),
+        ("GET", "/api/v1/query?from=5", 400, "nearest bounds"),
+        ("GET", "/api/v1/query?from=%ff", 400, ""),
+        ("GET", "/api/v1/query?days=5000", 422, "max_buckets"),
+        ("GET", "/api/v1/find", 400, "which metric"),
+        ("GET", "/api/v1/find?q=top/geo&metric=top", 400, "leave"),
+        ("GET", "/api/v1/find?q=top/geo&merge=perhaps", 400, "neither true nor false"),
+        ("GET", "/api/v1/find?q=top/geo&order=asc", 400, "leaderboard"),
+        ("GET", "/api/v1/find?q=top/ip", 404, "top/geo"),
+    ] {
+        let answer = server.send(method, target, "").await;
+        assert_eq!(answer.status, status, "{method} {target}: {}", answer.body);
+        assert!(answer.problem().contains(part), "{method} {target}: {}", answer.body);
+    }
+    assert_eq!(server.send("POST", "/metrics", "").await.header("allow"), Some("GET,HEAD"));
+    let body = server.send("POST", "/api/v1/query", "content-length: 99999999\r\n").await;
+    assert_eq!(body.status, 413);
+    assert!(body.problem().contains("body_bytes_max"));
+}
+
+#[tokio::test]
+async fn a_token_guards_everything_but_the_health_checks() {
+    let config = Config { token: Some(Secret("s3cret".to_owned())), ..local() };
+    let server = start(&config).await;
+    for path in ["/", "/api/v1/query", "/api/v1/openapi.json", "/metrics", "/nothing"] {
+        for header in
+            ["", "authorization: Bearer s3cre\r\n", "authorization: Basic s3cret\r\n", "authorization: s3cret\r\n"]
+        {
+            let answer = server.send("GET", path, header).await;
+            assert_eq!(answer.status, 401, "{path} {header}");
+            assert!(answer.header("www-authenticate").unwrap().starts_with("Bearer"));
+            answer.problem();
+        }
+    }
+    for path in ["/health", "/livez", "/readyz"] {
+        assert_eq!(server.get(path).await.status, 200, "{path}");
+    }
+    for header in ["Authorization: Bearer s3cret\r\n", "authorization: bearer s3cret\r\n"] {
+        assert_eq!(server.send("GET", "/api/v1/query", header).await.status, 200);
+    }
+    let open = start(&Config { metrics_public: true, ..config }).await;
+    assert_eq!((open.get("/metrics").await.status, open.get("/api/v1/stats").await.status), (200, 401));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_at_hand_is_not_sent_again() {
+    let server = start(&local()).await;
+    for target in ["/api/v1/query", "/api/v1/find?q=top/geo", "/api/v1/catalog?days=2"] {
+        let tag = server.get(target).await.header("etag").unwrap().to_owned();
+        for given in [tag.clone(), format!("\"x\", {tag}"), tag.trim_start_matches("W/").to_owned(), "*".to_owned()] {
+            let again = server.send("GET", target, &format!("if-none-match: {given}\r\n")).await;
+            assert_eq!((again.status, &*again.body, again.header("etag")), (304, "", Some(&*tag)), "{target}");
+        }
+        assert_eq!(server.send("GET", target, "if-none-match: \"other\"\r\n").await.status, 200);
+    }
+    let tag = server.get("/api/v1/query").await.header("etag").unwrap().to_owned();
+    count(&server.store, 0, 1, &[("FR", 1)]).await;
+    let fresh = server.send("GET", "/api/v1/query", &format!("if-none-match: {tag}\r\n")).await;
+    assert_eq!(fresh.status, 200);
+    assert_ne!(fresh.header("etag"), Some(&*tag));
+}
+
+#[tokio::test]
+async fn the_openapi_document_describes_the_routes_that_there_are() {
+    let server = start(&local()).await;
+    let document = server.get("/api/v1/openapi.json").await.json();
+    let described: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    let routed: BTreeSet<&str> = ROUTES.iter().map(|(path, _)| *path).collect();
+    assert_eq!(described, routed);
+    for path in routed {
+        let answer = server.get(path).await;
+        let responses = &document["paths"][path]["get"]["responses"];
+        assert!(responses.get(answer.status.to_string()).is_some(), "{path} {}", answer.status);
+        let unknown = server.get(&format!("{path}?no_such_parameter=1")).await;
+        assert!(responses.get(unknown.status.to_string()).is_some(), "{path} {}", unknown.status);
+        // Every parameter that is described is a known one.
+        for parameter in document["paths"][path]["get"]["parameters"].as_array().into_iter().flatten() {
+            let reference = parameter["$ref"].as_str().unwrap().trim_start_matches('#');
+            let parameter = document.pointer(reference).unwrap();
+            if parameter["in"] == "query" {
+                let name = parameter["name"].as_str().unwrap();
+                let answer = server.get(&format!("{path}?{name}=1")).await;
+                assert!(!answer.body.contains("is unknown; there are"), "{path} {name}: {}", answer.body);
+            }
+        }
+    }
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1).filter_map(|rest| rest.split('"').next()) {
+        assert!(document.pointer(reference).is_some(), "{reference}");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_sender_of_headers_is_cut_off() {
+    let server = start(&Config { header_timeout_ms: 200, ..local() }).await;
+    for opening in ["", "GET /health HTTP/1.1\r\nhost: tra", "GET /health HTTP/1.1\r\nhost: traqq\r\n\r\n"] {
+        let stream = server.connect().await;
+        write(&stream, opening.as_bytes()).await.unwrap();
+        let begun = Instant::now();
+        timeout(PATIENCE, read(&stream)).await.expect("it is cut off");
+        assert!(begun.elapsed() >= Duration::from_millis(150), "{opening:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_drip_of_headers_does_not_move_the_deadline() {
+    let server = start(&Config { header_timeout_ms: 300, ..local() }).await;
+    let stream = server.connect().await;
+    let drip = async {
+        _ = write(&stream, b"GET /health HTTP/1.1\r\n").await;
+        for number in 0.. {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if write(&stream, format!("x-{number}: 1\r\n").as_bytes()).await.is_err() {
+                break;
+            }
+        }
+    };
+    let cut_off = async {
+        tokio::select! {
+            () = drip => {}
+            _ = read(&stream) => {}
+        }
+    };
+    timeout(PATIENCE, cut_off).await.expect("it is cut off");
+}
+
+#[tokio::test]
+async fn oversized_headers_are_refused() {
+    let server = start(&local()).await;
+    let long = server.send("GET", "/health", &format!("x: {}\r\n", "a".repeat(200 << 10))).await;
+    assert!(matches!(long.status, 431 | 0), "{}", long.head);
+    let many = server.send("GET", "/health", &"x: a\r\n".repeat(1000)).await;
+    assert!(matches!(many.status, 431 | 0), "{}", many.head);
+    assert_eq!(server.get("/health").await.status, 200);
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_their_turn() {
+    let server = start(&Config { connections_max: 1, header_timeout_ms: 300, ..local() }).await;
+    let idle = server.connect().await;
+    // Answered when the idle one has been cut off.
+    assert_eq!(server.get("/health").await.status, 200);
+    drop(idle);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let config = Config { request_timeout_ms: 300, header_timeout_ms: 60_000, connections_max: 1, ..local() };
+    let server = start(&config).await;
+    let deaf = server.connect().await;
+    let request = b"GET /api/v1/openapi.json HTTP/1.1\r\nhost: traqq\r\n\r\n";
+    let begging = async { while write(&deaf, request).await.is_ok() {} };
+    timeout(PATIENCE, begging).await.expect("it is cut off");
+    assert_eq!(server.get("/health").await.status, 200);
+}
+
+#[tokio::test]
+async fn shutdown_ends_idle_connections_and_the_task() {
+    let server = start(&local()).await;
+    let idle = server.connect().await;
+    write(&idle, b"GET /health HTTP/1.1\r\nhost: traqq\r\n\r\n").await.unwrap();
+    idle.readable().await.unwrap();
+    let address = server.address;
+    timeout(Duration::from_secs(5), server.listening.stop()).await.expect("idle connections do not hold it up");
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named() {
+    let server = start(&local()).await;
+    let taken = Config { http: server.address.to_string(), ..local() };
+    let message = match serve(&taken, axum::Router::new(), std::future::pending()).await {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("it is taken"),
+    };
+    assert!(message.starts_with(&format!("cannot listen on {}: address in use; ", server.address)), "{message}");
+}
