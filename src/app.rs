@@ -7,14 +7,16 @@ use anyhow::{Context, anyhow};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
-use crate::broker::kafka::{self, KafkaConsumer, KafkaProducer};
 use crate::broker::Producer;
+use crate::broker::kafka::{self, KafkaConsumer, KafkaProducer};
 use crate::compile::Plan;
 use crate::config::Config;
+use crate::decode::Reason;
 use crate::query::Engine;
 use crate::server::{self, Live};
 use crate::store::redis::{self, Finding, RedisStore, lane_tags};
 use crate::store::{Meta, Store};
+use crate::telemetry::names;
 use crate::worker::{Status, Worker};
 
 /// How often the recorder folds its histograms.
@@ -57,6 +59,7 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
         crate::store::apply_rules(store.as_ref(), &rules).await.map_err(|error| anyhow!(error))?;
     }
     let plan = Arc::new(Plan::new(rules));
+    announce_metrics();
     let status = Arc::new(Status::default());
     let (shutdown, watch) = watch::channel(false);
     let kafka = &config.broker.kafka;
@@ -73,18 +76,17 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
         consumer: Box::new(consumer),
         producer: producer.map(|producer| Arc::new(producer) as Arc<dyn Producer>),
         status: Arc::clone(&status),
-        shutdown: watch.clone(),
+        shutdown: watch,
         now_ms,
     };
     let live = live(Arc::clone(&status), metrics);
     let router = server::router(&config.server, engine(config)?, live);
-    let listening = server::serve(&config.server, router, stopped(watch)).await.context("server")?;
+    // The server outlives the worker, so that a probe sees the draining and not a closed port.
+    let listening = server::serve(&config.server, router, std::future::pending()).await.context("server")?;
+    tracing::info!(address = %listening.address(), "listening");
     tokio::spawn(async move {
         interrupted().await;
         shutdown.send_replace(true);
-        // Kept alive so that the server, which watches it too, is not told to stop before the worker is.
-        std::future::pending::<()>().await;
-        drop(shutdown);
     });
     let result = worker.run().await;
     listening.stop().await;
@@ -94,15 +96,31 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
 /// Only queries.
 pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result<()> {
     config.check_server().map_err(|error| anyhow!(error))?;
-    let (shutdown, watch) = watch::channel(false);
     let status = Arc::new(Status::default());
     status.clear("worker");
     let router = server::router(&config.server, engine(config)?, live(status, metrics));
-    let listening = server::serve(&config.server, router, stopped(watch)).await.context("server")?;
+    let listening = server::serve(&config.server, router, std::future::pending()).await.context("server")?;
+    tracing::info!(address = %listening.address(), "listening");
     interrupted().await;
-    shutdown.send_replace(true);
+    tracing::info!("stopping");
     listening.stop().await;
     Ok(())
+}
+
+/// Counters with a fixed set of labels are there from the start: a rate needs a zero to rise from.
+fn announce_metrics() {
+    for reason in Reason::ALL {
+        metrics::counter!(names::DEAD_LETTERS, "reason" => reason.name()).increment(0);
+    }
+    for class in ["retry", "reconnect", "stop"] {
+        metrics::counter!(names::STORE_ERRORS, "class" => class).increment(0);
+    }
+    for stored in ["ahead", "unchanged", "behind", "absent", "shadow"] {
+        metrics::counter!(names::FENCES, "stored" => stored).increment(0);
+    }
+    for change in ["assigned", "revoked", "lost"] {
+        metrics::counter!(names::REBALANCES, "change" => change).increment(0);
+    }
 }
 
 fn live(status: Arc<Status>, metrics: PrometheusHandle) -> Live {
@@ -142,14 +160,6 @@ pub async fn pending_mapping(config: &Config) -> anyhow::Result<Option<String>> 
     let rules = config.rules().validate().map_err(|error| anyhow!(error))?;
     let meta: Option<Meta> = store(config)?.meta().await?;
     Ok(meta.filter(|meta| meta.plan != rules.plan_hash()).map(|meta| crate::worker::plan_difference(&meta, &rules)))
-}
-
-async fn stopped(mut watch: watch::Receiver<bool>) {
-    while !*watch.borrow() {
-        if watch.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 /// SIGTERM or SIGINT.

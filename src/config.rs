@@ -93,7 +93,10 @@ fn environment() -> Env {
             key == name || key == format!("{name}_file")
         })
     };
-    Env::prefixed(ENVIRONMENT).filter(move |key| !is_secret(key.as_str())).filter(|key| key.as_str().contains("__")).split("__")
+    Env::prefixed(ENVIRONMENT)
+        .filter(move |key| !is_secret(key.as_str()))
+        .filter(|key| key.as_str().contains("__"))
+        .split("__")
 }
 
 /// Secrets are strings whatever they look like, so they do not go through the environment's parser of values.
@@ -131,10 +134,11 @@ impl Loaded {
     pub fn origin(&self, key: &str) -> String {
         let Some(metadata) = self.figment.find_metadata(key) else { return "default".to_owned() };
         match &metadata.source {
-            Some(source) => source.to_string(),
-            None if metadata.name.contains("environment") => "environment".to_owned(),
-            None if key_is_default(&self.config, key) => "default".to_owned(),
-            None => "environment or flag".to_owned(),
+            Some(figment::Source::File(file)) => file.display().to_string(),
+            _ if metadata.name.contains("environment") => "environment".to_owned(),
+            _ if key_is_default(&self.config, key) => "default".to_owned(),
+            _ if SECRETS.contains(&key) => "environment".to_owned(),
+            _ => "flag".to_owned(),
         }
     }
 

@@ -6,7 +6,6 @@ use super::{Failure, Outcome, block_on, print_json};
 use crate::app;
 use crate::broker::kafka;
 use crate::config::Config;
-use crate::store::Store;
 use crate::store::redis::{self, Check, Finding};
 
 #[derive(Args)]
@@ -22,14 +21,18 @@ impl Doctor {
         if !sections[1].1.iter().any(|check| check.name == "connection" && matches!(check.finding, Finding::Bad(_))) {
             sections.push(("counts", block_on(counts(config))?));
         }
-        sections.push(("kafka", vec![Check {
-            name: "topics",
-            finding: match kafka::checks(&config.broker.kafka) {
-                Ok(()) => Finding::Good(config.broker.kafka.brokers.clone()),
-                Err(text) => Finding::Bad(text),
-            },
-        }]));
-        let bad = sections.iter().flat_map(|(_, checks)| checks).filter(|check| matches!(check.finding, Finding::Bad(_)));
+        sections.push((
+            "kafka",
+            vec![Check {
+                name: "topics",
+                finding: match kafka::checks(&config.broker.kafka) {
+                    Ok(()) => Finding::Good(config.broker.kafka.brokers.clone()),
+                    Err(text) => Finding::Bad(text),
+                },
+            }],
+        ));
+        let bad =
+            sections.iter().flat_map(|(_, checks)| checks).filter(|check| matches!(check.finding, Finding::Bad(_)));
         let bad = bad.count();
         if self.json {
             print_json(&to_json(&sections))?;
@@ -95,7 +98,8 @@ async fn counts(config: &Config) -> Vec<Check> {
 fn print(sections: &[(&str, Vec<Check>)]) {
     use std::io::IsTerminal;
     let is_terminal = std::io::stdout().is_terminal();
-    let paint = |color: &str, mark: &str| if is_terminal { format!("\x1b[{color}m{mark}\x1b[0m") } else { mark.to_owned() };
+    let paint =
+        |color: &str, mark: &str| if is_terminal { format!("\x1b[{color}m{mark}\x1b[0m") } else { mark.to_owned() };
     for (section, checks) in sections {
         println!("{section}");
         for Check { name, finding } in checks {

@@ -62,9 +62,10 @@ fn show(config: &Config, json: bool) -> Outcome {
     let mut table = Table::new(&["metric", "counts since"]);
     for metric in metrics_of(&rules.rules) {
         let name = metric_name(&metric);
-        let since = meta.since.get(&name).map_or_else(|| "the start".to_owned(), |since| {
-            rules.zone.local(since.second).to_rfc3339()
-        });
+        let since = meta
+            .since
+            .get(&name)
+            .map_or_else(|| "the start".to_owned(), |since| rules.zone.local(since.second).to_rfc3339());
         table.row(vec![name, since]);
     }
     table.print();

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{Config, Loaded, load};
+use crate::config::{Loaded, load};
 
 /// Exact counts from event streams.
 #[derive(Parser)]

@@ -55,9 +55,11 @@ async fn show(store: &dyn Store, json: bool) -> Result<(), StoreError> {
     }
     let mut table = Table::new(&["partition", "position", "last record at", "its timestamp"]);
     for (partition, checkpoint) in rows {
-        let time = |ms: i64| chrono::DateTime::from_timestamp_millis(ms).map_or_else(String::new, |time| time.to_rfc3339());
-        let (offset, timestamp) =
-            checkpoint.last.map_or(("-".to_owned(), "-".to_owned()), |last| (last.offset.to_string(), time(last.timestamp_ms)));
+        let time =
+            |ms: i64| chrono::DateTime::from_timestamp_millis(ms).map_or_else(String::new, |time| time.to_rfc3339());
+        let (offset, timestamp) = checkpoint
+            .last
+            .map_or(("-".to_owned(), "-".to_owned()), |last| (last.offset.to_string(), time(last.timestamp_ms)));
         table.row(vec![partition.to_string(), checkpoint.position.to_string(), offset, timestamp]);
     }
     table.print();
@@ -68,7 +70,9 @@ async fn set(store: &dyn Store, partition: &TopicPartition, offset: i64) -> Resu
     let lane = partition.lane(store.lanes());
     let stored = store.positions(lane).await?.get(partition).copied();
     if !store.set_position(partition, stored, Checkpoint::start(offset)).await? {
-        return Err(StoreError::Retry("the position moved meanwhile; stop the worker that counts it, or try again".to_owned()));
+        return Err(StoreError::Retry(
+            "the position moved meanwhile; stop the worker that counts it, or try again".to_owned(),
+        ));
     }
     let from = stored.map_or("nothing".to_owned(), |stored| stored.position.to_string());
     println!("{partition}: {from} -> {offset}; restart the worker that has it");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::plan::{Plan, SourceId};
 use super::tables::{Keyed, Symbols, UniqueCell, pair};
-use crate::decode::{self, Decoded, EventTime, Micros, Raw, Reason};
+use crate::decode::{self, Decoded, EventTime, Micros, Raw, Reason, Shape};
 use crate::hll::{Observation, observe};
 use crate::model::{
     BucketSpan, Checkpoint, KeyWrite, Metric, Record, RecordBatch, Span, TopicPartition, Totals, WriteBatch, Writes,
@@ -19,6 +19,8 @@ const DAY_MS: i64 = 86_400_000;
 const BELIEVABLE_MS_MIN: i64 = 946_684_800_000;
 /// Retention of the keys beyond the retention of the bucket, in seconds.
 const EXPIRY_GRACE_SECONDS: i64 = 86_400;
+/// Unmerged, a summed value is one to the sum, one to the count and one to the totals.
+const OPERATIONS_OF_SUM: u64 = 3;
 /// Labels of one batch; beyond it the batch is cut.
 const LABEL_BYTES_MAX: usize = 64 << 20;
 
@@ -99,6 +101,7 @@ pub struct Folder {
     sums: Vec<SumTable>,
     buckets: Vec<BucketSpan>,
     out: Folded,
+    shape: Shape,
     // Scratch of one event, kept for its memory.
     field_ids: Vec<u32>,
     node_ids: Vec<u32>,
@@ -126,6 +129,7 @@ impl Folder {
             sums: defaults(plan.sums.len()),
             buckets: Vec::new(),
             out: Folded::default(),
+            shape: Shape::default(),
             field_ids: vec![0; fields],
             node_ids: vec![0; plan.nodes.len()],
             observations: vec![None; plan.sources.len()],
@@ -185,7 +189,7 @@ impl Folder {
         let stats = &mut self.out.stats;
         stats.records += 1;
         stats.bytes += record.value.map_or(0, <[u8]>::len) as u64;
-        let result = match decode::decode(&plan.extractor, &plan.rules.rules.events, record, slots) {
+        let result = match decode::decode(&plan.extractor, &plan.rules.rules.events, record, &mut self.shape, slots) {
             Ok(Decoded::Tombstone) => {
                 self.out.stats.tombstones += 1;
                 return;
@@ -390,7 +394,7 @@ impl Folder {
             totals.count += 1;
             totals.min = totals.min.min(micros.value);
             totals.max = totals.max.max(micros.value);
-            stats.operations += 1;
+            stats.operations += OPERATIONS_OF_SUM;
             stats.operations_merged += if is_new { 2 } else { 0 } + if is_first { 4 } else { 0 };
         }
     }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use super::extract::validate;
-use super::{Decoded, Extractor, Raw, Reason, limits};
+use super::{Decoded, Extractor, Raw, Reason, Shape, limits};
 use crate::model::{EventRules, Record};
 
 /// The name under which the time attribute is looked up, in front of the configured time fields.
@@ -22,6 +22,7 @@ pub fn decode_binary<'a>(
     extractor: &Extractor,
     rules: &EventRules,
     record: &Record<'a>,
+    shape: &mut Shape,
     slots: &mut [Raw<'a>],
 ) -> Result<Decoded, Reason> {
     slots.fill(Raw::Absent);
@@ -35,7 +36,7 @@ pub fn decode_binary<'a>(
         .is_none_or(|(_, value)| names_json(value.unwrap_or_default()));
     if is_json && !value.is_empty() {
         let text = limits::check(value, rules)?;
-        match extractor.extract(text, slots) {
+        match extractor.extract(text, shape, slots) {
             Ok(()) => {}
             Err(Reason::NotAnObject) => slots.fill(Raw::Absent),
             Err(reason) => return Err(reason),
@@ -64,11 +65,16 @@ fn names_json(content_type: &[u8]) -> bool {
 }
 
 /// `text` has been validated, and is an object with a string `specversion` and no `event`.
-pub fn decode_structured<'a>(extractor: &Extractor, text: &'a str, slots: &mut [Raw<'a>]) -> Result<Decoded, Reason> {
+pub fn decode_structured<'a>(
+    extractor: &Extractor,
+    text: &'a str,
+    shape: &mut Shape,
+    slots: &mut [Raw<'a>],
+) -> Result<Decoded, Reason> {
     let wanted: Vec<&str> = attributes(extractor).collect();
     let envelope = Extractor::new(wanted.iter().copied().chain(["type"]));
     let mut attributes = vec![Raw::Absent; envelope.slots()];
-    envelope.extract(text, &mut attributes)?;
+    envelope.extract(text, &mut Shape::default(), &mut attributes)?;
     let attribute = |name: &str| {
         let field = envelope.names().iter().position(|known| **known == *name);
         field.map_or(Raw::Absent, |field| envelope.field(&attributes, field).clone())
@@ -78,7 +84,7 @@ pub fn decode_structured<'a>(extractor: &Extractor, text: &'a str, slots: &mut [
         return Ok(Decoded::Event);
     }
     match data_of(text)? {
-        Some(data) if data.starts_with('{') => extractor.extract(data, slots)?,
+        Some(data) if data.starts_with('{') => extractor.extract(data, shape, slots)?,
         Some(data) => {
             validate(data)?;
             slots.fill(Raw::Absent);

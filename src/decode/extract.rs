@@ -1,15 +1,12 @@
 //! Extracts named fields from a JSON object while validating all of it.
 //!
-//! serde_json drives the parse: names that nobody asked for are skipped by its non-recursive `ignore_value`, wanted
-//! values are taken as raw text. A path such as `device.type` costs a second look at the raw text of `device`, and
-//! only when somebody asked for it. Nothing here recurses deeper than a path has dots.
+//! The scanner drives: names that nobody asked for are skipped, wanted values are taken as text. A path such as
+//! `device.type` costs a second look at the text of `device`, and only when somebody asked for it. Nothing here recurses
+//! deeper than a path has dots.
 
 use std::borrow::Cow;
-use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
-
+use super::scan::{Scanned, Scanner, Text};
 use super::{Reason, label};
 
 /// A field of the plan: an index into the names the extractor was made with.
@@ -39,24 +36,23 @@ impl<'a> Raw<'a> {
         matches!(self, Self::Text(_))
     }
 
-    fn from_json(raw: &'a str) -> Result<Self, Reason> {
-        Ok(match raw.as_bytes()[0] {
-            b'"' => Self::Text(unquote(raw)?),
-            b'{' | b'[' => Self::Container,
-            b't' => Self::Bool(true),
-            b'f' => Self::Bool(false),
-            b'n' => Self::Null,
-            _ => Self::Number(Cow::Borrowed(raw)),
-        })
+    fn from_scanned(scanned: Scanned<'a>) -> Self {
+        match scanned {
+            Scanned::Null => Self::Null,
+            Scanned::Bool(value) => Self::Bool(value),
+            Scanned::Number(text) => Self::Number(Cow::Borrowed(text)),
+            Scanned::Text(text) => Self::Text(unescape(text)),
+            Scanned::Array | Scanned::Object(_) => Self::Container,
+        }
     }
 }
 
-fn unquote(raw: &str) -> Result<Cow<'_, str>, Reason> {
-    let inner = &raw[1..raw.len() - 1];
-    if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
-        return Ok(Cow::Borrowed(inner));
+fn unescape(text: Text<'_>) -> Cow<'_, str> {
+    if !text.has_escapes {
+        return Cow::Borrowed(text.inside);
     }
-    serde_json::from_str(raw).map(Cow::Owned).map_err(|_| Reason::InvalidJson)
+    let quoted = format!("\"{}\"", text.inside);
+    Cow::Owned(serde_json::from_str(&quoted).expect("the scanner validated the escapes"))
 }
 
 /// What a key of an object leads to.
@@ -216,115 +212,139 @@ impl Extractor {
     }
 
     /// Fills the slots from a JSON object. All of the text is validated.
-    pub fn extract<'a>(&self, text: &'a str, slots: &mut [Raw<'a>]) -> Result<(), Reason> {
+    pub fn extract<'a>(&self, text: &'a str, shape: &mut Shape, slots: &mut [Raw<'a>]) -> Result<(), Reason> {
         slots.fill(Raw::Absent);
-        if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
+        let mut scanner = Scanner::new(text);
+        if scanner.peek() != Some(b'{') {
             return Err(validate(text).err().unwrap_or(Reason::NotAnObject));
         }
-        self.fill(0, text, slots)?;
-        reject_lone_surrogates(text)
+        self.fill_root(&mut scanner, shape, slots)?;
+        scanner.end()
     }
 
-    fn fill<'a>(&self, node: usize, text: &'a str, slots: &mut [Raw<'a>]) -> Result<(), Reason> {
-        let mut parser = serde_json::Deserializer::from_str(text);
-        let visitor = ObjectVisitor { extractor: self, node: &self.nodes[node], slots };
-        parser.deserialize_map(visitor).map_err(|_| Reason::InvalidJson)?;
-        parser.end().map_err(|_| Reason::InvalidJson)
-    }
-}
-
-/// Whether a text is JSON at all, whatever its shape.
-pub fn validate(text: &str) -> Result<(), Reason> {
-    let mut parser = serde_json::Deserializer::from_str(text);
-    let value: Result<&RawValue, _> = serde::Deserialize::deserialize(&mut parser);
-    value.and_then(|_| parser.end()).map_err(|_| Reason::InvalidJson)?;
-    reject_lone_surrogates(text)
-}
-
-/// serde_json lets lone surrogates pass in values it skips; they name no character, so they are refused everywhere.
-fn reject_lone_surrogates(text: &str) -> Result<(), Reason> {
-    let bytes = text.as_bytes();
-    let mut expect_low_at = None;
-    let mut from = 0;
-    while let Some(found) = memchr::memchr(b'\\', &bytes[from..]) {
-        let at = from + found;
-        if bytes.get(at + 1) != Some(&b'u') {
-            from = at + 2;
-            continue;
-        }
-        from = at + 6;
-        let unit = text.get(at + 2..at + 6).and_then(|hex| u16::from_str_radix(hex, 16).ok());
-        let is_low = matches!(unit, Some(0xDC00..=0xDFFF));
-        if is_low != (expect_low_at == Some(at)) {
-            return Err(Reason::InvalidJson);
-        }
-        expect_low_at = match unit {
-            Some(0xD800..=0xDBFF) if bytes.get(from..from + 2) != Some(b"\\u") => return Err(Reason::InvalidJson),
-            Some(0xD800..=0xDBFF) => Some(from),
-            _ => None,
-        };
-    }
-    Ok(())
-}
-
-struct ObjectVisitor<'e, 's, 'a> {
-    extractor: &'e Extractor,
-    node: &'e Node,
-    slots: &'s mut [Raw<'a>],
-}
-
-impl<'a> Visitor<'a> for ObjectVisitor<'_, '_, 'a> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<(), M::Error> {
-        use serde::de::Error;
-        while let Some(target) = map.next_key_seed(KeySeed(self.node))? {
-            let Some(target) = target else {
-                map.next_value::<IgnoredAny>()?;
-                continue;
+    /// The outermost object, whose keys are guessed.
+    fn fill_root<'a>(&self, scanner: &mut Scanner<'a>, shape: &mut Shape, slots: &mut [Raw<'a>]) -> Result<(), Reason> {
+        scanner.open_object()?;
+        let mut before = START;
+        let mut is_first = true;
+        while scanner.member(is_first)? {
+            is_first = false;
+            let (target, this) = match shape.guess(before, scanner) {
+                Some(known) => known,
+                None => {
+                    let key = scanner.key()?;
+                    let target = self.target(0, key);
+                    (target, shape.learn(before, key, target))
+                }
             };
-            let raw = map.next_value::<&'a RawValue>()?.get();
-            if let Some(slot) = target.slot {
-                self.slots[slot] = Raw::from_json(raw).map_err(|_| M::Error::custom("string"))?;
+            before = this;
+            let value = scanner.value()?;
+            if let Some(target) = target {
+                self.store(target, value, slots)?;
             }
-            if let Some(node) = target.node {
-                for &slot in &self.extractor.nodes[node].inner_slots {
-                    self.slots[slot] = Raw::Absent;
-                }
-                if raw.starts_with('{') {
-                    self.extractor.fill(node, raw, self.slots).map_err(|_| M::Error::custom("object"))?;
-                }
+        }
+        Ok(())
+    }
+
+    fn target(&self, node: usize, key: Text<'_>) -> Option<Target> {
+        let node = &self.nodes[node];
+        if key.has_escapes { node.find(&unescape(key)) } else { node.find(key.inside) }
+    }
+
+    fn store<'a>(&self, target: Target, value: Scanned<'a>, slots: &mut [Raw<'a>]) -> Result<(), Reason> {
+        if let Some(slot) = target.slot {
+            slots[slot] = Raw::from_scanned(value);
+        }
+        if let Some(node) = target.node {
+            for &slot in &self.nodes[node].inner_slots {
+                slots[slot] = Raw::Absent;
+            }
+            if let Scanned::Object(text) = value {
+                self.fill(node, &mut Scanner::new(text), slots)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill<'a>(&self, node: usize, scanner: &mut Scanner<'a>, slots: &mut [Raw<'a>]) -> Result<(), Reason> {
+        scanner.open_object()?;
+        let mut is_first = true;
+        while scanner.member(is_first)? {
+            is_first = false;
+            let target = self.target(node, scanner.key()?);
+            let value = scanner.value()?;
+            if let Some(target) = target {
+                self.store(target, value, slots)?;
             }
         }
         Ok(())
     }
 }
 
-/// Finds a key among the wanted ones without allocating.
-struct KeySeed<'e>(&'e Node);
+/// In front of the first key.
+const START: usize = 0;
+const SHAPE_KEYS_MAX: usize = 256;
+const SHAPE_KEY_BYTES_MAX: usize = 64;
 
-impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
-    type Value = Option<Target>;
+/// The keys of the events seen so far, and which one came after which: events of one producer have their keys in one order, and
+/// comparing a key with the expected one is far cheaper than finding its end and looking it up. A guess is only ever taken when the
+/// bytes are the same, so a wrong one costs time and nothing else. One for each fold thread.
+#[derive(Default)]
+pub struct Shape {
+    /// Index 0 is [`START`].
+    keys: Vec<ShapeKey>,
+}
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_str(self)
+#[derive(Clone, Default)]
+struct ShapeKey {
+    /// With quotes and colon, as it must stand in the text.
+    spelled: Box<[u8]>,
+    target: Option<Target>,
+    /// The key that came after this one last time; [`START`] when none did.
+    after: usize,
+}
+
+impl Shape {
+    /// The key that is expected after `before`, if that is what stands there.
+    fn guess(&self, before: usize, scanner: &mut Scanner<'_>) -> Option<(Option<Target>, usize)> {
+        let index = self.keys.get(before)?.after;
+        let key = &self.keys[index];
+        (index != START && scanner.take_key(&key.spelled)).then_some((key.target, index))
+    }
+
+    /// Notes a key that was not expected; its index, or [`START`] when it is not kept.
+    fn learn(&mut self, before: usize, key: Text<'_>, target: Option<Target>) -> usize {
+        if key.has_escapes || key.inside.len() > SHAPE_KEY_BYTES_MAX {
+            return START;
+        }
+        if self.keys.is_empty() {
+            self.keys.push(ShapeKey::default());
+        }
+        let spelled = |known: &ShapeKey| {
+            known
+                .spelled
+                .get(1..)
+                .is_some_and(|rest| rest.len() == key.inside.len() + 2 && rest.starts_with(key.inside.as_bytes()))
+        };
+        let index = match self.keys.iter().position(spelled) {
+            Some(index) => index,
+            None if self.keys.len() > SHAPE_KEYS_MAX => return START,
+            None => {
+                let spelled = format!("\"{}\":", key.inside).into_bytes().into();
+                self.keys.push(ShapeKey { spelled, target, after: START });
+                self.keys.len() - 1
+            }
+        };
+        self.keys[before].after = index;
+        index
     }
 }
 
-impl Visitor<'_> for KeySeed<'_> {
-    type Value = Option<Target>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
-        Ok(self.0.find(key))
-    }
+/// Whether a text is JSON at all, whatever its shape.
+pub fn validate(text: &str) -> Result<(), Reason> {
+    let mut scanner = Scanner::new(text);
+    scanner.value()?;
+    scanner.end()
 }
 
 /// A field's value as text, trimmed; `None` when it does not count. Numbers are their label.
@@ -347,7 +367,7 @@ mod tests {
     fn extract<'a>(names: &[&str], text: &'a str) -> Result<Vec<Raw<'a>>, Reason> {
         let extractor = Extractor::new(names.iter().copied());
         let mut slots = vec![Raw::Absent; extractor.slots()];
-        extractor.extract(text, &mut slots)?;
+        extractor.extract(text, &mut Shape::default(), &mut slots)?;
         Ok((0..names.len()).map(|field| extractor.field(&slots, field).clone()).collect())
     }
 
@@ -361,6 +381,34 @@ mod tests {
         let found = extract(&["a", "b", "c", "d.e.f", "t", "n", "zz"], event).unwrap();
         let number = Raw::Number("1.50".into());
         assert_eq!(found, [number, text("x"), Raw::Container, text("deep"), Raw::Bool(true), Raw::Null, Raw::Absent]);
+    }
+
+    #[test]
+    fn a_shape_changes_nothing_but_the_speed() {
+        let extractor = Extractor::new(["a", "b", "d.e"]);
+        let mut shape = Shape::default();
+        let mut slots = vec![Raw::Absent; extractor.slots()];
+        for event in [
+            r#"{"a":"1","b":"2"}"#,
+            r#"{"a":"1","b":"2"}"#,
+            r#"{"b":"2","a":"1"}"#,
+            r#"{ "a" :"1", "b": "2"}"#,
+            r#"{"\u0061":"1","b":"2"}"#,
+            r#"{"x":0,"a":"1","d":{"e":5},"b":"2"}"#,
+            r#"{"a":"0","a":"1","b":"2"}"#,
+        ] {
+            for _ in 0..3 {
+                extractor.extract(event, &mut shape, &mut slots).unwrap();
+                assert_eq!(
+                    (extractor.field(&slots, 0), extractor.field(&slots, 1)),
+                    (&text("1"), &text("2")),
+                    "{event}"
+                );
+            }
+        }
+        for broken in [r#"{"a":"1","b"}"#, r#"{"a":"1""b":"2"}"#, r#"{"a":"1","b":"2",}"#, r#"{,"a":"1"}"#] {
+            assert_eq!(extractor.extract(broken, &mut shape, &mut slots), Err(Reason::InvalidJson), "{broken}");
+        }
     }
 
     #[test]

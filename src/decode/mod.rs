@@ -8,10 +8,11 @@ mod extract;
 mod label;
 mod limits;
 mod number;
+mod scan;
 mod time;
 
 pub use cloudevents::TIME as CLOUD_EVENT_TIME;
-pub use extract::{Extractor, FieldId, Raw};
+pub use extract::{Extractor, FieldId, Raw, Shape};
 pub use label::{Cut, cut, escape_into, is_reserved, trim, unescape_compound, unescape_single};
 pub use limits::check;
 pub use number::{Micros, is_number, label as number_label, micros};
@@ -92,16 +93,17 @@ pub fn decode<'a>(
     extractor: &Extractor,
     rules: &EventRules,
     record: &Record<'a>,
+    shape: &mut Shape,
     slots: &mut [Raw<'a>],
 ) -> Result<Decoded, Reason> {
     if record.has_headers() && cloudevents::is_binary(record) {
-        return cloudevents::decode_binary(extractor, rules, record, slots);
+        return cloudevents::decode_binary(extractor, rules, record, shape, slots);
     }
     let Some(value) = record.value else { return Ok(Decoded::Tombstone) };
     let text = limits::check(value, rules)?;
-    extractor.extract(text, slots)?;
+    extractor.extract(text, shape, slots)?;
     if extractor.event(slots).is_absent() && extractor.spec_version(slots).is_string() {
-        return cloudevents::decode_structured(extractor, text, slots);
+        return cloudevents::decode_structured(extractor, text, shape, slots);
     }
     Ok(Decoded::Event)
 }

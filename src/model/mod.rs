@@ -5,6 +5,7 @@ mod pattern;
 mod position;
 mod record;
 mod rules;
+mod secret;
 mod write;
 
 pub use bucket::{Bucket, BucketKind, BucketSpan, Zone};
@@ -14,4 +15,5 @@ pub use record::{Header, Record, RecordBatch};
 pub use rules::{
     BitmapBy, BucketRules, EventRules, Mapping, Retention, Retentions, Rules, RulesError, SumBy, ValidRules,
 };
+pub use secret::Secret;
 pub use write::{Elements, KeyWrite, Metric, OTHER, Totals, VALUE_SCALE, WriteBatch, Writes, increments};

@@ -15,6 +15,6 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Config, Secret};
+pub use config::Config;
 pub use listen::{Listening, serve};
 pub use routes::{Live, router};

@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::routes::{ROUTES, router_at};
-use super::{Config, Listening, Live, Secret, serve};
+use super::{Config, Listening, Live, serve};
+use crate::model::Secret;
 use crate::model::{
     Bucket, BucketKind, Checkpoint, Elements, KeyWrite, Metric, Pattern, Rules, Span, TopicPartition, WriteBatch,
     Writes,

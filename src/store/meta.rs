@@ -130,10 +130,8 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
             rules.zone.name()
         )));
     }
-    let known: Vec<String> = metrics_of(&stored.valid_rules().map_err(StoreError::Stop)?.rules)
-        .iter()
-        .map(metric_name)
-        .collect();
+    let known: Vec<String> =
+        metrics_of(&stored.valid_rules().map_err(StoreError::Stop)?.rules).iter().map(metric_name).collect();
     let wanted: Vec<String> = metrics_of(&rules.rules).iter().map(metric_name).collect();
     let missing_in = |list: &[String], name: &&String| !list.contains(*name);
     let added: Vec<String> = wanted.iter().filter(|name| missing_in(&known, name)).cloned().collect();

@@ -10,6 +10,7 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use super::backoff::Backoff;
+use super::status::Status;
 use crate::broker::{Message, ProduceError, Producer};
 use crate::compile::{DeadLetter, FoldStats, Folded};
 use crate::hll::murmur64a;
@@ -43,6 +44,7 @@ pub struct LaneSender {
     pub producer: Option<Arc<dyn Producer>>,
     pub in_flight_max: usize,
     pub answers: UnboundedSender<Committed>,
+    pub status: Arc<Status>,
 }
 
 /// Where a dead letter came from and why it is one; the names do not change.
@@ -55,6 +57,8 @@ const HEADER_TIMESTAMP: &str = "traqq-timestamp-ms";
 /// On an envelope, whose value is only the beginning of the record.
 const HEADER_BYTES: &str = "traqq-value-bytes";
 const HEADER_HASH: &str = "traqq-value-murmur64a";
+/// The obstacle's name in the status.
+const DEAD_LETTERS: &str = "dead letters";
 const ENVELOPE_BYTES: usize = 64 << 10;
 /// Dead letters handed to the producer at once.
 const LETTERS_IN_FLIGHT: usize = 1000;
@@ -82,7 +86,7 @@ impl LaneSender {
 
     async fn send(&mut self, Sending { folded, is_last }: Sending) -> BoxFuture<'static, Committed> {
         let Folded { batch, dead_letters, stats } = folded;
-        bury(self.producer.clone(), &dead_letters).await;
+        bury(self.producer.clone(), &self.status, &dead_letters).await;
         let (lane, epoch, spans) = (self.lane, self.epoch, batch.spans.clone());
         let sent_at = Instant::now();
         let answer = self.session.commit(Arc::new(batch)).await;
@@ -94,10 +98,10 @@ impl LaneSender {
 }
 
 /// Returns when the destination has all of them; it never gives up, so their offsets are never passed without them.
-async fn bury(producer: Option<Arc<dyn Producer>>, letters: &[DeadLetter]) {
+async fn bury(producer: Option<Arc<dyn Producer>>, status: &Status, letters: &[DeadLetter]) {
     for chunk in letters.chunks(LETTERS_IN_FLIGHT) {
         if let Some(producer) = &producer {
-            futures_util::future::join_all(chunk.iter().map(|letter| publish(producer.as_ref(), letter))).await;
+            futures_util::future::join_all(chunk.iter().map(|letter| publish(producer.as_ref(), status, letter))).await;
         }
         for letter in chunk {
             metrics::counter!(names::DEAD_LETTERS, "reason" => letter.reason.name()).increment(1);
@@ -105,12 +109,12 @@ async fn bury(producer: Option<Arc<dyn Producer>>, letters: &[DeadLetter]) {
     }
 }
 
-async fn publish(producer: &dyn Producer, letter: &DeadLetter) {
+async fn publish(producer: &dyn Producer, status: &Status, letter: &DeadLetter) {
     let mut message = to_message(letter);
     let mut backoff = Backoff::default();
     loop {
         match producer.send(&message).await {
-            Ok(()) => return,
+            Ok(()) => return status.clear(DEAD_LETTERS),
             Err(ProduceError::TooLarge(error)) => {
                 tracing::warn!(
                     partition = %letter.partition, offset = letter.offset, error,
@@ -120,6 +124,7 @@ async fn publish(producer: &dyn Producer, letter: &DeadLetter) {
             }
             Err(ProduceError::Retry(error)) => {
                 metrics::counter!(names::DEAD_LETTER_RETRIES).increment(1);
+                status.obstruct(DEAD_LETTERS, &error);
                 tracing::warn!(error, "the dead-letter destination refuses; the partition waits");
                 tokio::time::sleep(backoff.next()).await;
             }

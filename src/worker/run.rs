@@ -506,6 +506,7 @@ impl Loop {
                 producer: self.worker.producer.clone(),
                 in_flight_max: self.worker.config.batches_in_flight,
                 answers: self.answers.clone(),
+                status: Arc::clone(&self.worker.status),
             };
             let lane = &mut self.lanes[index];
             lane.batches = Some(batches);

@@ -3,7 +3,7 @@
 -- KEYS  1 ckpt, 2 meta, 3 quarantine, then the data keys in the order in which ARGV speaks of them
 -- ARGV  plan hash
 --       spans: n, then n * (field, from, to)
---       guard of the HLL shadow: n, then n * (field, position); n, then n * index into KEYS of a key that must exist
+--       guard of the HLL shadow: n, then n * (field, position); n, then n * (index into KEYS of a key that must exist, expiry)
 --       writes: n, then n * (kind, tracking key, expiry or '', number of arguments that follow, arguments)
 -- Answer  {'applied', expired keys, values folded, {quarantined key, error, ...}}
 --         {'plan', stored hash}, {'fence', stored, ...} in the order of the spans, {'shadow'}
@@ -23,6 +23,7 @@ local function key()
   return KEYS[key_at]
 end
 
+local now = tonumber(call('TIME')[1])
 local OTHER = '__other__'
 local CHUNK = 4000
 
@@ -58,7 +59,10 @@ for _ = 1, tonumber(arg()) do
   end
 end
 for _ = 1, tonumber(arg()) do
-  if call('EXISTS', KEYS[tonumber(arg())]) == 0 then
+  local name, expiry = KEYS[tonumber(arg())], arg()
+  -- A key that has expired is not written, so there is nothing to miss.
+  local is_live = expiry == '' or tonumber(expiry) > now
+  if is_live and call('EXISTS', name) == 0 then
     return { 'shadow' }
   end
 end
@@ -71,7 +75,6 @@ end
 
 -- the writes ----------------------------------------------------------------------------------------------------------
 
-local now = tonumber(call('TIME')[1])
 local expired, folded, quarantined = 0, 0, {}
 
 local function tolerated(text)

@@ -131,7 +131,10 @@ impl Encoded {
             for (partition, position) in built_to {
                 command.arg(partition.to_string()).arg(position);
             }
-            command.arg(encoder.relied_on.len()).arg(&encoder.relied_on);
+            command.arg(encoder.relied_on.len());
+            for (index, expiry) in &encoder.relied_on {
+                command.arg(*index).arg(expiry);
+            }
         }
         command.arg(encoder.writes);
         for argument in encoder.arguments.iter() {
@@ -147,8 +150,8 @@ type Arguments = Elements;
 struct Encoder<'a> {
     names: Vec<String>,
     arguments: Arguments,
-    /// Indexes, from 1, into `names` of keys that must exist for the shadow to hold.
-    relied_on: Vec<usize>,
+    /// Indexes, from 1, into `names` of keys that must exist for the shadow to hold, with their expiry.
+    relied_on: Vec<(usize, String)>,
     writes: usize,
     elements_sent: u64,
     elements_saved: u64,
@@ -195,7 +198,7 @@ impl Encoder<'_> {
         self.elements_sent += kept.len() as u64;
         self.elements_saved += (elements.len() - kept.len()) as u64;
         if filtered.is_some() {
-            self.relied_on.push(self.names.len() + 1);
+            self.relied_on.push((self.names.len() + 1, expiry_text(write)));
         }
         self.head(write, "u", kept.len());
         kept.iter().for_each(|element| self.arguments.push(element));
@@ -232,7 +235,7 @@ impl Encoder<'_> {
         self.names.extend(self.keys.of_metric(write.bucket, &write.metric));
         self.text(kind);
         self.text(&self.keys.tracking(write.bucket));
-        self.text(&write.expires_at.map(|expiry| expiry.to_string()).unwrap_or_default());
+        self.text(&expiry_text(write));
         self.number(arguments as i64);
     }
 
@@ -244,6 +247,10 @@ impl Encoder<'_> {
         let mut digits = itoa::Buffer::new();
         self.arguments.push(digits.format(number).as_bytes());
     }
+}
+
+fn expiry_text(write: &KeyWrite) -> String {
+    write.expires_at.map(|expiry| expiry.to_string()).unwrap_or_default()
 }
 
 fn parse_outcome(answer: Value, spans: &[Span]) -> StoreResult<Outcome> {

@@ -10,8 +10,8 @@ use redis::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Secret;
 use super::error::classify;
+use crate::model::Secret;
 use crate::store::{StoreError, StoreResult};
 
 /// `[store.redis]`.

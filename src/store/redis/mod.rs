@@ -21,7 +21,6 @@ mod shadow;
 use async_trait::async_trait;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue, Value, cmd};
-use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 pub use connect::{Check, Config, Finding, checks};
@@ -32,17 +31,6 @@ use self::connect::Connector;
 use self::keys::Keys;
 use super::{Meta, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult};
 use crate::model::{Checkpoint, TopicPartition};
-
-/// A secret that does not show in logs or in `config show`.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(pub String);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("********")
-    }
-}
 
 pub struct RedisStore {
     connector: Connector,
