@@ -9,6 +9,7 @@ use crate::hll::{Hll, Observation};
 use crate::model::Elements;
 
 /// Spreads a 64-bit key: the two halves of a 128-bit product, folded.
+#[inline]
 const fn spread(key: u64) -> u64 {
     let product = (key ^ 0x9e37_79b9_7f4a_7c15) as u128 * 0xf39c_c060_5ced_c835_u128;
     (product >> 64) as u64 ^ product as u64
@@ -57,6 +58,7 @@ impl Symbols {
     }
 }
 
+#[inline]
 fn slice<'t>(text: &'t str, ends: &[u32], id: u32) -> &'t str {
     let index = id as usize - 1;
     let start = if index == 0 { 0 } else { ends[index - 1] as usize };

@@ -157,7 +157,8 @@ impl Config {
 
     pub fn producer_client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
-        client.set("client.id", "traqq");
+        // Whether a record is too large is for the topic to say.
+        client.set("client.id", "traqq").set("message.max.bytes", "1000000000");
         for (name, value) in &self.properties {
             if !CONSUMER_ONLY.contains(&name.as_str()) {
                 client.set(name, value);
