@@ -1,5 +1,13 @@
 //! Everything that needs more than one folder, in one binary.
 
+mod architecture;
+mod cli;
+mod deploy;
 mod hll;
+mod kafka;
 mod model;
+mod proxy;
+mod redis_aof;
+mod redis_store;
+mod redis_worker;
 mod servers;

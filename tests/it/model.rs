@@ -65,7 +65,6 @@ pub struct Harness {
 pub struct Running {
     pub member: u64,
     shutdown: watch::Sender<bool>,
-    pub status: Arc<Status>,
     task: JoinHandle<Result<(), WorkerError>>,
 }
 
@@ -79,10 +78,6 @@ impl Running {
     pub fn kill(self, broker: &MemoryBroker) {
         self.task.abort();
         broker.expire(self.member);
-    }
-
-    pub async fn result(self) -> Result<(), WorkerError> {
-        self.task.await.unwrap()
     }
 }
 
@@ -113,7 +108,6 @@ impl Harness {
         let consumer = self.broker.consumer();
         let member = consumer.member();
         let (shutdown, watch) = watch::channel(false);
-        let status = Arc::new(Status::default());
         let worker = Worker {
             config,
             plan: plan(),
@@ -124,11 +118,11 @@ impl Harness {
             store: Arc::new(self.store.clone()),
             consumer: Box::new(consumer),
             producer: Some(Arc::new(self.broker.clone())),
-            status: Arc::clone(&status),
+            status: Arc::new(Status::default()),
             shutdown: watch,
             now_ms: || NOW_MS,
         };
-        Running { member, shutdown, status, task: tokio::spawn(worker.run()) }
+        Running { member, shutdown, task: tokio::spawn(worker.run()) }
     }
 
     pub fn append(&self, random: &mut Random, count: usize) {

@@ -55,7 +55,10 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, upstream)) else { continue };
                 client.set_nodelay(true).unwrap();
                 server.set_nodelay(true).unwrap();
-                let ends = [(client.try_clone(), server.try_clone(), Direction::Up), (Ok(server), Ok(client), Direction::Down)];
+                let ends = [
+                    (client.try_clone(), server.try_clone(), Direction::Up),
+                    (Ok(server), Ok(client), Direction::Down),
+                ];
                 for (from, to, direction) in ends {
                     let (from, to, shared) = (from.unwrap(), to.unwrap(), Arc::clone(&accepting));
                     std::thread::spawn(move || pump(&from, &to, direction, &shared));

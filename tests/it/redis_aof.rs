@@ -244,7 +244,9 @@ async fn the_file_is_rewritten_once_for_each_life_of_the_server() {
         for _ in 0..3 {
             replay(&store(&redis)).await.unwrap();
         }
-        poll_until(Duration::from_secs(5), "the rewrite is logged", || (finished(&redis) == before + life).then_some(()));
+        poll_until(Duration::from_secs(5), "the rewrite is logged", || {
+            (finished(&redis) == before + life).then_some(())
+        });
         redis.kill9();
         redis.restart();
     }

@@ -15,7 +15,8 @@ use traqq::model::{
     TopicPartition, Totals, WriteBatch, Writes,
 };
 use traqq::store::memory::MemoryStore;
-use traqq::store::redis::{Config, Finding, RedisStore, Secret, checks, lane_tags};
+use traqq::model::Secret;
+use traqq::store::redis::{Config, Finding, RedisStore, checks, lane_tags};
 use traqq::store::{
     Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Since, Store, StoreError, StoreResult, metrics_of,
 };
@@ -165,10 +166,7 @@ fn drawn() -> impl Strategy<Value = Vec<Drawn>> {
     let values = prop::collection::vec((0..LABELS.len(), amount, 1_i64..5), 1..6);
     let write = (0..6_usize, 0..3_usize, values);
     let batch = (0..4_i32, prop::collection::vec(write, 0..8), any::<bool>());
-    prop::collection::vec(
-        batch.prop_map(|(partition, writes, settles)| Drawn { partition, writes, settles }),
-        1..10,
-    )
+    prop::collection::vec(batch.prop_map(|(partition, writes, settles)| Drawn { partition, writes, settles }), 1..10)
 }
 
 fn elements<'e>(texts: impl IntoIterator<Item = &'e str>) -> Elements {
@@ -208,7 +206,10 @@ fn drawn_write(metrics: &[Metric], now: i64, (metric, bucket, values): &DrawnWri
                 min: amounts().min().unwrap(),
                 max: amounts().max().unwrap(),
             };
-            Writes::Sum(values.iter().map(|(l, amount, count)| (label(*l), i128::from(*amount), *count)).collect(), totals)
+            Writes::Sum(
+                values.iter().map(|(l, amount, count)| (label(*l), i128::from(*amount), *count)).collect(),
+                totals,
+            )
         }
     };
     let (bucket, expires_at) = drawn_buckets(now)[*bucket];
@@ -503,10 +504,7 @@ async fn a_batch_that_does_not_fit_writes_nothing() {
     let mut session = store.session(0).await.unwrap();
     let plan: String = cmd("HGET").arg("p:meta").arg("plan").query_async(&mut connection).await.unwrap();
     let _: i64 = cmd("HSET").arg("p:meta").arg("plan").arg("other").query_async(&mut connection).await.unwrap();
-    assert_eq!(
-        commit(&mut session, small(0, 1, &["2"])).await.unwrap(),
-        Outcome::PlanChanged("other".to_owned())
-    );
+    assert_eq!(commit(&mut session, small(0, 1, &["2"])).await.unwrap(), Outcome::PlanChanged("other".to_owned()));
     let _: i64 = cmd("HSET").arg("p:meta").arg("plan").arg(&plan).query_async(&mut connection).await.unwrap();
     assert_eq!(dump(&mut connection).await, before);
     // No meta at all, as after FLUSHALL.
@@ -605,7 +603,10 @@ async fn a_connection_cut_anywhere_applies_whole_batches() {
             }
             assert_eq!(proxy.cuts(), cuts + 1, "{direction:?} {cut} of {length}, {acknowledged} acknowledged");
             proxy.resume();
-            let ended = || redis.cli(&["CLIENT", "LIST", "TYPE", "normal"]).lines().filter(|l| l.contains("cmd=evalsha")).count() == 0;
+            let ended = || {
+                redis.cli(&["CLIENT", "LIST", "TYPE", "normal"]).lines().filter(|l| l.contains("cmd=evalsha")).count()
+                    == 0
+            };
             // What the server had received it may still be working on.
             poll_until(std::time::Duration::from_secs(10), "the cut connection is gone", || ended().then_some(()));
             let position = position(&direct, 0).await;
@@ -665,9 +666,18 @@ async fn a_key_of_another_type_is_quarantined_and_all_others_count() {
     let redis = Redis::start(&[]);
     let plan = plan(RULES);
     let metrics = metrics_of(&plan.rules.rules);
-    let names = ["bmp:d:1699920000:ip", "bmv:d:1699920000:ip@geo", "add:d:1699920000:event", "add:d:1699920000:event~geo",
-        "adv:d:1699920000:amount%3Ax:event", "adv:d:1699920000:amount%3Ax:event:n", "adv:d:1699920000:amount%3Ax:event:i",
-        "top:d:1699920000:url", "bmp:d:1699920000:ip@geo:a%3Ab", "k:d:1699920000"];
+    let names = [
+        "bmp:d:1699920000:ip",
+        "bmv:d:1699920000:ip@geo",
+        "add:d:1699920000:event",
+        "add:d:1699920000:event~geo",
+        "adv:d:1699920000:amount%3Ax:event",
+        "adv:d:1699920000:amount%3Ax:event:n",
+        "adv:d:1699920000:amount%3Ax:event:i",
+        "top:d:1699920000:url",
+        "bmp:d:1699920000:ip@geo:a%3Ab",
+        "k:d:1699920000",
+    ];
     for spoiled in names {
         redis.cli(&["FLUSHALL"]);
         let store = RedisStore::new(&config(&redis.url(), 1)).unwrap();
@@ -681,7 +691,9 @@ async fn a_key_of_another_type_is_quarantined_and_all_others_count() {
         let writes = (0..6).map(|metric| drawn_write(&metrics, 0, &(metric, 0, vec![(0, 5, 1), (2, -7, 2)]))).collect();
         let batch = Arc::new(WriteBatch { spans: small(0, 0, &[]).spans, writes });
         let mut session = store.session(0).await.unwrap();
-        let Outcome::Applied(applied) = session.commit(Arc::clone(&batch)).await.await.unwrap() else { panic!("{spoiled}") };
+        let Outcome::Applied(applied) = session.commit(Arc::clone(&batch)).await.await.unwrap() else {
+            panic!("{spoiled}")
+        };
         reference.session(0).await.unwrap().commit(batch).await.await.unwrap();
         let named: BTreeSet<&str> = applied.quarantined.iter().map(|quarantined| &*quarantined.key).collect();
         assert!(named.contains(&*spoiled), "{spoiled}: {named:?}");
@@ -690,7 +702,8 @@ async fn a_key_of_another_type_is_quarantined_and_all_others_count() {
         assert_eq!(stored, named);
         // Whatever is not named in the quarantine is exact.
         let all = reads_of(&metrics, &[BUCKET], &["a", "a:b"]);
-        let sound: Vec<Read> = all.into_iter().filter(|read| !named.iter().any(|name| key_of(read) == name[2..])).collect();
+        let sound: Vec<Read> =
+            all.into_iter().filter(|read| !named.iter().any(|name| key_of(read) == name[2..])).collect();
         assert!(sound.len() >= 10, "{spoiled}");
         if !spoiled.contains("bmv") {
             assert_same(&store, &reference, &sound, &spoiled).await;
@@ -709,7 +722,9 @@ fn key_of(read: &Read) -> String {
         Read::Unique { of, .. } => format!("bmp:d:{start}:{of}"),
         Read::UniqueBy { of, by, value, .. } => format!("bmp:d:{start}:{of}@{by}:{}", value.replace(':', "%3A")),
         Read::UniqueByValues { of, by, .. } => format!("bmv:d:{start}:{of}@{by}"),
-        Read::TopFirst { of, .. } | Read::TopAtLeast { of, .. } | Read::TopScores { of, .. } => format!("top:d:{start}:{of}"),
+        Read::TopFirst { of, .. } | Read::TopAtLeast { of, .. } | Read::TopScores { of, .. } => {
+            format!("top:d:{start}:{of}")
+        }
     }
 }
 
@@ -768,9 +783,9 @@ async fn use_all(config: &Config) -> StoreResult<()> {
     let lane = part(0).lane(config.lanes);
     let mut session = store.session(lane).await?;
     for from in 0..3 {
-        let writes = (0..6)
-            .flat_map(|metric| (0..3).map(move |bucket| (metric, bucket)))
-            .map(|(metric, bucket)| drawn_write(&metrics, now(), &(metric, bucket, (0..9).map(|l| (l, from, 1)).collect())));
+        let writes = (0..6).flat_map(|metric| (0..3).map(move |bucket| (metric, bucket))).map(|(metric, bucket)| {
+            drawn_write(&metrics, now(), &(metric, bucket, (0..9).map(|l| (l, from, 1)).collect()))
+        });
         let batch = WriteBatch { spans: small(0, from, &[]).spans, writes: writes.collect() };
         let Outcome::Applied(applied) = commit(&mut session, batch).await? else { panic!("not applied") };
         assert!(applied.values_folded > 0 && applied.quarantined.is_empty(), "{applied:?}");
@@ -811,14 +826,24 @@ async fn every_way_to_a_server() {
         Config { password: Secret("wrong".to_owned()), ..good.clone() },
         Config { username: "nobody".to_owned(), ..good.clone() },
     ] {
-        for error in [RedisStore::new(&wrong).unwrap().meta().await.unwrap_err(), RedisStore::new(&wrong).unwrap().session(0).await.err().unwrap()] {
+        for error in [
+            RedisStore::new(&wrong).unwrap().meta().await.unwrap_err(),
+            RedisStore::new(&wrong).unwrap().session(0).await.err().unwrap(),
+        ] {
             let StoreError::Stop(line) = &error else { panic!("{wrong:?}: {error:?}") };
-            assert!(line.contains("store.redis.username and password") && line.contains(&redis.port().to_string()), "{line}");
+            assert!(
+                line.contains("store.redis.username and password") && line.contains(&redis.port().to_string()),
+                "{line}"
+            );
         }
         let all = checks(&wrong, now()).await;
-        assert!(all.iter().any(|check| matches!(&check.finding, Finding::Bad(line) if line.contains("password"))), "{all:?}");
+        assert!(
+            all.iter().any(|check| matches!(&check.finding, Finding::Bad(line) if line.contains("password"))),
+            "{all:?}"
+        );
     }
-    let error = RedisStore::new(&Config { url: Secret(format!("{}/99", redis.url())), ..good.clone() }).unwrap().meta().await;
+    let error =
+        RedisStore::new(&Config { url: Secret(format!("{}/99", redis.url())), ..good.clone() }).unwrap().meta().await;
     assert!(matches!(&error, Err(StoreError::Stop(line)) if line.contains("DB index")), "{error:?}");
     // Nobody there: that may change.
     let nobody = config(&format!("redis://127.0.0.1:{}", free_port()), 1);
@@ -852,7 +877,9 @@ async fn the_printed_acl_rule_is_enough() {
     assert!(!redis.cli(&["ACL", "LOG"]).contains("worker"), "{}", redis.cli(&["ACL", "LOG"]));
     user("other", rule);
     assert!(redis.cli(&["ACL", "DRYRUN", "other", "GET", "elsewhere:x"]).contains("no permissions"));
-    let Finding::Warning(line) = finding(&as_user("worker", 0, 1), "permissions").await else { panic!("not a warning") };
+    let Finding::Warning(line) = finding(&as_user("worker", 0, 1), "permissions").await else {
+        panic!("not a warning")
+    };
     assert!(line.contains(rule), "{line}");
     // Whatever is taken away is missed, and named.
     for command in rule.split_whitespace().filter_map(|word| word.strip_prefix('+')) {
@@ -887,7 +914,12 @@ async fn an_evicting_server_and_a_replica_are_bad() {
     assert!(matches!(finding(&here, "version").await, Finding::Good(_)));
     assert!(matches!(finding(&here, "clock").await, Finding::Good(_)));
     let all = checks(&here, now() - 60).await;
-    assert!(all.iter().any(|check| check.name == "clock" && matches!(&check.finding, Finding::Warning(line) if line.contains("+60"))), "{all:?}");
+    assert!(
+        all.iter()
+            .any(|check| check.name == "clock"
+                && matches!(&check.finding, Finding::Warning(line) if line.contains("+60"))),
+        "{all:?}"
+    );
 
     let store = small_store(&here).await;
     let mut session = store.session(0).await.unwrap();
@@ -910,18 +942,38 @@ async fn tls_with_an_authority_of_our_own() {
     let dir = tempfile::tempdir().unwrap();
     let name = "ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
     for authority in ["ca", "other"] {
-        openssl(&dir, &format!("req -x509 -newkey {name} -keyout {authority}.key -out {authority}.pem -subj /CN={authority}"));
+        openssl(
+            &dir,
+            &format!("req -x509 -newkey {name} -keyout {authority}.key -out {authority}.pem -subj /CN={authority}"),
+        );
     }
     for (end, extension) in [("server", "subjectAltName=IP:127.0.0.1"), ("client", "keyUsage=digitalSignature")] {
         std::fs::write(dir.path().join("extensions"), extension).unwrap();
-        openssl(&dir, &format!("req -new -newkey {name} -keyout {end}.key -out {end}.csr -subj /CN={end}").replace(" -days 2", ""));
-        openssl(&dir, &format!("x509 -req -in {end}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {end}.pem -days 2 -extfile extensions"));
+        openssl(
+            &dir,
+            &format!("req -new -newkey {name} -keyout {end}.key -out {end}.csr -subj /CN={end}")
+                .replace(" -days 2", ""),
+        );
+        openssl(
+            &dir,
+            &format!(
+                "x509 -req -in {end}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {end}.pem -days 2 -extfile extensions"
+            ),
+        );
     }
     let path = |name: &str| dir.path().join(name).display().to_string();
     let port = free_port();
     let redis = Redis::start(&[
-        "--tls-port", &port.to_string(), "--tls-cert-file", &path("server.pem"), "--tls-key-file", &path("server.key"),
-        "--tls-ca-cert-file", &path("ca.pem"), "--tls-auth-clients", "optional",
+        "--tls-port",
+        &port.to_string(),
+        "--tls-cert-file",
+        &path("server.pem"),
+        "--tls-key-file",
+        &path("server.key"),
+        "--tls-ca-cert-file",
+        &path("ca.pem"),
+        "--tls-auth-clients",
+        "optional",
     ]);
     let plain = config(&format!("rediss://127.0.0.1:{port}"), 1);
     let tls = Config { tls_ca_file: Some(dir.path().join("ca.pem")), ..plain.clone() };
@@ -1045,11 +1097,13 @@ async fn a_shadow_of_a_key_that_is_gone_is_refused() {
             assert_eq!(outcome, Outcome::ShadowStale, "{vanish:?} {again:?}");
             let mut session = store.session(0).await.unwrap();
             assert_eq!(sent_and_saved(commit(&mut session, small(0, from + 1, again)).await).1, 0);
-            assert_eq!(sent_and_saved(commit(&mut session, small(0, from + 2, &["1"])).await).1, u64::from(again.len() == 2));
+            assert_eq!(
+                sent_and_saved(commit(&mut session, small(0, from + 2, &["1"])).await).1,
+                u64::from(again.len() == 2)
+            );
             let expected: Vec<&str> = again.iter().copied().chain(["1"]).collect();
             assert_eq!(uniques(&store).await, registers(&expected));
             redis.cli(&["DEL", "p:bmp:d:1699920000:ip"]);
         }
     }
 }
-

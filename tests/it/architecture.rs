@@ -1,0 +1,100 @@
+//! Which folder may import which, and what pure code must not touch. ARCHITECTURE.md says why.
+
+use std::path::{Path, PathBuf};
+
+/// Folder or file under `src`, and what of the crate it may import.
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
+    ("model", &["hll"]),
+    ("hll", &[]),
+    ("telemetry", &[]),
+    ("decode", &["model"]),
+    ("compile", &["model", "decode", "hll"]),
+    ("broker", &["model"]),
+    ("store", &["model", "hll"]),
+    ("worker", &["model", "hll", "broker", "decode", "compile", "store", "telemetry"]),
+    ("query", &["model", "hll", "store", "decode", "compile"]),
+    ("server", &["model", "query", "broker", "store", "hll", "compile"]),
+    ("config.rs", &["model", "broker", "store", "worker", "server", "telemetry"]),
+    ("app.rs", &["model", "broker", "compile", "config", "decode", "query", "server", "store", "telemetry", "worker"]),
+    (
+        "cli",
+        &["app", "broker", "compile", "config", "decode", "model", "query", "server", "store", "telemetry", "worker"],
+    ),
+    ("main.rs", &["cli"]),
+];
+
+/// Folders that do no I/O and read no clock.
+const PURE: [&str; 4] = ["model", "hll", "decode", "compile"];
+const IMPURE: [&str; 7] = ["tokio", "std::net", "std::fs", "std::thread", "SystemTime", "Instant::now", "async fn"];
+
+fn source_files(place: &Path) -> Vec<PathBuf> {
+    if place.is_file() {
+        return vec![place.to_owned()];
+    }
+    let entries = std::fs::read_dir(place).unwrap_or_else(|error| panic!("{}: {error}", place.display()));
+    entries
+        .flat_map(|entry| source_files(&entry.unwrap().path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "rs"))
+        .collect()
+}
+
+/// The code of a file without its tests and comments.
+fn code_of(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap();
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+#[test]
+fn folders_import_only_what_they_may() {
+    for (place, allowed) in MAY_IMPORT {
+        let own = place.trim_end_matches(".rs");
+        for path in source_files(&root().join(place)) {
+            if path.ends_with("tests.rs") {
+                continue;
+            }
+            for import in code_of(&path).split("crate::").skip(1) {
+                let name: String = import.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                let is_fine = name.is_empty() || name == own || allowed.contains(&name.as_str());
+                assert!(is_fine, "{} imports crate::{name}, which {place} may not", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn pure_folders_do_no_io_and_read_no_clock() {
+    for place in PURE {
+        for path in source_files(&root().join(place)) {
+            let code = code_of(&path);
+            for impure in IMPURE {
+                assert!(!code.contains(impure), "{} uses {impure}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_folder_is_in_the_list() {
+    for entry in std::fs::read_dir(root()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(name == "lib.rs" || MAY_IMPORT.iter().any(|(place, _)| *place == name), "{name} has no rule");
+    }
+}
+
+#[test]
+fn metric_names_stand_in_one_list() {
+    for path in source_files(&root()) {
+        if path.ends_with("telemetry/names.rs") {
+            continue;
+        }
+        let code = code_of(&path);
+        for (macro_name, _) in [("counter!(\"", 0), ("gauge!(\"", 0), ("histogram!(\"", 0)] {
+            assert!(!code.contains(macro_name), "{} writes a metric's name inline", path.display());
+        }
+    }
+}

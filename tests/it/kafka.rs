@@ -1,0 +1,221 @@
+//! A worker process between a real Kafka and a real Redis: what does not fit into the chaos run.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::cli::{traqq, write_config};
+use crate::servers::{Redis, kafka_brokers, poll_until};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn servers() -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers"))
+}
+
+fn topics(arguments: &[&str]) {
+    let output = servers()
+        .args(["kafka-tool", "topics", "--bootstrap-server", &kafka_brokers()])
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn create_topic(name: &str, partitions: i32) {
+    topics(&["--create", "--topic", name, "--partitions", &partitions.to_string()]);
+}
+
+/// Lines through kcat, a client that is not ours.
+fn produce(topic: &str, lines: &[String]) {
+    use std::io::Write;
+    let mut kcat = Command::new("kcat")
+        .args(["-b", &kafka_brokers(), "-t", topic, "-P", "-z", "lz4"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("kcat is installed by tests/run");
+    let mut input = kcat.stdin.take().unwrap();
+    input.write_all((lines.join("\n") + "\n").as_bytes()).unwrap();
+    drop(input);
+    assert!(kcat.wait().unwrap().success());
+}
+
+fn events(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!(r#"{{"event":"e{}","ip":"10.0.0.{}"}}"#, n % 7, n % 250)).collect()
+}
+
+/// A worker process; killed when dropped.
+struct Process {
+    child: Child,
+    log: std::path::PathBuf,
+}
+
+impl Process {
+    fn start(config: &Path) -> Self {
+        let log = config.with_extension("log");
+        let file = std::fs::File::create(&log).unwrap();
+        let child = traqq().arg("--config").arg(config).arg("run").stderr(file).spawn().unwrap();
+        Self { child, log }
+    }
+
+    fn wait_for_line(&self, part: &str) -> String {
+        poll_until(PATIENCE, &format!("{part:?} in the worker's log"), || {
+            let text = std::fs::read_to_string(&self.log).unwrap();
+            text.lines().find(|line| line.contains(part)).map(str::to_owned)
+        })
+    }
+
+    fn stop(mut self) -> i32 {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.child.wait().unwrap().code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Ended already, or ended now; a test that fails must not leave it behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn config(directory: &Path, topic: &str, redis: &Redis, more: &str) -> std::path::PathBuf {
+    write_config(
+        directory,
+        &format!(
+            "[broker.kafka]\nbrokers = \"{}\"\ntopics = [\"{topic}\"]\ngroup = \"{topic}\"\ndead_letter_topic = \"discard\"\n\
+             [store.redis]\nurl = \"{}\"\nprefix = \"t\"\n[mapping]\nadd = [\"event\"]\nbitmap = [\"ip\"]\n\
+             [server]\nhttp = \"127.0.0.1:0\"\n[log]\nformat = \"text\"\n{more}",
+            kafka_brokers(),
+            redis.url()
+        ),
+    )
+}
+
+fn total(redis: &Redis) -> i64 {
+    let keys = redis.cli(&["--raw", "KEYS", "t:add:d:*:event"]);
+    let sum_of = |key: &str| {
+        redis.cli(&["--raw", "HVALS", key]).lines().filter_map(|line| line.parse::<i64>().ok()).sum::<i64>()
+    };
+    keys.lines().filter(|key| !key.is_empty()).map(sum_of).sum()
+}
+
+fn wait_for_total(redis: &Redis, expected: i64) {
+    poll_until(PATIENCE, &format!("{expected} events in Redis"), || (total(redis) == expected).then_some(()));
+}
+
+#[test]
+fn counts_drains_and_goes_on_where_it_was() {
+    let (topic, redis) = ("it-drain", Redis::start(&[]));
+    create_topic(topic, 3);
+    let directory = tempfile::tempdir().unwrap();
+    let file = config(directory.path(), topic, &redis, "");
+    produce(topic, &events(5_000));
+    let worker = Process::start(&file);
+    wait_for_total(&redis, 5_000);
+    assert_eq!(worker.stop(), 0);
+    produce(topic, &events(1_000));
+    let worker = Process::start(&file);
+    wait_for_total(&redis, 6_000);
+    assert_eq!(worker.stop(), 0);
+}
+
+/// A topic of the same name with other records must not be taken for the one that was counted.
+#[test]
+fn a_topic_that_was_deleted_and_made_again_stops_its_partitions() {
+    let (topic, redis) = ("it-recreated", Redis::start(&[]));
+    create_topic(topic, 1);
+    let directory = tempfile::tempdir().unwrap();
+    let file = config(directory.path(), topic, &redis, "");
+    produce(topic, &events(1_000));
+    let worker = Process::start(&file);
+    wait_for_total(&redis, 1_000);
+    assert_eq!(worker.stop(), 0);
+    topics(&["--delete", "--topic", topic]);
+    poll_until(PATIENCE, "the topic is gone", || {
+        let output = servers()
+            .args(["kafka-tool", "topics", "--bootstrap-server", &kafka_brokers(), "--list"])
+            .output()
+            .unwrap();
+        (!String::from_utf8_lossy(&output.stdout).lines().any(|line| line == topic)).then_some(())
+    });
+    create_topic(topic, 1);
+    produce(topic, &events(10));
+    let worker = Process::start(&file);
+    let line = worker.wait_for_line("partition stopped");
+    assert!(line.contains("the log ends at 10") && line.contains("stands at 1000"), "{line}");
+    drop(worker);
+    let more: Vec<String> = (0..2_000).map(|n| format!(r#"{{"event":"other","n":{n}}}"#)).collect();
+    produce(topic, &more);
+    let worker = Process::start(&file);
+    let line = worker.wait_for_line("partition stopped");
+    assert!(line.contains("is not the one that was counted last"), "{line}");
+    assert_eq!(total(&redis), 1_000);
+    drop(worker);
+    // The way out that the message names.
+    let moved =
+        traqq().arg("--config").arg(&file).args(["position", "set", &format!("{topic}/0"), "0"]).output().unwrap();
+    assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+    let _worker = Process::start(&file);
+    wait_for_total(&redis, 3_010);
+}
+
+#[test]
+fn another_group_and_another_mapping_are_refused_until_applied() {
+    let (topic, redis) = ("it-mapping", Redis::start(&[]));
+    create_topic(topic, 1);
+    let directory = tempfile::tempdir().unwrap();
+    let file = config(directory.path(), topic, &redis, "");
+    produce(topic, &events(100));
+    let worker = Process::start(&file);
+    wait_for_total(&redis, 100);
+    assert_eq!(worker.stop(), 0);
+    let run = |extra: &[&str]| traqq().arg("--config").arg(&file).args(extra).output().unwrap();
+    let refused = run(&["--set", "broker.kafka.group=other", "run"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("group is \"it-mapping\" in the store and \"other\" here"), "{text}");
+    let changed = ["--set", "mapping.top=[\"ip\"]"];
+    let refused = run(&[changed[0], changed[1], "run"]);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("only here: top:ip") && text.contains("traqq mapping apply"), "{text}");
+    let applied = run(&[changed[0], changed[1], "mapping", "apply"]);
+    assert!(String::from_utf8_lossy(&applied.stdout).contains("+ top:ip"), "{applied:?}");
+    let shown = run(&["mapping", "show"]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("top:ip"), "{shown:?}");
+    // The old mapping is the one that is refused now.
+    let refused = run(&["run"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("only in the store: top:ip"));
+}
+
+/// With transactions and a store that was flushed while nobody looked: counted again from the recorded start.
+#[test]
+fn a_flushed_store_is_counted_again() {
+    let (topic, redis) = ("it-flushed", Redis::start(&[]));
+    create_topic(topic, 2);
+    let directory = tempfile::tempdir().unwrap();
+    let file = config(directory.path(), topic, &redis, "[worker]\nposition_check_ms = 200\n");
+    produce(topic, &events(2_000));
+    let worker = Process::start(&file);
+    wait_for_total(&redis, 2_000);
+    redis.cli(&["FLUSHALL"]);
+    worker.wait_for_line("the store lost everything");
+    wait_for_total(&redis, 2_000);
+    produce(topic, &events(500));
+    wait_for_total(&redis, 2_500);
+    assert_eq!(worker.stop(), 0);
+}
+
+#[test]
+fn the_new_group_protocol_works() {
+    let (topic, redis) = ("it-kip848", Redis::start(&[]));
+    create_topic(topic, 4);
+    let directory = tempfile::tempdir().unwrap();
+    let file =
+        config(directory.path(), topic, &redis, "[broker.kafka.properties]\n\"group.protocol\" = \"consumer\"\n");
+    produce(topic, &events(3_000));
+    let worker = Process::start(&file);
+    wait_for_total(&redis, 3_000);
+    assert_eq!(worker.stop(), 0);
+}
