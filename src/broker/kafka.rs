@@ -43,6 +43,7 @@ pub struct Context {
     is_closing: AtomicBool,
     ends: Mutex<BTreeMap<TopicPartition, i64>>,
     troubles: Mutex<Vec<String>>,
+    failed_commits: Mutex<Vec<String>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -74,6 +75,12 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            lock(&self.failed_commits).push(error.to_string());
+        }
+    }
+
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions = to_partitions(list);
         match error {
@@ -176,6 +183,8 @@ impl KafkaConsumer {
         }
         let troubles = std::mem::take(&mut *lock(&self.consumer.context().troubles));
         events.extend(troubles.into_iter().map(Event::Trouble));
+        let failed = std::mem::take(&mut *lock(&self.consumer.context().failed_commits));
+        events.extend(failed.into_iter().map(Event::CommitFailed));
         events
     }
 

@@ -332,7 +332,7 @@ mod tests {
             Event::Assigned(partitions) => format!("+{}", partitions.len()),
             Event::Revoked { partitions, lost } => format!("-{}{}", partitions.len(), if *lost { "!" } else { "" }),
             Event::OutOfRange => "out of range".to_owned(),
-            Event::Trouble(text) => text.clone(),
+            Event::Trouble(text) | Event::CommitFailed(text) => text.clone(),
         };
         events.iter().map(show).collect()
     }

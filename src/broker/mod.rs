@@ -43,6 +43,8 @@ pub enum Event {
     },
     /// The broker no longer has, or not yet, an offset that was asked for.
     OutOfRange,
+    /// Positions did not reach the broker; they are worth sending again.
+    CommitFailed(String),
     /// Something went wrong; polling goes on.
     Trouble(String),
 }

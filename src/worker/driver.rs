@@ -132,7 +132,7 @@ fn obey(consumer: &mut dyn Consumer, command: Command, notices: &Sender<Notice>)
         Command::Release(partitions) => consumer.release(&partitions),
         Command::Commit(marks) => {
             if let Err(error) = consumer.commit(&marks, false) {
-                tracing::debug!(%error, "commit to the broker");
+                let _ = notices.blocking_send(Notice::Event(Event::CommitFailed(error.to_string()), None));
             }
         }
         Command::Ask(question) => question(consumer),

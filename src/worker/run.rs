@@ -261,6 +261,11 @@ impl Loop {
                     self.resync(lane, "an offset is out of the log's range");
                 }
             }
+            Notice::Event(Event::CommitFailed(text), _) => {
+                // A rebalance refuses commits; the next round sends them again.
+                tracing::debug!(text, "commit to the broker");
+                self.partitions.values_mut().for_each(|partition| partition.marked = None);
+            }
             Notice::Event(Event::Trouble(text), _) => {
                 tracing::warn!(text, "broker");
             }

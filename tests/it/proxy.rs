@@ -119,11 +119,9 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, direction: Direction, shared: 
         let passing = admit(count, direction, shared);
         let counter = if direction == Direction::Up { &shared.up } else { &shared.down };
         counter.fetch_add(passing as u64, Ordering::SeqCst);
-        if to.write_all(&buffer[..passing]).is_err() {
-            break;
-        }
-        if passing < count {
-            shared.cuts.fetch_add(1, Ordering::SeqCst);
+        let is_written = to.write_all(&buffer[..passing]).is_ok();
+        shared.cuts.fetch_add(u64::from(passing < count), Ordering::SeqCst);
+        if !is_written || passing < count {
             break;
         }
     }

@@ -14,8 +14,8 @@ use traqq::model::{
     Bucket, BucketKind, Checkpoint, Elements, Fingerprint, KeyWrite, Metric, OTHER, Pattern, RecordBatch, Rules, Span,
     TopicPartition, Totals, WriteBatch, Writes,
 };
-use traqq::store::memory::MemoryStore;
 use traqq::model::Secret;
+use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{Config, Finding, RedisStore, checks, lane_tags};
 use traqq::store::{
     Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Since, Store, StoreError, StoreResult, metrics_of,
@@ -881,6 +881,8 @@ async fn the_printed_acl_rule_is_enough() {
         panic!("not a warning")
     };
     assert!(line.contains(rule), "{line}");
+    user("whole", &format!("{rule} +acl|whoami +acl|dryrun"));
+    assert_eq!(finding(&as_user("whole", 0, 1), "permissions").await, Finding::Good("user whole".to_owned()));
     // Whatever is taken away is missed, and named.
     for command in rule.split_whitespace().filter_map(|word| word.strip_prefix('+')) {
         if ["info", "ping", "select"].contains(&command) {

@@ -35,6 +35,7 @@ struct Bench {
 }
 
 struct Running {
+    member: u64,
     shutdown: watch::Sender<bool>,
     status: Arc<Status>,
     task: JoinHandle<Result<(), WorkerError>>,
@@ -94,6 +95,8 @@ impl Bench {
         };
         let mut redis = RedisConfig { response_timeout_ms: 2_000, ..config(&self.proxy.url(), self.lanes) };
         change(&mut worker, &mut redis);
+        let consumer = self.log.broker.consumer();
+        let member = consumer.member();
         let (shutdown, watch) = watch::channel(false);
         let status = Arc::new(Status::default());
         let worker = Worker {
@@ -104,13 +107,13 @@ impl Bench {
             tags: lane_tags(self.lanes),
             start: Start::Earliest,
             store: Arc::new(RedisStore::new(&redis).unwrap()),
-            consumer: Box::new(self.log.broker.consumer()),
+            consumer: Box::new(consumer),
             producer: Some(Arc::new(self.log.broker.clone())),
             status: Arc::clone(&status),
             shutdown: watch,
             now_ms: || NOW_MS,
         };
-        Running { shutdown, status, task: tokio::spawn(worker.run()) }
+        Running { member, shutdown, status, task: tokio::spawn(worker.run()) }
     }
 
     async fn position(&self, index: i32) -> Option<i64> {
@@ -172,7 +175,7 @@ fn all_reads() -> Vec<Read> {
 }
 
 /// Connections cut at random in both directions with several batches in flight, the script forgotten now and then, one and three
-/// lanes, two workers.
+/// lanes, two workers of which one or the other is a zombie for a while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_cut_at_random_lose_and_double_nothing() {
     for (lanes, seed) in [(1, 0x9e37_79b9), (3, 0x7f4a_7c15)] {
@@ -183,6 +186,10 @@ async fn connections_cut_at_random_lose_and_double_nothing() {
             match bench.random.below(3) {
                 0 => bench.proxy.cut_after(Direction::Up, bench.random.below(20_000) as usize),
                 _ => bench.proxy.cut_after(Direction::Down, bench.random.below(300) as usize),
+            }
+            if bench.random.below(2) == 0 {
+                // A zombie: the group has given its partitions away, and it goes on until it notices.
+                bench.log.broker.expire(workers[bench.random.below(2) as usize].member);
             }
             if bench.random.below(3) == 0 {
                 let () = cmd("SCRIPT").arg("FLUSH").query_async(&mut connection).await.unwrap();

@@ -85,6 +85,12 @@ local function tolerated(text)
     or string.find(text, 'INVALIDOBJ', 1, true)
 end
 
+local function quarantine(key_name, reason)
+  call('HSET', KEYS[3], key_name, reason)
+  quarantined[#quarantined + 1] = key_name
+  quarantined[#quarantined + 1] = reason
+end
+
 -- The reply of a command on a data key; nil when the key had to be quarantined.
 local function try(key_name, ...)
   local reply = pcall_redis(...)
@@ -92,9 +98,7 @@ local function try(key_name, ...)
     if not tolerated(reply.err) then
       error(reply.err)
     end
-    call('HSET', KEYS[3], key_name, reply.err)
-    quarantined[#quarantined + 1] = key_name
-    quarantined[#quarantined + 1] = reply.err
+    quarantine(key_name, reply.err)
     return nil
   end
   return reply
@@ -259,14 +263,18 @@ function kinds.s(_, tracking, expiry)
   end
   local n = tonumber(arg())
   local size = try(sums, 'HLEN', sums)
-  if not size or not try(counts, 'HLEN', counts) then
+  if not size then
+    quarantine(counts, 'the sums it belongs to cannot be written')
     return
   end
+  local has_counts = try(counts, 'HLEN', counts)
   each_value(n, 3, limit, size, function(label)
     return call('HEXISTS', sums, label) == 1
   end, function(label)
     try(sums, 'HINCRBY', sums, label, ARGV[at + 2])
-    try(counts, 'HINCRBY', counts, label, ARGV[at + 3])
+    if has_counts then
+      try(counts, 'HINCRBY', counts, label, ARGV[at + 3])
+    end
     return true
   end)
 end

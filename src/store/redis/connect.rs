@@ -136,8 +136,9 @@ impl Connector {
         if field(&persistence, "aof_enabled") == Some("1") && !self.rewrite(&mut connection).await? {
             return Ok(connection);
         }
-        let recorded: Result<i64, _> =
-            cmd("HSET").arg(meta_key).arg(CLEAN_RUN_ID).arg(&run_id).query_async(&mut connection).await;
+        let mut record = cmd("EVAL");
+        record.arg(RECORD).arg(1).arg(meta_key).arg(CLEAN_RUN_ID).arg(&run_id);
+        let recorded: Result<i64, _> = record.query_async(&mut connection).await;
         recorded.map_err(failed)?;
         Ok(connection)
     }
@@ -182,6 +183,10 @@ impl Connector {
 
 /// Meta's record of the server whose log is known to be clean.
 const CLEAN_RUN_ID: &str = "clean_run_id";
+
+/// A meta that is gone stays gone: one of a single field would keep the real one from being created.
+const RECORD: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+    return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])";
 
 fn tls_certificates(config: &Config) -> Result<Option<TlsCertificates>, String> {
     let read = |name: &str, path: &PathBuf| {
@@ -228,7 +233,7 @@ fn acl_rule(config: &Config) -> String {
     format!(
         "~{prefix}:* ~{prefix}{{*}}:* +evalsha +eval +script|load +hget +hmget +hgetall +hset +hsetnx +hexists +hlen +hincrby \
          +exists +sadd +scard +sismember +smembers +expireat +time +pfadd +zcard +zscore +zincrby +zmscore +zrevrange \
-         +zrevrangebyscore +get +info +ping +bgrewriteaof",
+         +zrevrangebyscore +get +info +ping +select +bgrewriteaof",
         prefix = config.prefix
     )
 }
@@ -320,10 +325,13 @@ async fn permissions(connection: &mut MultiplexedConnection, config: &Config) ->
         return Finding::Warning(format!("cannot be looked at (no +acl|whoami); needed are: {}", acl_rule(config)));
     };
     let key = format!("{}:ckpt", config.prefix);
-    let commands: [&[&str]; 22] = [
-        &["evalsha", "x", "1"],
+    let commands: [&[&str]; 27] = [
+        &["evalsha", "x", "1", ""],
+        &["eval", "x", "1", ""],
+        &["script", "load", "x"],
         &["hget", "", "f"],
         &["hset", "", "f", "v"],
+        &["hsetnx", "", "f", "v"],
         &["hexists", "", "f"],
         &["hlen", ""],
         &["hincrby", "", "f", "1"],
@@ -341,6 +349,8 @@ async fn permissions(connection: &mut MultiplexedConnection, config: &Config) ->
         &["zscore", "", "m"],
         &["zincrby", "", "1", "m"],
         &["zmscore", "", "m"],
+        &["zrevrange", "", "0", "1"],
+        &["zrevrangebyscore", "", "1", "0"],
         &["get", ""],
         &["bgrewriteaof"],
     ];
@@ -350,9 +360,6 @@ async fn permissions(connection: &mut MultiplexedConnection, config: &Config) ->
         dry_run.arg("DRYRUN").arg(&user);
         for part in command {
             dry_run.arg(if part.is_empty() { &key } else { *part });
-        }
-        if command[0] == "evalsha" {
-            dry_run.arg(&key);
         }
         match dry_run.query_async::<String>(connection).await {
             Ok(answer) if answer == "OK" => {}

@@ -28,11 +28,11 @@ pub fn classify(error: &RedisError, address: &str) -> StoreError {
         "NOPERM" => StoreError::Stop(line(&format!(
             "the user lacks a permission: {detail}; `traqq doctor` prints the ACL rule that is needed"
         ))),
-        "" => StoreError::Reconnect(line(&error.to_string())),
         // Authentication failures during the handshake carry no code of their own.
-        _ if matches!(error.kind(), redis::ErrorKind::AuthenticationFailed) => {
+        "" if matches!(error.kind(), redis::ErrorKind::AuthenticationFailed) => {
             StoreError::Stop(line("refuses the user name or password; check store.redis.username and password"))
         }
+        "" => StoreError::Reconnect(line(&error.to_string())),
         _ => StoreError::Stop(line(&format!("{code} {detail}"))),
     }
 }

@@ -19,7 +19,13 @@ pub async fn read(store: &RedisStore, keys: &Keys, reads: &[Read]) -> StoreResul
         let mut connection = store.connection().await?;
         let answers = connection.send_packed_commands(&pipeline, 0, chunk.len()).await;
         for (read, answer) in chunk.iter().zip(store.settle(answers).await?) {
-            replies.push(parse(read, answer)?);
+            let reply = match answer.extract_error() {
+                Ok(answer) => parse(read, answer)?,
+                // Of all errors only this one is about the key; the others are about the server or the user.
+                Err(error) if error.code() == Some("WRONGTYPE") => Reply::Unreadable(error.to_string()),
+                Err(error) => return store.settle(Err(error)).await,
+            };
+            replies.push(reply);
         }
     }
     Ok(replies)
@@ -60,9 +66,6 @@ fn get(key: String, command: &str) -> Cmd {
 }
 
 fn parse(read: &Read, answer: Value) -> StoreResult<Reply> {
-    if let Value::ServerError(error) = &answer {
-        return Ok(Reply::Unreadable(error.to_string()));
-    }
     let unexpected = |error: redis::ParsingError| StoreError::Stop(format!("redis: unexpected answer: {error}"));
     Ok(match read {
         Read::Counts { .. } | Read::Sums { .. } | Read::SumCounts { .. } | Read::SumTotals { .. } => {
