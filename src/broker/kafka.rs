@@ -336,16 +336,21 @@ impl Consumer for KafkaConsumer {
     }
 
     fn release(&mut self, partitions: &[TopicPartition]) {
+        // One that was offered and never opened is not in librdkafka's assignment, and naming it there would be refused; the call
+        // is due all the same, because the group waits for it.
+        let opened: Vec<&TopicPartition> =
+            partitions.iter().filter(|partition| self.open.contains_key(partition)).collect();
+        let list = to_list(opened);
         for partition in partitions {
             self.open.remove(partition);
             self.halted.remove(partition);
         }
         let released = match self.consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&to_list(partitions)),
+            RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list),
             _ => self.consumer.unassign(),
         };
         if let Err(error) = released {
-            tracing::debug!(%error, "giving partitions back");
+            tracing::warn!(%error, "giving partitions back");
         }
     }
 
