@@ -170,7 +170,7 @@ impl Folder {
 
     fn is_full(&self) -> bool {
         self.out.stats.operations_merged as usize >= self.operations_max
-            || (self.out.stats.records % 1024 == 0
+            || (self.out.stats.records.is_multiple_of(1024)
                 && self.symbols.iter().map(Symbols::bytes).sum::<usize>() > LABEL_BYTES_MAX)
     }
 
@@ -424,7 +424,7 @@ impl Folder {
         self.uniques = tables;
         let mut tables = std::mem::take(&mut self.unique_bys);
         for (table, by) in tables.iter_mut().zip(&plan.unique_bys) {
-            let mut buckets = self.buckets_of(|| Vec::new());
+            let mut buckets = self.buckets_of(Vec::new);
             for (key, cell) in table.drain() {
                 let label = self.label(plan, by.node, key as u32);
                 buckets[(key >> 32) as usize].push((label, cell.elements));
@@ -436,7 +436,7 @@ impl Folder {
 
     fn write_counts(&mut self, plan: &Plan, writes: &mut Vec<KeyWrite>) {
         for (table, count) in self.counts.iter().zip(&plan.counts) {
-            let mut buckets = self.buckets_of(|| Vec::new());
+            let mut buckets = self.buckets_of(Vec::new);
             for (key, &value) in table.iter() {
                 buckets[(key >> 32) as usize].push((self.label(plan, count.node, key as u32), value));
             }
@@ -452,7 +452,7 @@ impl Folder {
 
     fn write_sums(&mut self, plan: &Plan, writes: &mut Vec<KeyWrite>) {
         for (table, sum) in self.sums.iter().zip(&plan.sums) {
-            let mut buckets = self.buckets_of(|| Vec::new());
+            let mut buckets = self.buckets_of(Vec::new);
             for (key, &(value, count)) in table.values.iter() {
                 buckets[(key >> 32) as usize].push((self.label(plan, sum.node, key as u32), value, count));
             }

@@ -14,7 +14,7 @@ mod time;
 pub use cloudevents::TIME as CLOUD_EVENT_TIME;
 pub use extract::{Extractor, FieldId, Raw, Shape};
 pub use label::{Cut, cut, escape_into, is_reserved, trim, unescape_compound, unescape_single};
-pub use limits::check;
+use limits::check;
 pub use number::{Micros, is_number, label as number_label, micros};
 pub use time::{EventTime, event_time};
 
@@ -100,7 +100,7 @@ pub fn decode<'a>(
         return cloudevents::decode_binary(extractor, rules, record, shape, slots);
     }
     let Some(value) = record.value else { return Ok(Decoded::Tombstone) };
-    let text = limits::check(value, rules)?;
+    let text = check(value, rules)?;
     extractor.extract(text, shape, slots)?;
     if extractor.event(slots).is_absent() && extractor.spec_version(slots).is_string() {
         return cloudevents::decode_structured(extractor, text, shape, slots);

@@ -45,15 +45,15 @@ fn epoch(text: &str) -> Option<i64> {
         return Some(value / unit_of(value.into()) as i64);
     }
     let (floor, magnitude_floor) = number::floors(text)?;
-    Some(i64::try_from(floor.div_euclid(unit_of(magnitude_floor))).ok()?)
+    i64::try_from(floor.div_euclid(unit_of(magnitude_floor))).ok()
 }
 
 /// How many of the unit make a second. `magnitude` is the absolute value, rounded down.
 const fn unit_of(magnitude: i128) -> i128 {
     match magnitude {
-        ..100_000_000_000 => 1,
-        ..100_000_000_000_000 => 1000,
-        ..100_000_000_000_000_000 => 1_000_000,
+        ..=99_999_999_999 => 1,
+        100_000_000_000..=99_999_999_999_999 => 1000,
+        100_000_000_000_000..=99_999_999_999_999_999 => 1_000_000,
         _ => 1_000_000_000,
     }
 }

@@ -347,7 +347,7 @@ fn count_row(label: &str, of: &Pattern, count: i128) -> CountRow {
 fn ranked(mut values: Vec<(String, i128)>, ask: Ask<'_>) -> Vec<(String, i128)> {
     match ask.order {
         Order::Desc => {
-            values.sort_unstable_by(|left, right| (Reverse(left.1), &left.0).cmp(&(Reverse(right.1), &right.0)))
+            values.sort_unstable_by(|left, right| (Reverse(left.1), &left.0).cmp(&(Reverse(right.1), &right.0)));
         }
         Order::Asc => values.sort_unstable_by(|left, right| (left.1, &left.0).cmp(&(right.1, &right.0))),
         Order::Name => values.sort_unstable(),

@@ -145,7 +145,7 @@ mod tests {
 
     const NOW: i64 = 1_700_000_000; // 2023-11-14T22:13:20Z
 
-    fn resolve(zone: &str, range: Range, kind: BucketKind) -> QueryResult<Vec<BucketSpan>> {
+    fn resolve(zone: &str, range: &Range, kind: BucketKind) -> QueryResult<Vec<BucketSpan>> {
         range.resolve(&Zone::parse(zone).unwrap(), kind, NOW, 1000)
     }
 
@@ -155,11 +155,11 @@ mod tests {
 
     #[test]
     fn days_include_today() {
-        let spans = resolve("UTC", Range::Days(7), BucketKind::Day).unwrap();
+        let spans = resolve("UTC", &Range::Days(7), BucketKind::Day).unwrap();
         assert_eq!(spans.len(), 7);
         assert!(spans[6].contains(NOW));
         // Half past eleven in the evening in UTC is tomorrow in Auckland.
-        let spans = resolve("Pacific/Auckland", Range::Days(1), BucketKind::Day).unwrap();
+        let spans = resolve("Pacific/Auckland", &Range::Days(1), BucketKind::Day).unwrap();
         assert_eq!(
             time_text(&Zone::parse("Pacific/Auckland").unwrap(), spans[0].bucket.start),
             "2023-11-15T00:00:00+13:00"
@@ -168,20 +168,20 @@ mod tests {
 
     #[test]
     fn from_is_included_and_to_is_not() {
-        let spans = resolve("UTC", between("2023-11-13", "2023-11-15T00:00:00Z"), BucketKind::Day).unwrap();
+        let spans = resolve("UTC", &between("2023-11-13", "2023-11-15T00:00:00Z"), BucketKind::Day).unwrap();
         assert_eq!(spans.iter().map(|span| span.bucket.start).collect::<Vec<_>>(), [1_699_833_600, 1_699_920_000]);
-        assert_eq!(spans, resolve("UTC", between("1699833600", "1700006400"), BucketKind::Day).unwrap());
+        assert_eq!(spans, resolve("UTC", &between("1699833600", "1700006400"), BucketKind::Day).unwrap());
     }
 
     #[test]
     fn a_day_of_the_autumn_shift_has_25_hours() {
         let range = between("2023-10-29", "2023-10-30");
-        assert_eq!(resolve("Europe/Berlin", range, BucketKind::Hour).unwrap().len(), 25);
+        assert_eq!(resolve("Europe/Berlin", &range, BucketKind::Hour).unwrap().len(), 25);
     }
 
     #[test]
     fn a_bound_inside_a_bucket_names_the_two_nearest() {
-        let message = |from: &str| match resolve("Europe/Berlin", between(from, "2023-11-16"), BucketKind::Day) {
+        let message = |from: &str| match resolve("Europe/Berlin", &between(from, "2023-11-16"), BucketKind::Day) {
             Err(QueryError::BadRequest(message)) => message,
             other => panic!("{from}: {other:?}"),
         };
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_plus_that_became_a_space_is_understood() {
-        let spans = resolve("Europe/Berlin", between("2023-11-14T00:00:00 01:00", "2023-11-15"), BucketKind::Day);
+        let spans = resolve("Europe/Berlin", &between("2023-11-14T00:00:00 01:00", "2023-11-15"), BucketKind::Day);
         assert_eq!(spans.unwrap().len(), 1);
     }
 
@@ -213,7 +213,7 @@ mod tests {
             (Some("1001"), None, None, "1000 buckets"),
             (Some("4294967295"), None, None, "1000 buckets"),
         ] {
-            let answer = Range::of(days, from, to).and_then(|range| resolve("UTC", range, BucketKind::Day));
+            let answer = Range::of(days, from, to).and_then(|range| resolve("UTC", &range, BucketKind::Day));
             let message = answer.unwrap_err().to_string();
             assert!(message.contains(part), "{days:?} {from:?} {to:?}: {message}");
         }

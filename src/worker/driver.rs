@@ -25,10 +25,12 @@ pub enum Command {
     Release(Vec<TopicPartition>),
     Commit(Vec<Mark>),
     /// A question to the broker, asked between two polls.
-    Ask(Box<dyn FnOnce(&mut dyn Consumer) + Send>),
+    Ask(Question),
     /// Commits, leaves the group and ends the thread.
     Close(Vec<Mark>, oneshot::Sender<()>),
 }
+
+type Question = Box<dyn FnOnce(&mut dyn Consumer) + Send>;
 
 /// A partition to be read from the record before its checkpoint on.
 pub struct Open {

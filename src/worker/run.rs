@@ -223,7 +223,6 @@ impl Worker {
             // Cancel safety: receiving from a channel, waiting for a tick and watching a flag lose nothing when another branch
             // wins; every branch deals with what it took at once and without waiting.
             let step = tokio::select! {
-                biased;
                 Some(answer) = committed.recv() => this.on_committed(answer),
                 Some(message) = internal.recv() => this.on_internal(message),
                 Some(done) = done.recv() => this.on_folded(done),

@@ -174,7 +174,7 @@ fn worker_config(directory: &Path, redis: &str, more: &str) -> PathBuf {
 }
 
 #[test]
-fn a_worker_refuses_what_a_person_must_mend() {
+fn a_worker_in_front_of_kafka_refuses_what_a_person_must_mend() {
     let directory = tempfile::tempdir().unwrap();
     let redis = Redis::start(&[]);
     let file = worker_config(directory.path(), &redis.url(), "");

@@ -10,11 +10,11 @@ use redis::aio::MultiplexedConnection;
 use redis::cmd;
 use tempfile::TempDir;
 use traqq::compile::{Folder, Part, Plan};
+use traqq::model::Secret;
 use traqq::model::{
     Bucket, BucketKind, Checkpoint, Elements, Fingerprint, KeyWrite, Metric, OTHER, Pattern, RecordBatch, Rules, Span,
     TopicPartition, Totals, WriteBatch, Writes,
 };
-use traqq::model::Secret;
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{Config, Finding, RedisStore, checks, lane_tags};
 use traqq::store::{
