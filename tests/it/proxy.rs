@@ -114,8 +114,7 @@ impl Drop for Proxy {
 
 fn pump(mut from: &TcpStream, mut to: &TcpStream, direction: Direction, shared: &Shared) {
     let mut buffer = [0; 16 << 10];
-    loop {
-        let Ok(count @ 1..) = from.read(&mut buffer) else { break };
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
         let passing = admit(count, direction, shared);
         let counter = if direction == Direction::Up { &shared.up } else { &shared.down };
         counter.fetch_add(passing as u64, Ordering::SeqCst);

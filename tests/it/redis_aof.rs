@@ -119,8 +119,8 @@ impl Template {
 }
 
 /// Deals the cuts out to a few servers at once, each with a thread and a runtime.
-fn at_every(cuts: Vec<usize>, check: impl AsyncFn(&mut Redis, usize) + Sync) {
-    let (cuts, check) = (&cuts, &check);
+fn at_every(cuts: &[usize], check: impl AsyncFn(&mut Redis, usize) + Sync) {
+    let check = &check;
     std::thread::scope(|scope| {
         for worker in 0..WORKERS {
             scope.spawn(move || {
@@ -145,7 +145,7 @@ fn template() -> Template {
 fn a_power_cut_at_any_byte_of_the_last_block_is_survived() {
     let template = template();
     let whole = template.block.end;
-    at_every((template.block.start..=whole).collect(), async |redis, cut| {
+    at_every(&(template.block.start..=whole).collect::<Vec<_>>(), async |redis, cut| {
         template.lay_out(redis, cut);
         redis.restart();
         let position = replay(&store(redis)).await.unwrap();
@@ -170,7 +170,7 @@ fn a_crash_during_the_rewrite_is_survived() {
     let mut cuts: Vec<usize> = template.block.clone().step_by(23).collect();
     cuts.push(template.block.end);
     let all = cuts.len();
-    at_every(cuts, async |redis, cut| {
+    at_every(&cuts, async |redis, cut| {
         let context = format!("{} bytes of the block", cut - template.block.start);
         template.lay_out(redis, cut);
         redis.restart();
