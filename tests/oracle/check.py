@@ -115,7 +115,7 @@ def load_store(client, prefix):
     own = re.compile(re.escape(prefix) + r"(\{[^}]*\})?:(.*)", re.DOTALL)
     merged, problems, now = {}, [], time.time()
     names = [name for pattern in (f"{prefix}:*", f"{prefix}{{*}}:*") for name in client.scan_iter(pattern, count=5000)]
-    tracked, expiries = {}, {}
+    tracked, seen, expiries = {}, {}, {}
     for raw in names:
         match = own.fullmatch(raw.decode())
         lane, key = match.group(1) or "", match.group(2)
@@ -142,10 +142,11 @@ def load_store(client, prefix):
             problems.append(f"{raw}: unexpected type {kind}")
             continue
         merge(merged, key, content)
-        tracked.setdefault(("seen", lane), set()).add(raw.decode())
-    all_tracked = set().union(*(names for key, names in tracked.items() if key[0] != "seen"), set())
-    all_seen = set().union(*(names for key, names in tracked.items() if key[0] == "seen"), set())
-    problems += [f"{name}: not in its tracking set" for name in sorted(all_seen - all_tracked)]
+        bucket_kind, start = key.split(":")[1:3]
+        seen.setdefault((lane, bucket_kind, int(start)), set()).add(raw.decode())
+    for place, names in seen.items():
+        problems += [f"{name}: not in its tracking set" for name in sorted(names - tracked.get(place, set()))]
+        problems += [f"{name}: tracked and not there" for name in sorted(tracked.get(place, set()) - names)]
     return merged, expiries, problems
 
 

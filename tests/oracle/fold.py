@@ -7,8 +7,12 @@ import datetime
 import fractions
 import json
 import re
+import sys
 import unicodedata
 import zoneinfo
+
+# Numbers of any length are read.
+sys.set_int_max_str_digits(0)
 
 OTHER = "__other__"
 DAY = 86_400
@@ -131,7 +135,7 @@ def exact(text):
     digits = mantissa.replace("-", "").replace(".", "").strip("0")
     if not digits:
         return fractions.Fraction(0)
-    if exponent and abs(int(exponent)) > 5000:
+    if exponent and (len(exponent) > 8 or abs(int(exponent)) > 5000):
         return None
     return fractions.Fraction(text)
 
