@@ -27,7 +27,7 @@ impl ConfigCommand {
             Self::Check { sidecar: false } => {
                 let rules = loaded.config.check_worker().map_err(Failure::Usage)?;
                 let patterns = rules.rules.mapping.patterns();
-                println!("the configuration is good: {patterns} metrics in {} kinds of buckets", rules.kinds.len());
+                say!("the configuration is good: {patterns} metrics in {} kinds of buckets", rules.kinds.len());
             }
             Self::Show { json } => {
                 let values = loaded.values();

@@ -101,14 +101,14 @@ fn print(sections: &[(&str, Vec<Check>)]) {
     let paint =
         |color: &str, mark: &str| if is_terminal { format!("\x1b[{color}m{mark}\x1b[0m") } else { mark.to_owned() };
     for (section, checks) in sections {
-        println!("{section}");
+        say!("{section}");
         for Check { name, finding } in checks {
             let (mark, text) = match finding {
                 Finding::Good(text) => (paint("32", "ok  "), text),
                 Finding::Warning(text) => (paint("33", "warn"), text),
                 Finding::Bad(text) => (paint("31", "BAD "), text),
             };
-            println!("  {mark}  {name}: {text}");
+            say!("  {mark}  {name}: {text}");
         }
     }
 }

@@ -55,7 +55,7 @@ impl Explain {
             }));
         }
         for line in lines {
-            println!("{line}");
+            say!("{line}");
         }
         for (count, what) in [
             (stats.values_skipped, "values skipped: no number where one is needed"),
@@ -64,7 +64,7 @@ impl Explain {
             (stats.buckets_expired, "buckets not written: their retention has passed"),
         ] {
             if count > 0 {
-                println!("# {count} {what}");
+                say!("# {count} {what}");
             }
         }
         Ok(())

@@ -58,11 +58,11 @@ impl Find {
         }
         let Answer::Find(answer) = answer else { unreachable!("a find is answered by a find") };
         for result in &answer.results {
-            println!("{}  to  {}", result.span.start, result.span.end);
+            say!("{}  to  {}", result.span.start, result.span.end);
             let mut table = Table::new(&["value", "number", ""]);
             show_cell(&result.cell, &mut table);
             table.print();
-            println!();
+            say!("");
         }
         Ok(())
     }

@@ -27,8 +27,8 @@ impl Mapping {
     pub fn run(self, config: &Config) -> Outcome {
         match self {
             Self::Apply { dry_run: true } => match block_on(app::pending_mapping(config))?? {
-                Some(difference) => println!("{difference}"),
-                None => println!("nothing to change"),
+                Some(difference) => say!("{difference}"),
+                None => say!("nothing to change"),
             },
             Self::Apply { dry_run: false } => {
                 let rules = config.rules().validate().map_err(|error| Failure::Usage(error.to_string()))?;
@@ -36,12 +36,12 @@ impl Mapping {
                 let applied = block_on(apply_rules(store.as_ref(), &rules))?
                     .map_err(|error| Failure::Failed(error.to_string()))?;
                 for name in &applied.added {
-                    println!("+ {name}");
+                    say!("+ {name}");
                 }
                 for name in &applied.removed {
-                    println!("- {name}");
+                    say!("- {name}");
                 }
-                println!("{}", if applied.changed { "applied" } else { "nothing to change" });
+                say!("{}", if applied.changed { "applied" } else { "nothing to change" });
             }
             Self::Show { json } => show(config, json)?,
         }

@@ -2,6 +2,14 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 
+/// Prints a line. A reader that has seen enough, such as `head`, is no error.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod config;
 mod doctor;
 mod explain;
@@ -129,11 +137,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure>
 }
 
 pub(crate) fn print_json(value: &serde_json::Value) -> Outcome {
-    use std::io::Write;
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Failed(error.to_string()))?;
-    match writeln!(std::io::stdout(), "{text}") {
-        // A reader that has seen enough, such as `head`.
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::Failed(error.to_string())),
-        _ => Ok(()),
-    }
+    say!("{text}");
+    Ok(())
 }

@@ -75,6 +75,6 @@ async fn set(store: &dyn Store, partition: &TopicPartition, offset: i64) -> Resu
         ));
     }
     let from = stored.map_or("nothing".to_owned(), |stored| stored.position.to_string());
-    println!("{partition}: {from} -> {offset}; restart the worker that has it");
+    say!("{partition}: {from} -> {offset}; restart the worker that has it");
     Ok(())
 }

@@ -66,16 +66,16 @@ impl Query {
         }
         let Answer::Query(answer) = answer else { unreachable!("a query is answered by a query") };
         for bucket in &answer.buckets {
-            println!("{}  to  {}", bucket.span.start, bucket.span.end);
+            say!("{}  to  {}", bucket.span.start, bucket.span.end);
             for metric in &bucket.metrics {
                 let name = &metric.metric;
                 let of = name.of.as_ref().or(name.add_key.as_ref()).map_or_else(String::new, |of| format!("/{of}"));
-                println!("\n  {}/{}{of}", name.metric, name.pattern);
+                say!("\n  {}/{}{of}", name.metric, name.pattern);
                 let mut table = Table::new(&["  value", "number", ""]);
                 show_cell(&metric.cell, &mut table);
                 table.print();
             }
-            println!();
+            say!("");
         }
         Ok(())
     }

@@ -1,0 +1,301 @@
+//! The one rule for every doubt: go back to the stored positions.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::backoff::Backoff;
+use super::config::OnLogGap;
+use super::driver::{Command, Open};
+use super::lane::LaneSender;
+use super::partition::{Partition, State};
+use super::run::{Internal, Loop, View, WorkerError, lane_name};
+use super::start::{NotStarted, Starter};
+use crate::broker::{BrokerError, Start};
+use crate::model::{Checkpoint, TopicPartition};
+use crate::store::{Meta, Positions};
+use crate::telemetry::names;
+
+impl Loop {
+    pub(super) fn resync(&mut self, index: usize, why: &str) {
+        let lane = &mut self.lanes[index];
+        lane.epoch += 1;
+        self.pool.set_epoch(index, lane.epoch);
+        lane.clear();
+        let wait = if lane.epoch == 1 { Duration::ZERO } else { lane.backoff.next() };
+        if lane.epoch > 1 {
+            metrics::counter!(names::RESYNCS).increment(1);
+            tracing::warn!(lane = index, why, "going back to the stored positions");
+        }
+        lane.down_since.get_or_insert_with(Instant::now);
+        for partition in self.partitions.values_mut().filter(|partition| partition.lane == index) {
+            if !matches!(partition.state, State::Stopped(_)) {
+                partition.state = State::Waiting;
+            }
+        }
+        let task = connect(self.starter.clone(), self.internal.clone(), index, lane.epoch, wait);
+        lane.tasks.push(tokio::spawn(task));
+    }
+
+    pub(super) fn on_internal(&mut self, internal: Internal) -> Result<(), WorkerError> {
+        match internal {
+            Internal::View(view) => self.on_view(view),
+            Internal::Stop(text) => return Err(WorkerError(text)),
+            Internal::Checked { lane, epoch, activity, positions } => {
+                self.on_checked(lane, epoch, activity, &positions);
+            }
+            Internal::Reopen { partition, generation } => {
+                if self.partitions.get(&partition).is_some_and(|known| known.generation == generation) {
+                    self.open(vec![partition]);
+                }
+            }
+            Internal::Skipped { partition, generation, to } => {
+                if let Some(known) = self.partitions.get_mut(&partition)
+                    && known.generation == generation
+                {
+                    let skipped = to.position - known.from.position;
+                    metrics::counter!(names::RECORDS_SKIPPED).increment(skipped.unsigned_abs());
+                    tracing::warn!(%partition, skipped, "went on without records that the log no longer has");
+                    known.from = to;
+                    known.committed = to;
+                    self.open(vec![partition]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_view(&mut self, view: View) {
+        let View { lane: index, epoch, meta, positions, session } = view;
+        if epoch != self.lanes[index].epoch {
+            return;
+        }
+        self.starts.extend(meta.starts);
+        let is_resync = session.is_some();
+        if let Some(session) = session {
+            let (batches, queue) = mpsc::unbounded_channel();
+            let sender = LaneSender {
+                lane: index,
+                epoch,
+                session,
+                producer: self.worker.producer.clone(),
+                in_flight_max: self.worker.config.batches_in_flight,
+                answers: self.answers.clone(),
+                status: Arc::clone(&self.worker.status),
+            };
+            let lane = &mut self.lanes[index];
+            lane.batches = Some(batches);
+            lane.tasks.push(tokio::spawn(sender.run(queue)));
+            lane.down_since = None;
+            lane.checked_at = Instant::now();
+            self.worker.status.clear("worker");
+            self.worker.status.clear(&lane_name(index));
+        }
+        let mut to_open = Vec::new();
+        let mut unknown = Vec::new();
+        let mut stopped = Vec::new();
+        for (name, partition) in self.partitions.iter_mut().filter(|(_, partition)| partition.lane == index) {
+            let is_concerned = partition.state == State::Waiting && !partition.is_leaving;
+            if !is_concerned {
+                continue;
+            }
+            match positions.get(name) {
+                Some(stored) => {
+                    if is_resync && stored.position < partition.committed.position {
+                        metrics::counter!(names::ROLLBACKS).increment(1);
+                        tracing::error!(
+                            partition = %name, stored = stored.position, acknowledged = partition.committed.position,
+                            "the store lost what it had acknowledged; replaying from its position"
+                        );
+                    }
+                    partition.from = *stored;
+                    partition.committed = *stored;
+                    to_open.push(name.clone());
+                }
+                None if self.starts.contains_key(name) => stopped.push(name.clone()),
+                None => unknown.push(name.clone()),
+            }
+        }
+        for name in stopped {
+            self.stop_partition(
+                &name,
+                format!(
+                    "{name}: its checkpoint is gone from the store though its counts may be there: somebody deleted it; \
+                     restore it, set one with `traqq position set {name} OFFSET`, or count under a new store.redis.prefix"
+                ),
+            );
+        }
+        if !to_open.is_empty() {
+            self.open(to_open);
+        }
+        if !unknown.is_empty() {
+            self.look_again(index, unknown);
+        }
+        self.leave_if_drained();
+    }
+
+    /// Asks the driver to read partitions from their checkpoints on.
+    pub(super) fn open(&mut self, names: Vec<TopicPartition>) {
+        let mut opens = Vec::with_capacity(names.len());
+        for name in names {
+            let Some(partition) = self.partitions.get_mut(&name) else { continue };
+            self.generation += 1;
+            partition.generation = self.generation;
+            partition.state = State::Opening;
+            opens.push(Open {
+                partition: name,
+                checkpoint: partition.from,
+                generation: partition.generation,
+                is_seek: partition.is_open,
+            });
+        }
+        self.driver.send(Command::Open(opens));
+    }
+
+    pub(super) fn on_opened(
+        &mut self,
+        name: TopicPartition,
+        generation: u64,
+        result: Result<crate::broker::Watermarks, BrokerError>,
+    ) -> Result<(), WorkerError> {
+        let Some(partition) = self.partitions.get_mut(&name) else { return Ok(()) };
+        if partition.generation != generation || partition.state != State::Opening {
+            return Ok(());
+        }
+        let watermarks = match result {
+            Ok(watermarks) => watermarks,
+            Err(BrokerError::Stop(text)) => return Err(WorkerError(text)),
+            Err(BrokerError::Retry(text)) => {
+                tracing::warn!(text, partition = %name, "cannot open a partition yet");
+                let internal = self.internal.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    let _ = internal.send(Internal::Reopen { partition: name, generation });
+                });
+                return Ok(());
+            }
+        };
+        match partition.opened(&name, watermarks) {
+            Ok(()) => {
+                self.worker.status.clear(&name.to_string());
+                self.mark(std::slice::from_ref(&name));
+            }
+            Err(_) if self.worker.config.on_log_gap == OnLogGap::Skip && partition.from.position < watermarks.low => {
+                let (from, to) = (partition.from, Checkpoint::start(watermarks.low));
+                let (store, internal) = (Arc::clone(&self.worker.store), self.internal.clone());
+                tokio::spawn(async move {
+                    let message = match store.set_position(&name, Some(from), to).await {
+                        Ok(true) => Internal::Skipped { partition: name, generation, to },
+                        Ok(false) | Err(_) => Internal::Reopen { partition: name, generation },
+                    };
+                    let _ = internal.send(message);
+                });
+            }
+            Err(reason) => self.stop_partition(&name, reason),
+        }
+        Ok(())
+    }
+
+    /// Partitions that appeared after the first start begin at their first record.
+    pub(super) fn look_again(&mut self, lane: usize, unknown: Vec<TopicPartition>) {
+        let (starter, internal, epoch) = (self.starter.clone(), self.internal.clone(), self.lanes[lane].epoch);
+        let task = tokio::spawn(async move {
+            let mut backoff = Backoff::default();
+            loop {
+                match adopt(&starter, lane, &unknown).await {
+                    Ok((meta, positions)) => {
+                        let _ = internal.send(Internal::View(View { lane, epoch, meta, positions, session: None }));
+                        return;
+                    }
+                    Err(NotStarted::Stop(text)) => return drop(internal.send(Internal::Stop(text))),
+                    Err(NotStarted::Retry(text)) => {
+                        tracing::warn!(text, "cannot begin with new partitions yet");
+                        tokio::time::sleep(backoff.next()).await;
+                    }
+                }
+            }
+        });
+        self.lanes[lane].tasks.push(task);
+    }
+
+    pub(super) fn stop_partition(&mut self, name: &TopicPartition, reason: String) {
+        tracing::error!(partition = %name, reason, "partition stopped");
+        self.worker.status.obstruct(&name.to_string(), &reason);
+        self.driver.send(Command::Halt(name.clone()));
+        if let Some(partition) = self.partitions.get_mut(name) {
+            partition.state = State::Stopped(reason);
+        }
+    }
+
+    /// An idle worker must notice too when the store rolls back.
+    pub(super) fn check_positions(&mut self, index: usize) {
+        let lane = &mut self.lanes[index];
+        let every = Duration::from_millis(self.worker.config.position_check_ms);
+        if lane.batches.is_none() || lane.jobs > 0 || !lane.pending.is_empty() || lane.checked_at.elapsed() < every {
+            return;
+        }
+        lane.checked_at = Instant::now();
+        let (store, internal) = (Arc::clone(&self.worker.store), self.internal.clone());
+        let (epoch, activity) = (lane.epoch, lane.activity);
+        tokio::spawn(async move {
+            match store.positions(index).await {
+                Ok(positions) => {
+                    let _ = internal.send(Internal::Checked { lane: index, epoch, activity, positions });
+                }
+                Err(error) => tracing::warn!(%error, "cannot compare positions with the store"),
+            }
+        });
+    }
+
+    pub(super) fn on_checked(&mut self, index: usize, epoch: u64, activity: u64, positions: &Positions) {
+        let lane = &self.lanes[index];
+        if lane.epoch != epoch || lane.activity != activity || !lane.pending.is_empty() {
+            return;
+        }
+        let differs = |(name, partition): (&TopicPartition, &Partition)| {
+            let is_settled = partition.lane == index && matches!(partition.state, State::Running | State::Verifying(_));
+            is_settled && positions.get(name) != Some(&partition.committed)
+        };
+        if self.partitions.iter().any(differs) {
+            self.resync(index, "the store's positions changed while nothing was sent");
+        }
+    }
+}
+
+/// Connects to a lane and reads its positions; tries until it can, or until a person must act.
+async fn connect(starter: Starter, internal: mpsc::UnboundedSender<Internal>, lane: usize, epoch: u64, wait: Duration) {
+    let mut backoff = Backoff::default();
+    tokio::time::sleep(wait).await;
+    loop {
+        match view(&starter, lane, epoch).await {
+            Ok(view) => return drop(internal.send(Internal::View(view))),
+            Err(NotStarted::Stop(text)) => return drop(internal.send(Internal::Stop(text))),
+            Err(NotStarted::Retry(text)) => {
+                tracing::warn!(lane, text, "cannot start counting yet");
+                tokio::time::sleep(backoff.next()).await;
+            }
+        }
+    }
+}
+
+async fn view(starter: &Starter, lane: usize, epoch: u64) -> Result<View, NotStarted> {
+    let meta = starter.establish().await?;
+    let mut session = starter.store.session(lane).await?;
+    let positions = session.positions().await?;
+    Ok(View { lane, epoch, meta, positions, session: Some(session) })
+}
+
+async fn adopt(starter: &Starter, lane: usize, partitions: &[TopicPartition]) -> Result<(Meta, Positions), NotStarted> {
+    let mut meta = starter.establish().await?;
+    let new: Vec<TopicPartition> =
+        partitions.iter().filter(|partition| !meta.starts.contains_key(partition)).cloned().collect();
+    if !new.is_empty() {
+        let asked = new.clone();
+        let lows = starter.driver.ask(move |consumer| consumer.starts(Start::Earliest, &asked)).await?;
+        let starts: Vec<(TopicPartition, i64)> = new.into_iter().zip(lows).collect();
+        starter.store.adopt(&starts).await?;
+        meta.starts.extend(starts);
+    }
+    Ok((meta, starter.store.positions(lane).await?))
+}
