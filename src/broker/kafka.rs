@@ -75,8 +75,9 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
+    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        let each = offsets.elements().iter().find_map(|element| element.error().err());
+        if let Some(error) = result.err().or(each) {
             lock(&self.failed_commits).push(error.to_string());
         }
     }
@@ -218,7 +219,18 @@ impl KafkaConsumer {
         Ok(known.collect())
     }
 
-    fn assign(&mut self, openings: &[Opening]) -> KafkaResult<()> {
+    fn seek(&mut self, opening: &Opening) -> BrokerResult<()> {
+        let (topic, partition) = (&opening.partition.topic, opening.partition.partition);
+        if self.halted.remove(&opening.partition) && !self.is_paused {
+            let resumed = self.consumer.resume(&to_list([&opening.partition]));
+            resumed.map_err(|error| self.retry("resume", &error))?;
+        }
+        self.consumer
+            .seek(topic, partition, Offset::Offset(opening.offset), ASK_TIMEOUT)
+            .map_err(|error| self.retry("seek", &error))
+    }
+
+    fn assign(&mut self, openings: &[&Opening]) -> KafkaResult<()> {
         let mut list = TopicPartitionList::new();
         for opening in openings {
             let offset = Offset::Offset(opening.offset);
@@ -305,26 +317,20 @@ impl Consumer for KafkaConsumer {
     }
 
     fn open(&mut self, openings: &[Opening]) -> BrokerResult<()> {
-        self.assign(openings).map_err(|error| self.retry("assign", &error))?;
+        let (open, new): (Vec<&Opening>, Vec<&Opening>) =
+            openings.iter().partition(|opening| self.open.contains_key(&opening.partition));
+        for opening in open {
+            self.seek(opening)?;
+        }
+        if !new.is_empty() {
+            self.assign(&new).map_err(|error| self.retry("assign", &error))?;
+        }
         for opening in openings {
             self.open.insert(opening.partition.clone(), (opening.generation, opening.offset));
         }
         if self.is_paused {
             self.pause(true);
         }
-        Ok(())
-    }
-
-    fn seek(&mut self, opening: &Opening) -> BrokerResult<()> {
-        let (topic, partition) = (&opening.partition.topic, opening.partition.partition);
-        if self.halted.remove(&opening.partition) && !self.is_paused {
-            let resumed = self.consumer.resume(&to_list([&opening.partition]));
-            resumed.map_err(|error| self.retry("resume", &error))?;
-        }
-        self.consumer
-            .seek(topic, partition, Offset::Offset(opening.offset), ASK_TIMEOUT)
-            .map_err(|error| self.retry("seek", &error))?;
-        self.open.insert(opening.partition.clone(), (opening.generation, opening.offset));
         Ok(())
     }
 

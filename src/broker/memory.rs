@@ -237,10 +237,6 @@ impl Consumer for MemoryConsumer {
         Ok(())
     }
 
-    fn seek(&mut self, opening: &Opening) -> BrokerResult<()> {
-        self.open(std::slice::from_ref(opening))
-    }
-
     fn halt(&mut self, partition: &TopicPartition) {
         self.open.remove(partition);
     }

@@ -5,7 +5,7 @@
 //! A consumer is driven by one thread that owns it. Partitions come and go as events of [`Consumer::poll`]:
 //!
 //! - [`Event::Assigned`] offers partitions. Nothing is fetched until [`Consumer::open`] says from which offset, once for each
-//!   partition. The group waits, and polling goes on meanwhile.
+//!   partition. The group waits, and polling goes on meanwhile. Opening an open partition moves it.
 //! - [`Event::Revoked`] asks for partitions back. Records of them may still arrive until [`Consumer::release`]; the group
 //!   waits for that, so it comes within the drain bound. With `lost` they belong to somebody else already.
 //! - Every [`RecordBatch`] carries the generation its partition was opened or sought with last; after a seek no record of
@@ -88,13 +88,10 @@ pub trait Consumer: Send {
     /// Waits up to `timeout` for something to happen, and returns at most about `bytes_max` of records.
     fn poll(&mut self, timeout: Duration, bytes_max: usize) -> BrokerResult<Vec<Event>>;
 
-    /// Begins to fetch partitions that were offered.
+    /// Begins to fetch partitions that were offered, or moves those that are open.
     fn open(&mut self, openings: &[Opening]) -> BrokerResult<()>;
 
-    /// Moves a partition that is open.
-    fn seek(&mut self, opening: &Opening) -> BrokerResult<()>;
-
-    /// Stops fetching a partition that stays ours, until it is sought or released.
+    /// Stops fetching a partition that stays ours, until it is opened again or released.
     fn halt(&mut self, partition: &TopicPartition);
 
     /// Gives partitions back.

@@ -37,8 +37,6 @@ pub struct Open {
     pub partition: TopicPartition,
     pub checkpoint: Checkpoint,
     pub generation: u64,
-    /// It is open already and is moved.
-    pub is_seek: bool,
 }
 
 /// What the driver tells the loop.
@@ -144,27 +142,22 @@ fn obey(consumer: &mut dyn Consumer, command: Command, notices: &Sender<Notice>)
 
 /// Opens what the log still has; the loop judges the rest by the watermarks.
 fn open(consumer: &mut dyn Consumer, opens: Vec<Open>, notices: &Sender<Notice>) {
-    let mut new = Vec::new();
+    let mut openings = Vec::new();
     let mut results = Vec::new();
-    for Open { partition, checkpoint, generation, is_seek } in opens {
-        let mut result = consumer.watermarks(&partition);
+    for Open { partition, checkpoint, generation } in opens {
+        let result = consumer.watermarks(&partition);
         if let Ok(Watermarks { low, high }) = result
             && (low..=high).contains(&checkpoint.position)
         {
             let offset = if checkpoint.read_from() < low { checkpoint.position } else { checkpoint.read_from() };
-            let opening = Opening { partition: partition.clone(), offset, generation };
-            if is_seek {
-                result = consumer.seek(&opening).and(result);
-            } else {
-                new.push(opening);
-            }
+            openings.push(Opening { partition: partition.clone(), offset, generation });
         }
         results.push((partition, generation, result));
     }
-    let opened = if new.is_empty() { Ok(()) } else { consumer.open(&new) };
+    let opened = if openings.is_empty() { Ok(()) } else { consumer.open(&openings) };
     for (partition, generation, result) in results {
-        let is_new = new.iter().any(|opening| opening.partition == partition);
-        let result = if is_new { opened.clone().and(result) } else { result };
+        let is_concerned = openings.iter().any(|opening| opening.partition == partition);
+        let result = if is_concerned { opened.clone().and(result) } else { result };
         let _ = notices.blocking_send(Notice::Opened { partition, generation, result });
     }
 }

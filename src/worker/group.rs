@@ -12,6 +12,9 @@ use crate::model::TopicPartition;
 use crate::telemetry::names;
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// Positions are committed to the broker again now and then even if they have not moved: a commit that met a rebalance may be gone
+/// without a word, and the broker forgets offsets that nobody renews.
+const MARK_ALL_EVERY: Duration = Duration::from_secs(5);
 
 impl Loop {
     pub(super) fn on_assigned(&mut self, names: Vec<TopicPartition>) {
@@ -138,6 +141,10 @@ impl Loop {
         self.leave_if_drained();
         if self.marked_at.elapsed() >= Duration::from_millis(self.worker.config.broker_commit_ms) {
             self.marked_at = Instant::now();
+            if self.marked_all_at.elapsed() >= MARK_ALL_EVERY {
+                self.marked_all_at = Instant::now();
+                self.partitions.values_mut().for_each(|partition| partition.marked = None);
+            }
             let names: Vec<TopicPartition> = self.partitions.keys().cloned().collect();
             self.mark(&names);
         }

@@ -46,13 +46,16 @@ impl Loop {
                 self.on_checked(lane, epoch, activity, &positions);
             }
             Internal::Reopen { partition, generation } => {
-                if self.partitions.get(&partition).is_some_and(|known| known.generation == generation) {
+                // A resync in between opens it by itself, from where the store stands.
+                let is_due = |known: &Partition| known.generation == generation && known.state == State::Opening;
+                if self.partitions.get(&partition).is_some_and(is_due) {
                     self.open(vec![partition]);
                 }
             }
             Internal::Skipped { partition, generation, to } => {
                 if let Some(known) = self.partitions.get_mut(&partition)
                     && known.generation == generation
+                    && known.state == State::Opening
                 {
                     let skipped = to.position - known.from.position;
                     metrics::counter!(names::RECORDS_SKIPPED).increment(skipped.unsigned_abs());
@@ -143,12 +146,7 @@ impl Loop {
             self.generation += 1;
             partition.generation = self.generation;
             partition.state = State::Opening;
-            opens.push(Open {
-                partition: name,
-                checkpoint: partition.from,
-                generation: partition.generation,
-                is_seek: partition.is_open,
-            });
+            opens.push(Open { partition: name, checkpoint: partition.from, generation: partition.generation });
         }
         self.driver.send(Command::Open(opens));
     }

@@ -160,6 +160,7 @@ pub(super) struct Loop {
     pub(super) answers: mpsc::UnboundedSender<Committed>,
     pub(super) internal: mpsc::UnboundedSender<Internal>,
     pub(super) marked_at: Instant,
+    pub(super) marked_all_at: Instant,
     pub(super) status_at: Instant,
     pub(super) is_draining: bool,
 }
@@ -210,6 +211,7 @@ impl Worker {
             answers,
             internal: internal_in,
             marked_at: Instant::now(),
+            marked_all_at: Instant::now(),
             status_at: Instant::now(),
             is_draining: false,
         };
