@@ -2,228 +2,341 @@
 """Produces a believable and hostile stream with a client that is not ours.
 
     produce.py BROKERS TOPIC [--events 1000000] [--seed 1] [--partitions 8] [--start EPOCH] [--rate EVENTS_PER_SECOND]
+    produce.py --dump FILE TOPIC [...]          the same records as lines for check.py --records, without a broker
 
 Late and duplicate events, the night on which Berlin's clocks go back, keyed and unkeyed, every compression, committed and
-aborted transactions, and about one bad or odd record in five hundred. The same seed makes the same records.
+aborted transactions, and about one bad or odd record in five hundred. The same seed and start make the same records.
+
+Record timestamps are near the event times, so the topic must take them (message.timestamp.type=CreateTime) and records of
+4 MB (max.message.bytes); a topic that does not exist is created so.
 """
 
 import argparse
+import base64
+import bisect
 import datetime
+import itertools
 import json
 import random
+import sys
 import time
 
-from confluent_kafka import Producer
-
 CODECS = ["none", "gzip", "snappy", "lz4", "zstd"]
-# 2026-10-24T18:00:00Z: the clocks in Berlin go back at 2026-10-25T01:00:00Z.
-START = 1_792_864_800
 SPAN = 20 * 3600
-TRANSACTION = 2000
+BATCH = 2000
+LATE_MAX = 3 * 86_400
+RECORD_MAX = 4_000_000
+CEST = datetime.timezone(datetime.timedelta(hours=2))
+POOL = 8192
+MEMBER_ORDER = ["ts", "timestamp", "time", "ts"]
+AMOUNTS = ["99.9", "199.9", '"0.99"', "1e2", '"1e1"', "0.1", "-5", "12.3456785", "12.3456775", "0", "1E-3"]
+GEOS = ["US", "DE", "FR", "JP", "BR", "GB", "IN", "ÖS", "a~b", "x\\y"]
 
 
-def timestamp(rng, second):
-    """The event's time in one of its forms."""
-    form = rng.randrange(8)
-    if form == 0:
-        return second
-    if form == 1:
-        return second * 1000 + rng.randrange(1000)
-    if form == 2:
-        return second * 1_000_000 + rng.randrange(1_000_000)
-    if form == 3:
-        return second * 1_000_000_000
-    if form == 4:
-        return str(second)
-    moment = datetime.datetime.fromtimestamp(second, datetime.timezone.utc)
-    if form == 5:
-        return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-    if form == 6:
-        berlin = moment.astimezone(datetime.timezone(datetime.timedelta(hours=2)))
-        return berlin.strftime("%Y-%m-%d %H:%M:%S.") + f"{rng.randrange(1000):03}+02:00"
-    return second + 0.5
+def autumn_night(now):
+    """18:00 UTC before the last Sunday of October on which Berlin's clocks went back, before now."""
+    for year in itertools.count(datetime.datetime.fromtimestamp(now, datetime.timezone.utc).year, -1):
+        last = datetime.datetime(year, 10, 31, 18, tzinfo=datetime.timezone.utc)
+        start = int((last - datetime.timedelta(days=(last.weekday() + 1) % 7 + 1)).timestamp())
+        if start + SPAN < now:
+            return start
 
 
-def amount(rng):
-    return rng.choice([99.9, 199.9, "0.99", rng.randrange(1, 100), 1e2, "1e1", 0.1, -5, "12.3456785"])
+def zipf(rng, values, exponent):
+    """A pool in which values are as frequent as Zipf says."""
+    weights = list(itertools.accumulate(1 / (rank + 1) ** exponent for rank in range(len(values))))
+    return [values[bisect.bisect_left(weights, rng.random() * weights[-1])] for _ in range(POOL)]
 
 
-def skewed(rng, bound):
-    return int(bound ** rng.random()) - 1
+class Events:
+    """Event bodies, put together from pools of ready JSON text; that is several times as fast as json.dumps."""
+
+    def __init__(self, rng):
+        self.rng = rng
+        text = lambda value: json.dumps(value, ensure_ascii=rng.random() < 0.5)
+        pool = lambda prefix, count, exponent: zipf(rng, [text(f"{prefix}{at}") for at in range(count)], exponent)
+        self.event = pool("e", 29, 1.1)
+        self.url = pool("https://shop.example/p?a=b&id=", 5000, 1.0)
+        self.geo = zipf(rng, [text(geo) for geo in GEOS], 1.2)
+        self.source, self.campaign = pool("s", 15, 1.0), pool("c", 18, 0.8)
+        self.agent = zipf(rng, [text("Mozilla/5.0 (X11; Linux x86_64) rv/" + str(at) * 30) for at in range(3)], 0.5)
+        self.device = zipf(
+            rng,
+            [
+                f'{{"type": {text(kind)}, "version": {version}, "screen": [1920, 1080]}}'
+                for kind in ("mobile", "desktop", "tablet")
+                for version in ("1", "2", "2.0", "11.5", "2e1", "20")
+            ],
+            0.7,
+        )
+
+    def stamp(self, second, bits):
+        """The event's time in one of its forms."""
+        form = bits % 8
+        if form == 0:
+            return str(second)
+        if form == 1:
+            return str(second * 1000 + bits % 1000)
+        if form == 2:
+            return str(second * 1_000_000 + bits % 1_000_000)
+        if form == 3:
+            return str(second * 1_000_000_000 + bits % 1000)
+        if form == 4:
+            return f'"{second}"'
+        if form == 5:
+            return f"{second}.5"
+        if form == 6:
+            moment = time.gmtime(second)
+            return f'"{moment[0]}-{moment[1]:02}-{moment[2]:02}T{moment[3]:02}:{moment[4]:02}:{moment[5]:02}Z"'
+        moment = datetime.datetime.fromtimestamp(second, CEST)
+        return f'"{moment:%Y-%m-%d %H:%M:%S}.{bits % 1000:03}+02:00"'
+
+    def body(self, second):
+        bits = self.rng.getrandbits(160)
+        take = lambda shift: bits >> shift & POOL - 1
+        user = int(50_000 ** ((bits >> 96 & 0xFFFFF) / 0xFFFFF))
+        amount = bits >> 60 & 15
+        return (
+            f'{{"id": {bits & 0xFFFFFFFF}, "session": "{bits:040x}", "event": {self.event[take(0)]}, '
+            f'"user_id": "u{user}", "ip": "10.{user % 4}.{user // 4 % 250}.{take(13) % 20}", "url": {self.url[take(26)]}, '
+            + ("" if bits >> 116 & 15 == 0 else f'"geo": {self.geo[take(39)]}, ')
+            + ("" if bits >> 120 & 15 == 0 else f'"utm_source": {self.source[take(52)]}, ')
+            + f'"utm_campaign": {self.campaign[take(65)]}, "user_agent": {self.agent[take(78)]}, '
+            + ("" if bits >> 124 & 15 == 0 else f'"device": {self.device[take(128)]}, ')
+            + (f'"amount": {AMOUNTS[amount] if amount < len(AMOUNTS) else take(91) % 99 + 1}, ' if bits >> 59 & 1 else "")
+            + f'"{MEMBER_ORDER[bits >> 142 & 3]}": {self.stamp(second, bits >> 144)}}}'
+        ).encode()
 
 
-def event(rng, second):
-    body = {
-        "event": f"e{skewed(rng, 30)}",
-        "user_id": f"u{skewed(rng, 50_000)}",
-        "ip": f"10.{rng.randrange(4)}.{rng.randrange(250)}.{rng.randrange(50)}",
-        "url": f"https://shop.example/p/{skewed(rng, 5000)}?a=b",
-        "geo": rng.choice(["US", "DE", "FR", "JP", "BR", "ÖS", "a~b", "x\\y"]),
-        "utm_source": f"s{skewed(rng, 15)}",
-        "utm_campaign": f"c{skewed(rng, 18)}",
-        "device": {"type": rng.choice(["mobile", "desktop", "tablet"]), "version": rng.randrange(20)},
-        rng.choice(["ts", "timestamp", "time"]): timestamp(rng, second),
-    }
-    if rng.random() < 0.6:
-        body["amount"] = amount(rng)
-    if rng.random() < 0.05:
-        del body[rng.choice(["geo", "ip", "utm_source", "device", "url"])]
-    return json.dumps(body, ensure_ascii=rng.random() < 0.3).encode()
-
-
-def odd(rng, second):
-    """Value and headers of a record that tests a rule."""
+def odd_records(second):
+    """(value, headers) of every kind that a rule of docs/semantics.md speaks of."""
     t = f'"ts":{second}'
-    cloud = [("ce_specversion", b"1.0"), ("ce_type", b"cloud"), ("ce_source", b"/s"), ("ce_id", b"7")]
-    cases = [
-        (b"not json", []),
-        (b"", []),
-        (b'{"event":"x",', []),
-        (b"[1,2]", []),
-        (b'"text"', []),
-        (b"null", []),
-        (b'{"ts":1}', []),
-        (b'{"event":null,"ts":1}', []),
-        (b'{"event":5}', []),
-        (b'{"event":"  "}', []),
-        (b'{"event":"bad \xff utf8"}', []),
-        (b'{"event":"x","z":NaN}', []),
-        (b'{"event":"x","z":01}', []),
-        (b'{"event":"x","z":"\\ud800"}', []),
-        (b'{"event":"x","z":"a\nb"}', []),
-        (b"\xef\xbb\xbf" + b'{"event":"x"}', []),
-        (b"[" * 100_000, []),
-        (b'{"event":"deep","z":' + b"[" * 70 + b"]" * 70 + b"}", []),
-        (b'{"event":"shallow",' + t.encode() + b',"z":' + b"[" * 60 + b"]" * 60 + b"}", []),
-        (b'{"event":"big",' + t.encode() + b',"z":"' + b"x" * 1_100_000 + b'"}', []),
-        (f'{{"event":"first","event":"last","geo":"A","geo":"B",{t}}}'.encode(), []),
-        (f'{{"event":"numbers","geo":1e999,"amount":1e999,{t}}}'.encode(), []),
-        (f'{{"event":"numbers","geo":9223372036854775808,"amount":9223372036854775808,{t}}}'.encode(), []),
-        (f'{{"event":"numbers","geo":18446744073709551616,"amount":"1e11",{t}}}'.encode(), []),
-        (f'{{"event":"numbers","geo":100.0,"ip":1e2,"amount":true,{t}}}'.encode(), []),
-        (f'{{"event":"numbers","geo":-0.0,"url":0.000001,"amount":0.0000005,{t}}}'.encode(), []),
-        (f'{{"event":"tilde~","geo":"~","utm_source":"\\\\","utm_campaign":"a\\\\~b",{t}}}'.encode(), []),
-        (f'{{"event":"a:b%","geo":"{{}}","url":"\\n","utm_source":"nul\\u0000in","a:b{{}}\\n\\u0000~":1,{t}}}'.encode(), []),
-        (f'{{"event":"__other__","geo":"__other__","url":"\\\\__other__",{t}}}'.encode(), []),
-        (f'{{"event":"\\u00a0 trimmed\\u0000\\t","geo":" ","ip":"","url":"{"long" * 200}",{t}}}'.encode(), []),
-        (f'{{"event":"literal","device.type":"lit","device":{{"type":"path"}},{t}}}'.encode(), []),
-        (f'{{"event":"types","geo":true,"ip":["x"],"url":{{"a":1}},"amount":"x",{t}}}'.encode(), []),
-        (f'{{"event":"future","ts":{second + 3 * 86_400}}}'.encode(), []),
-        (f'{{"event":"old","ts":{second - 500 * 86_400}}}'.encode(), []),
-        (b'{"event":"unreadable","ts":"yesterday"}', []),
-        (b'{"event":"unreadable","ts":true}', []),
-        (b'{"event":"unreadable","ts":1e40}', []),
-        (f'{{"event":"second","ts":null,"timestamp":" ","time":{second}}}'.encode(), []),
-        (b'{"event":"broker time"}', []),
-        (None, []),
-        (b"\x00\x00\x00\x00\x07" + f'{{"event":"registry",{t}}}'.encode(), []),
-        (
-            f'{{"specversion":"1.0","type":"structured","source":"/x","id":"1","subject":"s","data":{{"geo":"CE",{t}}}}}'.encode(),
-            [],
-        ),
-        (f'{{"specversion":"1.0","type":"","source":"/x","id":"1"}}'.encode(), []),
-        (f'{{"event":"data","geo":"CB",{t}}}'.encode(), cloud),
-        (b"plain text", cloud + [("content-type", b"text/plain")]),
-        (b"not json", cloud + [("content-type", b"application/json")]),
-        (None, cloud + [("ce_time", b"2026-10-24T20:00:00Z")]),
-        (b"[1]", [("some", b"header"), ("empty", None)]),
-    ]
-    return rng.choice(cases)
+    cases = []
+    plain = lambda *texts: cases.extend((text.encode() if isinstance(text, str) else text, []) for text in texts)
+    events = lambda *members: plain(*(f'{{"event":"odd",{t},{member}}}' for member in members))
+    # Not JSON, not an object, no event.
+    plain("not json", "", " ", '{"event":"cut","ts":', "{'event':1}", '{"event":"x",}', '{"event":"x"} x', '{"event":"x"}{}')
+    plain("[1,2]", '"text"', "null", "1", "true", "{}", f'{{{t}}}', f'{{"event":null,{t}}}', f'{{"event":5,{t}}}')
+    plain(f'{{"event":["x"],{t}}}', f'{{"event":" \\u0000\\u00a0 ",{t}}}', f'{{"event":"x","event":7,{t}}}')
+    # JSON that lax parsers take.
+    events('"z":NaN', '"z":-Infinity', '"z":01', '"z":1.', '"z":.5', '"z":+1', '"z":"a\nb"', '"z":"\\x"', '"z":"\\u12"', '"z":1//')
+    events('"z":"\\ud800"', '"z":"\\udc00\\ud800"', '"\\ud83d":1', '"z":"\\ud800","z":1', '"z":[{"a":"\\ud83dx"}]')
+    events('"z":"\\ud83d\\ude00"', '"z":"\\\\ud800"', '"z":1/*c*/', "z:1")
+    plain("\ufeff" + f'{{"event":"bom",{t}}}', f'\u00a0{{"event":"space",{t}}}', f' \t\r\n{{"event":"space",{t}}}\n')
+    # UTF-8.
+    plain(b'{"event":"\xff"}', b'{"event":"\xc0\xaf"}', b'{"event":"\xed\xa0\x80"}', b'{"event":"\xf4\x90\x80\x80"}')
+    plain(b'{"event":"cut \xe2\x82', b"\xff" + b"[" * 100)
+    # Depth and size.
+    plain("[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000, "]" * 100 + "x")
+    events('"z":' + "[" * 63 + "]" * 63, '"z":' + "[" * 64 + "]" * 64, '"z":"' + "[" * 200 + '"', '"z":"\\"' + "{" * 99 + '"')
+    events('"z":"' + "x" * 1_100_000 + '"', '"z":"' + "x" * 500_000 + '"')
+    # Names and duplicates.
+    events('"event":"last","geo":"A","geo":"B"', '"device":{"type":"one"},"device":{"other":1}', '"geo":"A","geo":null')
+    events('"device.type":"literal","device":{"type":"path"}', '"device.type":null,"device":{"type":"path"}', '"device":["type"]')
+    events('"device":{"type":{"type":"deep"}}', '"a:b%@~":1,"":2,"\\u0000":3,"{}":4,"\\n":5')
+    # Numbers.
+    numbers = ["1e999", "-1e999", "1e-999", "-1e-999", "9223372036854775807", "9223372036854775808", "-9223372036854775808"]
+    numbers += ["-9223372036854775809", "18446744073709551615", "18446744073709551616", "100.0", "1e2", "1E+2", "100", "-0"]
+    numbers += ["-0.0", "0.1", "0.10", "0.000001", "1e-7", "1e21", "1e22", "123456789012345678901234567890", "5e-324", "2e308"]
+    numbers += ["0.1000000000000000055511151231257827", "9007199254740993", "9007199254740993.0", "9007199254740993.5"]
+    numbers += ["1" + "0" * 6000 + "e-6000", "0." + "0" * 6000 + "1e6001", "1e" + "9" * 6000, "1e-" + "9" * 6000, "0e" + "9" * 6000]
+    events(*(f'"geo":{number},"url":{number},"user_id":{number},"utm_source":"{number}"' for number in numbers))
+    # The large ones cancel out, or long runs would leave 64 bits.
+    amounts = ["999999999999.9999999", "-999999999999.9999999", "999999999999.999999", "-999999999999.999999"]
+    amounts += ["1e999", "1e12", "-1e12", "1000000000000.0000001", "0.0000005", "0.0000015", "-0.0000005"]
+    amounts += ["0.00000050000000001", "2.5e-6", "3.5e-6", "1e-999", "true", "null", "[]", "{}", '""', '" "', '"x"', '" 1e1 "']
+    amounts += ['"\\u00a07"', '"01"', '"+1"', '"0x1"', '"NaN"', '"1e999"', '".5"', "0.1", "1e-7", "123456.7890125", '"1_0"', '"١"']
+    events(*(f'"amount":{amount}' for amount in amounts), *(f'"amount":{number}' for number in numbers[-5:]))
+    # Labels.
+    labels = ["~", "\\\\", ":", "%", "@", "a:b%3A@~", "{}", "\\n", "in\\u0000side", "a\\nb", "\\u0000\\u0085 x\\u2003\\u3000", " ", ""]
+    labels += ["__other__", "\\\\__other__", "\\\\\\\\__other__", "__other__x", " __other__ ", "\\u200b", "\\ufeff", "\\ud83d\\ude00"]
+    labels += ["long" * 200, "é" * 513, "😀" * 512, "y" * 511 + " z", "~" * 600, "true", "100", "\\u007f", "\\u001f1\\u001f", "a~b\\\\~c"]
+    events(*(f'"geo":"{label}","url":"{label}","ip":"{label}","user_id":"{label}","utm_source":"{label}"' for label in labels))
+    plain(*(f'{{"event":"{label}","geo":"g",{t}}}' for label in labels))
+    events('"geo":true,"ip":["x"],"url":{"a":1},"user_id":false,"utm_source":null')
+    # Times.
+    iso = lambda form: time.strftime(form, time.gmtime(second))
+    times = [f'"{iso("%Y-%m-%dT%H:%M:%S")}{zone}"' for zone in ("Z", "z", "+00:00", "-00:00", ".999999999999Z", "+14:30", ".Z", "", "+1")]
+    times += [f'"{iso("%Y-%m-%d")}{rest}"' for rest in ("t00:00:60Z", " 24:00:00Z", "T23:59:60.9Z", "T00:60:00Z", "", "T00:00Z", "  00:00:00Z")]
+    times += ['"2026-02-30T00:00:00Z"', '"2026-13-01T00:00:00Z"', '"0001-01-01T00:00:00Z"', '"9999-12-31T23:59:59Z"', '"yesterday"']
+    times += ['"9999-12-31T23:59:59-01:00"', "true", "[]", "{}", "1e40", "-1e40", "253402300800", "-62135596801", "99999999999", "1e11"]
+    times += [f"{second}e0", f"{second}0000e-4", f'" {second}.25 "', f'"{second}x"', f"{second}.999", '"1e9"', "0", "-1", "-0.5", "-1e-999"]
+    times += [str(second + 3 * 86_400), str(second - 500 * 86_400), str(second - 390 * 86_400), str(second + 86_400), str(second - 13 * 86_400)]
+    plain(*(f'{{"event":"time","ts":{stamp}}}' for stamp in times))
+    plain(*(f'{{"event":"next","ts":{gone},"timestamp":{second}}}' for gone in ("null", '""', '" \\t"')))
+    plain('{"event":"broker time"}', '{"event":"broker time","ts":null}', b"\x00\x00\x00\x00\x07" + f'{{"event":"registry",{t}}}'.encode())
+    plain(b"\x00\x00\x00\x00\x07", b"\x00\x00\x00\x00\x07 ", b"\x00\x00\x00\x00\x00\x07{}")
+    cases.append((None, []))
+    # CloudEvents.
+    cloud = lambda members: plain(f'{{"specversion":"1.0",{members}}}')
+    cloud(f'"type":"structured","source":"/x","id":"1","subject":"s","data":{{"geo":"CE","event":"hidden",{t}}}')
+    cloud(f'"type":"structured","time":"{iso("%Y-%m-%dT%H:%M:%SZ")}","data":{{"ts":1,"geo":"CE"}}')
+    cloud(f'"type":"structured","time":"soon","data":{{{t}}}')
+    cloud(f'"type":"structured","time":null,"data":{{{t},"amount":5}}')
+    cloud(f'"type":" ","data":{{{t}}}')
+    cloud(f'"type":7,{t}')
+    cloud(f'"type":"x","event":"own",{t}')
+    cloud('"type":"structured","data":"text"')
+    cloud('"type":"structured","data_base64":"eyJhIjoxfQ=="')
+    binary = [("ce_specversion", b"1.0"), ("ce_type", b"binary"), ("ce_source", b"/s"), ("ce_id", b"7"), ("ce_subject", b"sub")]
+    when = ("ce_time", iso("%Y-%m-%dT%H:%M:%SZ").encode())
+    text, structured = ("content-type", b"text/plain; charset=utf-8"), ("content-type", b"application/vnd.x+json; charset=utf-8")
+    body = f'{{"event":"hidden","geo":"CB","amount":3,{t}}}'.encode()
+    cases += [(body, binary), (body, binary + [when]), (body, binary + [structured]), (body, binary[:1]), (b"{}", binary[:1] + [("ce_type", b"")])]
+    cases += [(b"plain text", binary + [text, when]), (b"\xff\xfe", binary + [text]), (None, binary + [text, when]), (None, binary)]
+    cases += [(b"", binary + [text]), (b"", binary), (b"not json", binary), (b"not json", binary + [structured]), (b"[1]", binary + [when])]
+    cases += [(body, binary + [("ce_time", b"soon")]), (body, binary + [("ce_time", b"")]), (body, binary + [("ce_x", b"\xff")])]
+    cases += [(body, [("specversion", b"1.0"), ("empty", None), ("some", b"header")]), (b"[1]", [("some", b"\xff"), ("empty", None)])]
+    return cases
 
 
-def records(rng, events, start):
+def records(seed, events, start):
     """Timestamp in milliseconds, key, value, headers."""
-    previous = None
+    rng = random.Random(seed)
+    make = Events(rng)
+    previous, odd_at = None, 0
+    odd, odd_made = [], None
     for index in range(events):
         second = start + index * SPAN // events
-        if rng.random() < 0.03:
-            second -= rng.randrange(3 * 86_400)
-        broker_ms = (start + index * SPAN // events) * 1000 + rng.randrange(1000)
-        key = f"k{rng.randrange(1000)}".encode() if rng.random() < 0.5 else None
-        if previous is not None and rng.random() < 0.01:
+        bits = rng.getrandbits(64)
+        broker_ms = second * 1000 + bits % 1000
+        key = b"k%d" % (bits >> 10 & 1023) if bits & 1 << 20 else None
+        chance = bits >> 32 & 0xFFFF
+        if chance < 1966:  # 3 % late
+            second -= rng.randrange(LATE_MAX)
+        if chance >= 65400:  # 0.2 %
+            if odd_made is None or odd_at == len(odd):
+                odd, odd_at, odd_made = odd_records(second), 0, second
+                rng.shuffle(odd)
+            value, headers = odd[odd_at]
+            odd_at += 1
+        elif chance >= 64700 and previous is not None:  # 1 % exact duplicates
             value, headers = previous
-        elif rng.random() < 0.002:
-            value, headers = odd(rng, second)
         else:
-            value, headers = event(rng, second), []
+            value, headers = make.body(second), []
             previous = value, headers
         yield broker_ms, key, value, headers
 
 
+def place(rng, key, partitions):
+    return rng.randrange(partitions) if key is None else sum(key) % partitions
+
+
+def dump(options):
+    rng = random.Random(options.seed + 1)
+    text = lambda data: None if data is None else base64.b64encode(data).decode()
+    offsets = [0] * options.partitions
+    with open(options.dump, "w") as out:
+        for broker_ms, key, value, headers in records(options.seed, options.events, options.start):
+            partition = place(rng, key, options.partitions)
+            record = {"topic": options.topic, "partition": partition, "offset": offsets[partition], "timestamp_ms": broker_ms}
+            record |= {"key_b64": text(key), "value_b64": text(value), "headers": [[name, text(data)] for name, data in headers]}
+            out.write(json.dumps(record) + "\n")
+            offsets[partition] += 1
+
+
+def create_topic(options):
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    admin = AdminClient({"bootstrap.servers": options.brokers})
+    if options.topic not in admin.list_topics(timeout=30).topics:
+        topic = NewTopic(options.topic, options.partitions, 1, config={"max.message.bytes": str(RECORD_MAX)})
+        admin.create_topics([topic])[options.topic].result(30)
+
+
+class Sender:
+    """One producer for each compression, and one for transactions."""
+
+    def __init__(self, options):
+        from confluent_kafka import Producer
+
+        self.options, self.failures, self.aborted = options, [], 0
+        self.rng = random.Random(options.seed + 1)
+        common = {"bootstrap.servers": options.brokers, "linger.ms": 20, "message.max.bytes": RECORD_MAX}
+        common |= {"queue.buffering.max.messages": 200_000, "enable.idempotence": True}
+        self.plain = [Producer(common | {"compression.codec": codec}) for codec in CODECS]
+        name = f"oracle-{options.topic}-{options.seed}"
+        self.transactional = Producer(common | {"compression.codec": "lz4", "transactional.id": name})
+        self.transactional.init_transactions(60)
+
+    def report(self, error, _):
+        if error is not None:
+            self.failures.append(str(error))
+
+    def send(self, producer, batch, report):
+        for (broker_ms, key, value, headers), partition in batch:
+            while True:
+                try:
+                    # A header list costs; almost no record has one.
+                    more = {"headers": headers} if headers else {}
+                    producer.produce(
+                        self.options.topic, value, key, partition, timestamp=broker_ms, on_delivery=report, **more
+                    )
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+        producer.poll(0)
+
+    def batch(self, batch):
+        batch = [(record, place(self.rng, record[1], self.options.partitions)) for record in batch]
+        kind = self.rng.randrange(len(CODECS) + 2)
+        if kind < len(CODECS):
+            self.send(self.plain[kind], batch, self.report)
+            return
+        self.transactional.begin_transaction()
+        if kind == len(CODECS):
+            self.send(self.transactional, batch, self.report)
+            self.transactional.commit_transaction(60)
+            return
+        self.send(self.transactional, batch, None)
+        # On the log, or there would be nothing to skip.
+        self.transactional.flush(60)
+        self.transactional.abort_transaction(60)
+        self.aborted += len(batch)
+        # As a producer would after a failure.
+        self.send(self.plain[0], batch, self.report)
+
+    def finish(self):
+        left = sum(producer.flush(120) for producer in [*self.plain, self.transactional])
+        if self.failures or left:
+            sys.exit(f"produce: {len(self.failures)} failed, {left} left: {self.failures[:1]}")
+
+
+def produce(options):
+    create_topic(options)
+    sender = Sender(options)
+    stream = records(options.seed, options.events, options.start)
+    begun, sent = time.monotonic(), 0
+    size = min(BATCH, max(1, options.rate // 10)) if options.rate else BATCH
+    while batch := list(itertools.islice(stream, size)):
+        sender.batch(batch)
+        sent += len(batch)
+        if options.rate:
+            time.sleep(max(0.0, begun + sent / options.rate - time.monotonic()))
+    sender.finish()
+    rate = sent / (time.monotonic() - begun)
+    print(f"produce: {sent} records, {sender.aborted} of them aborted first, {rate:.0f} a second")
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("brokers")
+    parser.add_argument("brokers", nargs="?")
     parser.add_argument("topic")
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--partitions", type=int, default=8)
-    parser.add_argument("--start", type=int, default=START)
+    parser.add_argument("--start", type=int, help="event time of the first record; default: the last autumn night's eve")
     parser.add_argument("--rate", type=int, default=0)
+    parser.add_argument("--dump")
     options = parser.parse_args()
-    rng = random.Random(options.seed)
-    common = {"bootstrap.servers": options.brokers, "linger.ms": 20, "message.max.bytes": 4_000_000}
-    common["queue.buffering.max.messages"] = 500_000
-    plain = [Producer(common | {"compression.codec": codec}) for codec in CODECS]
-    transactional = Producer(common | {"compression.codec": "lz4", "transactional.id": f"oracle-{options.seed}-{time.time()}"})
-    transactional.init_transactions(30)
-    failures, sent, aborted, begun = [], 0, 0, time.monotonic()
-    chunk = []
-
-    def report(error, _):
-        if error is not None:
-            failures.append(str(error))
-
-    def send(producer, record):
-        broker_ms, key, value, headers = record
-        partition = rng.randrange(options.partitions) if key is None else hash_of(key) % options.partitions
-        while True:
-            try:
-                producer.produce(
-                    options.topic, value, key, partition, timestamp=broker_ms, headers=headers, on_delivery=report
-                )
-                return
-            except BufferError:
-                producer.poll(0.1)
-
-    def flush(chunk):
-        nonlocal aborted
-        kind = rng.randrange(len(CODECS) + 2)
-        if kind < len(CODECS):
-            for record in chunk:
-                send(plain[kind], record)
-            plain[kind].poll(0)
-            return
-        transactional.begin_transaction()
-        for record in chunk:
-            send(transactional, record)
-        if kind == len(CODECS):
-            transactional.commit_transaction(60)
-            return
-        transactional.flush(60)
-        transactional.abort_transaction(60)
-        aborted += len(chunk)
-        # What was aborted is sent again, as a producer would.
-        for record in chunk:
-            send(plain[1], record)
-
-    for record in records(rng, options.events, options.start):
-        chunk.append(record)
-        sent += 1
-        if len(chunk) == TRANSACTION:
-            flush(chunk)
-            chunk = []
-            if options.rate:
-                time.sleep(max(0, begun + sent / options.rate - time.monotonic()))
-    flush(chunk)
-    left = sum(producer.flush(120) for producer in [*plain, transactional])
-    failures = [failure for failure in failures if "purge" not in failure.lower()]
-    if failures or left:
-        raise SystemExit(f"produce: {len(failures)} failed, {left} left: {failures[:1]}")
-    print(f"produce: {sent} records, {aborted} of them aborted first, {sent / (time.monotonic() - begun):.0f} a second")
-
-
-def hash_of(key):
-    return int.from_bytes(key[1:], "big")
+    if options.start is None:
+        options.start = autumn_night(time.time())
+    if options.dump:
+        dump(options)
+    elif options.brokers is None:
+        parser.error("brokers or --dump")
+    else:
+        produce(options)
 
 
 if __name__ == "__main__":
