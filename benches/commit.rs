@@ -89,8 +89,9 @@ async fn plain(url: &str, prefix: &str, batches: &[WriteBatch]) -> f64 {
     let mut seconds = 0.0;
     for batch in batches {
         let mut pipe = redis::pipe();
-        for (index, write) in batch.writes.iter().enumerate() {
-            let key = format!("{prefix}-plain:{index}:{}", write.bucket.start);
+        for write in &batch.writes {
+            let metric = &write.metric;
+            let key = format!("{prefix}-plain:{}:{}:{}", metric.kind(), metric.pattern(), write.bucket.start);
             match &write.writes {
                 Writes::Count(values) => values.iter().for_each(|(label, count)| {
                     pipe.cmd("HINCRBY").arg(&key).arg(&**label).arg(*count).ignore();

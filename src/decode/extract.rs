@@ -238,9 +238,9 @@ impl Extractor {
                 }
             };
             before = this;
-            let value = scanner.value()?;
-            if let Some(target) = target {
-                self.store(target, value, slots)?;
+            match target {
+                Some(target) => self.store(target, scanner.value()?, slots)?,
+                None => scanner.skip_value()?,
             }
         }
         Ok(())
@@ -271,10 +271,9 @@ impl Extractor {
         let mut is_first = true;
         while scanner.member(is_first)? {
             is_first = false;
-            let target = self.target(node, scanner.key()?);
-            let value = scanner.value()?;
-            if let Some(target) = target {
-                self.store(target, value, slots)?;
+            match self.target(node, scanner.key()?) {
+                Some(target) => self.store(target, scanner.value()?, slots)?,
+                None => scanner.skip_value()?,
             }
         }
         Ok(())

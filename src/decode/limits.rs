@@ -15,7 +15,7 @@ pub fn check<'a>(value: &'a [u8], rules: &EventRules) -> Result<&'a str, Reason>
         [0, ..] if value.len() > SCHEMA_PREFIX_LEN => &value[SCHEMA_PREFIX_LEN..],
         _ => value,
     };
-    let text = std::str::from_utf8(body).map_err(|_| Reason::InvalidUtf8)?;
+    let text = simdutf8::basic::from_utf8(body).map_err(|_| Reason::InvalidUtf8)?;
     if is_deeper_than(body, rules.max_depth) { Err(Reason::TooDeep) } else { Ok(text) }
 }
 

@@ -26,6 +26,7 @@ const fn specials(word: u64) -> u64 {
 /// Most keys and values end within one block, which makes the loop over blocks predictable.
 const BLOCK: usize = 16;
 
+#[inline]
 fn specials_of_block(block: &[u8; BLOCK]) -> u128 {
     let word = u128::from_le_bytes(*block);
     let (low, high) = (specials(word as u64), specials((word >> 64) as u64));
@@ -150,6 +151,15 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// Passes over the next value.
+    pub fn skip_value(&mut self) -> Scan<()> {
+        match self.peek() {
+            Some(b'"') => self.skip_string().map(|_| ()),
+            Some(b'{' | b'[') => self.container(),
+            _ => self.value().map(|_| ()),
+        }
+    }
+
     fn word(&mut self, word: &str) -> Scan<()> {
         if !self.text.as_bytes()[self.at..].starts_with(word.as_bytes()) {
             return invalid();
@@ -160,9 +170,15 @@ impl<'a> Scanner<'a> {
 
     /// A string, from its opening quote on.
     fn string(&mut self) -> Scan<Text<'a>> {
+        let start = self.at + 1;
+        let has_escapes = self.skip_string()?;
+        Ok(Text { inside: &self.text[start..self.at - 1], has_escapes })
+    }
+
+    /// Passes over a string; whether it has escapes.
+    fn skip_string(&mut self) -> Scan<bool> {
         let bytes = self.text.as_bytes();
         self.at += 1;
-        let start = self.at;
         let mut has_escapes = false;
         loop {
             while let Some(block) = bytes[self.at..].first_chunk::<BLOCK>() {
@@ -175,9 +191,8 @@ impl<'a> Scanner<'a> {
             }
             match self.byte() {
                 Some(b'"') => {
-                    let inside = &self.text[start..self.at];
                     self.at += 1;
-                    return Ok(Text { inside, has_escapes });
+                    return Ok(has_escapes);
                 }
                 Some(b'\\') => {
                     has_escapes = true;
@@ -295,7 +310,7 @@ impl<'a> Scanner<'a> {
                 if self.peek() != Some(b'"') {
                     return invalid();
                 }
-                self.string()?;
+                self.skip_string()?;
                 self.expect(b':')?;
             }
             match self.peek() {
@@ -309,7 +324,7 @@ impl<'a> Scanner<'a> {
                     is_after_value = false;
                 }
                 Some(b'"') => {
-                    self.string()?;
+                    self.skip_string()?;
                     is_after_value = true;
                 }
                 Some(b'-' | b'0'..=b'9') => {
