@@ -22,6 +22,11 @@ fn topics(arguments: &[&str]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// A name that an earlier run against the same broker cannot have left behind.
+fn unique(name: &str) -> String {
+    format!("{name}-{}", std::process::id())
+}
+
 fn create_topic(name: &str, partitions: i32) {
     topics(&["--create", "--topic", name, "--partitions", &partitions.to_string()]);
 }
@@ -107,7 +112,8 @@ fn wait_for_total(redis: &Redis, expected: i64) {
 
 #[test]
 fn counts_drains_and_goes_on_where_it_was() {
-    let (topic, redis) = ("it-drain", Redis::start(&[]));
+    let (topic, redis) = (unique("it-drain"), Redis::start(&[]));
+    let topic = topic.as_str();
     create_topic(topic, 3);
     let directory = tempfile::tempdir().unwrap();
     let file = config(directory.path(), topic, &redis, "");
@@ -124,7 +130,8 @@ fn counts_drains_and_goes_on_where_it_was() {
 /// A topic of the same name with other records must not be taken for the one that was counted.
 #[test]
 fn a_topic_that_was_deleted_and_made_again_stops_its_partitions() {
-    let (topic, redis) = ("it-recreated", Redis::start(&[]));
+    let (topic, redis) = (unique("it-recreated"), Redis::start(&[]));
+    let topic = topic.as_str();
     create_topic(topic, 1);
     let directory = tempfile::tempdir().unwrap();
     let file = config(directory.path(), topic, &redis, "");
@@ -163,7 +170,8 @@ fn a_topic_that_was_deleted_and_made_again_stops_its_partitions() {
 
 #[test]
 fn another_group_and_another_mapping_are_refused_until_applied() {
-    let (topic, redis) = ("it-mapping", Redis::start(&[]));
+    let (topic, redis) = (unique("it-mapping"), Redis::start(&[]));
+    let topic = topic.as_str();
     create_topic(topic, 1);
     let directory = tempfile::tempdir().unwrap();
     let file = config(directory.path(), topic, &redis, "");
@@ -175,7 +183,7 @@ fn another_group_and_another_mapping_are_refused_until_applied() {
     let refused = run(&["--set", "broker.kafka.group=other", "run"]);
     assert_eq!(refused.status.code(), Some(1));
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(text.contains("group is \"it-mapping\" in the store and \"other\" here"), "{text}");
+    assert!(text.contains(&format!("group is {topic:?} in the store and \"other\" here")), "{text}");
     let changed = ["--set", "mapping.top=[\"ip\"]"];
     let refused = run(&[changed[0], changed[1], "run"]);
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -192,7 +200,8 @@ fn another_group_and_another_mapping_are_refused_until_applied() {
 /// With transactions and a store that was flushed while nobody looked: counted again from the recorded start.
 #[test]
 fn a_flushed_store_is_counted_again() {
-    let (topic, redis) = ("it-flushed", Redis::start(&[]));
+    let (topic, redis) = (unique("it-flushed"), Redis::start(&[]));
+    let topic = topic.as_str();
     create_topic(topic, 2);
     let directory = tempfile::tempdir().unwrap();
     let file = config(directory.path(), topic, &redis, "[worker]\nposition_check_ms = 200\n");
@@ -209,7 +218,8 @@ fn a_flushed_store_is_counted_again() {
 
 #[test]
 fn the_new_group_protocol_works() {
-    let (topic, redis) = ("it-kip848", Redis::start(&[]));
+    let (topic, redis) = (unique("it-kip848"), Redis::start(&[]));
+    let topic = topic.as_str();
     create_topic(topic, 4);
     let directory = tempfile::tempdir().unwrap();
     let file =
