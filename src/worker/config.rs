@@ -53,7 +53,7 @@ impl Default for Config {
         Self {
             batch_events: 50_000,
             batch_bytes: 32 << 20,
-            batch_operations: 20_000,
+            batch_operations: 30_000,
             batch_age_ms: 200,
             batches_in_flight: 3,
             fold_threads: 0,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Start;
@@ -52,7 +53,7 @@ const OWNED: [(&str, &str); 6] = [
 ];
 
 /// Properties of librdkafka that only a consumer understands; the producer of dead letters goes without them.
-const CONSUMER_ONLY: [&str; 14] = [
+const CONSUMER_ONLY: [&str; 15] = [
     "group.instance.id",
     "group.protocol",
     "group.remote.assignor",
@@ -62,6 +63,7 @@ const CONSUMER_ONLY: [&str; 14] = [
     "max.poll.interval.ms",
     "isolation.level",
     "fetch.min.bytes",
+    "fetch.queue.backoff.ms",
     "fetch.max.bytes",
     "fetch.wait.max.ms",
     "fetch.message.max.bytes",
@@ -141,6 +143,8 @@ impl Config {
             .set("statistics.interval.ms", "1000")
             .set("allow.auto.create.topics", "false")
             .set("topic.metadata.refresh.interval.ms", "30000")
+            // By default librdkafka leaves a partition alone for a whole second each time its queue is full.
+            .set("fetch.queue.backoff.ms", "10")
             .set("queued.max.messages.kbytes", (buffer_bytes_max / 1024).clamp(1024, 2_097_151).to_string());
         for (name, value) in &self.properties {
             client.set(name, value);
@@ -151,7 +155,7 @@ impl Config {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error");
-        client.create_native_config().map_err(|error| format!("broker.kafka.properties: {error}"))?;
+        client.create_native_config().map_err(invalid)?;
         Ok(client)
     }
 
@@ -169,11 +173,18 @@ impl Config {
     }
 }
 
+/// An error over a property, without its value: it may be a secret.
+pub(super) fn invalid(error: KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, why, name, _) => format!("broker.kafka.properties: {why} ({name})"),
+        error => format!("broker.kafka.properties: {error}"),
+    }
+}
+
 /// Says which topics that must exist do not.
 pub fn checks(config: &Config) -> Result<(), String> {
     const TIMEOUT: Duration = Duration::from_secs(10);
-    let client: BaseConsumer =
-        config.producer_client().create().map_err(|error| format!("broker.kafka.properties: {error}"))?;
+    let client: BaseConsumer = config.producer_client().create().map_err(invalid)?;
     let metadata = client.fetch_metadata(None, TIMEOUT).map_err(|error| {
         format!(
             "kafka {}: cannot be reached: {error}; is it running, and does it advertise this address?",
@@ -210,4 +221,17 @@ pub fn warn_unknown(config: &Config) -> Vec<String> {
             format!("broker.kafka.properties.\"{name}\" has no meaning with group.protocol = consumer; remove it")
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_over_a_property_does_not_show_its_value() {
+        let mut config = Config { topics: vec!["t".to_owned()], ..Config::default() };
+        config.properties.insert("sasl.pasword".to_owned(), "hush".to_owned());
+        let error = config.check().unwrap_err();
+        assert!(error.contains("sasl.pasword") && !error.contains("hush"), "{error}");
+    }
 }
