@@ -53,6 +53,8 @@ pub enum StoreKind {
     Redis,
 }
 
+/// What the name of a secret among a client's properties has in it.
+const HIDDEN: [&str; 4] = ["password", "secret", ".pem", "oauthbearer.config"];
 /// Set by the file that `NAME_FILE` points at, or by `NAME` itself, and never shown.
 const SECRETS: [&str; 3] = ["store.redis.url", "store.redis.password", "server.token"];
 const ENVIRONMENT: &str = "TRAQQ_";
@@ -150,7 +152,7 @@ impl Loaded {
         leaves
             .into_iter()
             .map(|(key, value)| {
-                let is_secret = SECRETS.contains(&key.as_str()) || key.ends_with("password") || key.contains("secret");
+                let is_secret = SECRETS.contains(&key.as_str()) || HIDDEN.iter().any(|part| key.contains(part));
                 let is_set = !matches!(value.as_str(), "\"\"" | "null");
                 let origin = self.origin(&key);
                 let shown = if is_secret && is_set { hide(&key, &value) } else { value };
@@ -227,6 +229,13 @@ mod tests {
         assert!(error.contains("buckets.retention.d") && error.contains("400d"), "{error}");
         let error = load_text("[mapping]\nadd = [\"a~\"]\n").err().unwrap();
         assert!(error.contains("mapping.add") && error.contains("empty field name"), "{error}");
+    }
+
+    #[test]
+    fn keys_of_clients_do_not_show() {
+        let text = "[broker.kafka]\ntopics = [\"t\"]\n[broker.kafka.properties]\n\"ssl.key.pem\" = \"hush\"\n\"sasl.oauthbearer.config\" = \"hush\"\n";
+        let loaded = load_text(text).unwrap();
+        assert!(!loaded.values().iter().any(|(_, value, _)| value.contains("hush")));
     }
 
     #[test]
