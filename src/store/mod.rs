@@ -89,6 +89,9 @@ pub trait Store: Send + Sync {
     /// Makes other rules the store's; fails if the stored plan is not `expected_plan`.
     async fn replace_rules(&self, expected_plan: &str, meta: &Meta) -> StoreResult<()>;
 
+    /// Drops what may still lead to a server that was the primary once; what follows connects anew.
+    async fn disconnect(&self) {}
+
     /// A new ordered connection to a lane.
     async fn session(&self, lane: usize) -> StoreResult<Box<dyn Session>>;
 

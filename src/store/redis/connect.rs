@@ -72,6 +72,13 @@ impl Connector {
                 config.prefix
             ));
         }
+        for (name, value) in
+            [("connect_timeout_ms", config.connect_timeout_ms), ("response_timeout_ms", config.response_timeout_ms)]
+        {
+            if !(10..=600_000).contains(&value) {
+                return Err(format!("store.redis.{name} = {value} must lie in 10 to 600000"));
+            }
+        }
         if !(1..=1024).contains(&config.lanes) {
             return Err(format!("store.redis.lanes = {} must lie in 1 to 1024", config.lanes));
         }

@@ -19,6 +19,11 @@ pub fn classify(error: &RedisError, address: &str) -> StoreError {
         "LOADING" => StoreError::Retry(line("is loading its data set")),
         "BUSY" => StoreError::Retry(line("is busy running a script of somebody else")),
         "NOREPLICAS" => StoreError::Retry(line("has fewer good replicas than min-replicas-to-write")),
+        "ERR" if detail.contains("max number of clients") => {
+            StoreError::Retry(line("has no connection left; raise maxclients or find who holds them"))
+        }
+        // Flushed between two steps of a start: the next try begins anew.
+        "ERR" if detail.contains("traqq: meta is gone") => StoreError::Retry(line("was emptied meanwhile")),
         "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" => StoreError::Retry(line(&format!("{code} {detail}"))),
         "READONLY" => StoreError::Reconnect(line("is a replica now; connecting again to find the primary")),
         "NOSCRIPT" => StoreError::Reconnect(line("forgot the commit script; loading it again")),

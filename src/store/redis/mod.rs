@@ -130,6 +130,10 @@ impl Store for RedisStore {
         meta::replace_rules(self, expected_plan, meta).await
     }
 
+    async fn disconnect(&self) {
+        *self.shared.lock().await = None;
+    }
+
     async fn session(&self, lane: usize) -> StoreResult<Box<dyn Session>> {
         let connection = self.connector.connect_clean(&self.lanes[lane].meta()).await?;
         let limits = meta::limits(self).await?;
