@@ -17,6 +17,8 @@ use crate::model::{
 const DAY_MS: i64 = 86_400_000;
 /// 2000-01-01T00:00:00Z. Broker timestamps before it are not to be believed.
 const BELIEVABLE_MS_MIN: i64 = 946_684_800_000;
+/// The last millisecond of the year 9999, beyond which there are no buckets.
+const YEAR_9999_MS_MAX: i64 = 253_402_300_799_999;
 /// Retention of the keys beyond the retention of the bucket, in seconds.
 const EXPIRY_GRACE_SECONDS: i64 = 86_400;
 /// Unmerged, a summed value is one to the sum, one to the count and one to the totals.
@@ -25,6 +27,10 @@ const OPERATIONS_OF_SUM: u64 = 3;
 const ELEMENTS_PER_OPERATION: u64 = 8;
 /// Labels of one batch; beyond it the batch is cut.
 const LABEL_BYTES_MAX: usize = 64 << 20;
+/// Elements and dead letters of one batch; beyond it the batch is cut.
+const HELD_BYTES_MAX: usize = 16 << 20;
+/// What a field operation takes in memory, about: two short labels and the counters.
+const BYTES_PER_OPERATION: usize = 64;
 
 /// Records of one partition to fold, and the checkpoint in front of them.
 pub struct Part {
@@ -42,6 +48,15 @@ pub struct DeadLetter {
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
     pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl DeadLetter {
+    /// What it takes in memory, about.
+    pub fn bytes(&self) -> usize {
+        let len = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + len(value) + 64).sum();
+        size_of::<Self>() + len(&self.key) + len(&self.value) + headers
+    }
 }
 
 /// What happened in a batch, for the metrics.
@@ -73,6 +88,15 @@ pub struct Folded {
     pub batch: WriteBatch,
     pub dead_letters: Vec<DeadLetter>,
     pub stats: FoldStats,
+    /// Bytes of elements and dead letters.
+    held_bytes: usize,
+}
+
+impl Folded {
+    /// What it takes in memory until it is committed, about.
+    pub fn bytes(&self) -> usize {
+        self.held_bytes + self.stats.operations_merged as usize * BYTES_PER_OPERATION
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -175,6 +199,7 @@ impl Folder {
         let stats = &self.out.stats;
         let fields = stats.operations_merged - stats.elements_merged;
         (fields + stats.elements_merged / ELEMENTS_PER_OPERATION) as usize >= self.operations_max
+            || self.out.held_bytes > HELD_BYTES_MAX
             || (self.out.stats.records.is_multiple_of(1024)
                 && self.symbols.iter().map(Symbols::bytes).sum::<usize>() > LABEL_BYTES_MAX)
     }
@@ -204,7 +229,11 @@ impl Folder {
         };
         match result {
             Ok(()) => self.out.stats.events += 1,
-            Err(reason) => self.out.dead_letters.push(dead_letter(partition, record, reason)),
+            Err(reason) => {
+                let letter = dead_letter(partition, record, reason);
+                self.out.held_bytes += letter.bytes();
+                self.out.dead_letters.push(letter);
+            }
         }
     }
 
@@ -234,7 +263,7 @@ impl Folder {
     /// Fills `live_buckets`, by the broker's clock and no other.
     fn find_buckets(&mut self, plan: &Plan, second: i64, broker_ms: i64) -> Result<(), Reason> {
         let is_believable = broker_ms >= BELIEVABLE_MS_MIN;
-        if is_believable && second * 1000 > broker_ms + DAY_MS {
+        if is_believable && second * 1000 > broker_ms.saturating_add(DAY_MS) {
             return Err(Reason::TimeInFuture);
         }
         self.live_buckets.clear();
@@ -332,7 +361,7 @@ impl Folder {
     }
 
     fn count_uniques(&mut self, plan: &Plan, bucket: u32, slots: &[Raw<'_>]) {
-        let stats = &mut self.out.stats;
+        let Folded { stats, held_bytes, .. } = &mut self.out;
         let mut count = |table: &mut Keyed<UniqueCell>, key: u64, source: SourceId, observation: Observation| {
             stats.operations += 1;
             stats.elements += 1;
@@ -341,6 +370,7 @@ impl Folder {
             if cell.raise(observation) {
                 let element = element(plan, source, slots).expect("it was observed");
                 cell.elements.push(element.as_bytes());
+                *held_bytes += element.len();
                 stats.elements_merged += 1;
                 stats.operations_merged += 1 + u64::from(is_new);
             }
@@ -536,6 +566,8 @@ fn time_of(plan: &Plan, is_cloud_event: bool, broker_ms: i64, slots: &[Raw<'_>])
     let cloud_event_time = is_cloud_event.then_some(&plan.cloud_event_time);
     match decode::event_time(cloud_event_time.into_iter().chain(&plan.time_fields).map(field))? {
         EventTime::At(second) => Ok(second),
+        // A clock in micro- or nanoseconds, say.
+        EventTime::Absent if broker_ms > YEAR_9999_MS_MAX => Err(Reason::TimeUnreadable),
         EventTime::Absent if broker_ms >= 0 => Ok(broker_ms / 1000),
         EventTime::Absent => Err(Reason::NoTime),
     }

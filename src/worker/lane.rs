@@ -10,6 +10,7 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use super::backoff::Backoff;
+use super::budget::Permit;
 use super::status::Status;
 use crate::broker::{Message, ProduceError, Producer};
 use crate::compile::{DeadLetter, FoldStats, Folded};
@@ -21,6 +22,7 @@ use crate::telemetry::names;
 /// One batch on its way.
 pub struct Sending {
     pub folded: Folded,
+    pub permit: Permit,
     /// The last batch of its job.
     pub is_last: bool,
 }
@@ -60,8 +62,10 @@ const HEADER_HASH: &str = "traqq-value-murmur64a";
 /// The obstacle's name in the status.
 const DEAD_LETTERS: &str = "dead letters";
 const ENVELOPE_BYTES: usize = 64 << 10;
-/// Dead letters handed to the producer at once.
+/// Dead letters handed to the producer at once: this many,
 const LETTERS_IN_FLIGHT: usize = 1000;
+/// or bytes.
+const LETTER_BYTES_IN_FLIGHT: usize = 8 << 20;
 
 impl LaneSender {
     pub async fn run(mut self, mut batches: UnboundedReceiver<Sending>) {
@@ -84,22 +88,25 @@ impl LaneSender {
         }
     }
 
-    async fn send(&mut self, Sending { folded, is_last }: Sending) -> BoxFuture<'static, Committed> {
-        let Folded { batch, dead_letters, stats } = folded;
+    async fn send(&mut self, Sending { folded, permit, is_last }: Sending) -> BoxFuture<'static, Committed> {
+        let Folded { batch, dead_letters, stats, .. } = folded;
         bury(self.producer.clone(), &self.status, &dead_letters).await;
         let (lane, epoch, spans) = (self.lane, self.epoch, batch.spans.clone());
         let sent_at = Instant::now();
         let answer = self.session.commit(Arc::new(batch)).await;
         Box::pin(async move {
             let result = answer.await;
+            drop(permit);
             Committed { lane, epoch, spans, stats, is_last, latency: sent_at.elapsed(), result }
         })
     }
 }
 
 /// Returns when the destination has all of them; it never gives up, so their offsets are never passed without them.
-async fn bury(producer: Option<Arc<dyn Producer>>, status: &Status, letters: &[DeadLetter]) {
-    for chunk in letters.chunks(LETTERS_IN_FLIGHT) {
+async fn bury(producer: Option<Arc<dyn Producer>>, status: &Status, mut letters: &[DeadLetter]) {
+    while !letters.is_empty() {
+        let (chunk, rest) = letters.split_at(letters_at_once(letters));
+        letters = rest;
         if let Some(producer) = &producer {
             futures_util::future::join_all(chunk.iter().map(|letter| publish(producer.as_ref(), status, letter))).await;
         }
@@ -109,9 +116,20 @@ async fn bury(producer: Option<Arc<dyn Producer>>, status: &Status, letters: &[D
     }
 }
 
+/// How many letters go at once: at least one.
+fn letters_at_once(letters: &[DeadLetter]) -> usize {
+    let mut bytes = 0;
+    let fits = |letter: &&DeadLetter| {
+        bytes += letter.bytes();
+        bytes <= LETTER_BYTES_IN_FLIGHT
+    };
+    letters.iter().take(LETTERS_IN_FLIGHT).take_while(fits).count().max(1)
+}
+
 async fn publish(producer: &dyn Producer, status: &Status, letter: &DeadLetter) {
     let mut message = to_message(letter);
     let mut backoff = Backoff::default();
+    let mut envelope_bytes = ENVELOPE_BYTES;
     loop {
         match producer.send(&message).await {
             Ok(()) => return status.clear(DEAD_LETTERS),
@@ -120,7 +138,13 @@ async fn publish(producer: &dyn Producer, status: &Status, letter: &DeadLetter) 
                     partition = %letter.partition, offset = letter.offset, error,
                     "a dead letter is too large for its topic; sending its beginning"
                 );
-                message = to_envelope(letter);
+                if envelope_bytes == 0 {
+                    status.obstruct(DEAD_LETTERS, &error);
+                    tokio::time::sleep(backoff.next()).await;
+                }
+                message = to_envelope(letter, envelope_bytes);
+                // Should even that be too much.
+                envelope_bytes /= 2;
             }
             Err(ProduceError::Retry(error)) => {
                 metrics::counter!(names::DEAD_LETTER_RETRIES).increment(1);
@@ -148,11 +172,11 @@ fn to_message(letter: &DeadLetter) -> Message {
 }
 
 /// Coordinates, size, hash and beginning of a record that the destination will not take whole.
-fn to_envelope(letter: &DeadLetter) -> Message {
+fn to_envelope(letter: &DeadLetter, bytes_max: usize) -> Message {
     let value = letter.value.as_deref().unwrap_or_default();
     let without_headers = DeadLetter { headers: Vec::new(), key: None, value: None, ..letter.clone() };
     let mut message = to_message(&without_headers);
-    message.value = Some(value[..value.len().min(ENVELOPE_BYTES)].to_vec());
+    message.value = Some(value[..value.len().min(bytes_max)].to_vec());
     for (name, value) in
         [(HEADER_BYTES, value.len().to_string()), (HEADER_HASH, format!("{:016x}", murmur64a(value, 0)))]
     {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::budget::Permit;
+use super::budget::{Budget, Permit};
 use crate::compile::{Folded, Folder, Part, Plan};
 
 pub struct Job {
@@ -21,8 +21,8 @@ pub struct Done {
     pub lane: usize,
     pub epoch: u64,
     pub sequence: u64,
-    /// `None` when the fold panicked, which is a bug.
-    pub folded: Option<Vec<Folded>>,
+    /// `None` when the fold panicked, which is a bug. What is folded keeps its part of the budget until it is committed.
+    pub folded: Option<Vec<(Folded, Permit)>>,
 }
 
 pub struct Pool {
@@ -37,6 +37,7 @@ impl Pool {
         threads: usize,
         operations_max: usize,
         lanes: usize,
+        budget: &Arc<Budget>,
         done: &UnboundedSender<Done>,
     ) -> Self {
         let (jobs, queue) = mpsc::channel();
@@ -44,9 +45,10 @@ impl Pool {
         let epochs: Arc<Vec<AtomicU64>> = Arc::new((0..lanes).map(|_| AtomicU64::new(0)).collect());
         for index in 0..threads {
             let (plan, queue, done, epochs) = (Arc::clone(plan), Arc::clone(&queue), done.clone(), Arc::clone(&epochs));
+            let budget = Arc::clone(budget);
             std::thread::Builder::new()
                 .name(format!("fold-{index}"))
-                .spawn(move || work(&plan, operations_max, &queue, &epochs, &done))
+                .spawn(move || work(&plan, operations_max, &queue, &epochs, &budget, &done))
                 .expect("a thread can be started");
         }
         Self { jobs, epochs }
@@ -66,6 +68,7 @@ fn work(
     operations_max: usize,
     queue: &Mutex<mpsc::Receiver<Job>>,
     epochs: &[AtomicU64],
+    budget: &Arc<Budget>,
     done: &UnboundedSender<Done>,
 ) {
     let mut folder = Folder::new(Arc::clone(plan), operations_max);
@@ -78,6 +81,11 @@ fn work(
         }
         let fold = std::panic::AssertUnwindSafe(|| folder.fold(&parts));
         let folded = std::panic::catch_unwind(fold).ok();
+        let hold = |folded: Folded| {
+            let permit = budget.take(folded.bytes());
+            (folded, permit)
+        };
+        let folded: Option<Vec<(Folded, Permit)>> = folded.map(|folded| folded.into_iter().map(hold).collect());
         let is_broken = folded.is_none();
         drop((parts, permits));
         if done.send(Done { lane, epoch, sequence, folded }).is_err() || is_broken {

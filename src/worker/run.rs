@@ -80,6 +80,11 @@ pub(super) enum Internal {
         partition: TopicPartition,
         generation: u64,
     },
+    /// Whether a position was moved is not known.
+    Doubt {
+        lane: usize,
+        epoch: u64,
+    },
     Skipped {
         partition: TopicPartition,
         generation: u64,
@@ -98,7 +103,7 @@ pub(super) struct Lane {
     pub(super) oldest: Option<Instant>,
     pub(super) next_sequence: u64,
     pub(super) next_to_send: u64,
-    pub(super) folded: BTreeMap<u64, Vec<Folded>>,
+    pub(super) folded: BTreeMap<u64, Vec<(Folded, Permit)>>,
     pub(super) jobs: usize,
     /// Changes whenever anything is sent.
     pub(super) activity: u64,
@@ -185,9 +190,9 @@ impl Worker {
         let (done_in, mut done) = mpsc::unbounded_channel();
         let (answers, mut committed) = mpsc::unbounded_channel();
         let (internal_in, mut internal) = mpsc::unbounded_channel();
-        let driver = Driver::start(consumer, budget, notices_in);
+        let driver = Driver::start(consumer, Arc::clone(&budget), notices_in);
         let lanes = store.lanes();
-        let pool = Pool::start(&plan, config.threads(), config.batch_operations, lanes, &done_in);
+        let pool = Pool::start(&plan, config.threads(), config.batch_operations, lanes, &budget, &done_in);
         let starter = Starter {
             store: Arc::clone(&store),
             driver: driver.clone(),
@@ -349,9 +354,9 @@ impl Loop {
             if count == 0 {
                 lane.jobs -= 1;
             }
-            for (index, folded) in folded.into_iter().enumerate() {
+            for (index, (folded, permit)) in folded.into_iter().enumerate() {
                 // A sender that is gone has left an answer that leads to a resync.
-                let _ = batches.send(Sending { folded, is_last: index + 1 == count });
+                let _ = batches.send(Sending { folded, permit, is_last: index + 1 == count });
             }
         }
         self.cut_if_due(done.lane);

@@ -240,3 +240,38 @@ async fn counts_are_exact_whatever_happens() {
         harness.assert_exact(&context).await;
     }
 }
+
+/// A producer whose clock counts nanoseconds.
+#[test]
+fn a_broker_timestamp_beyond_the_calendar_is_a_dead_letter() {
+    let mut records = RecordBatch::new(TopicPartition::new(TOPIC, 0), 1);
+    for (offset, timestamp) in
+        [253_402_300_799_999, 253_402_300_800_000, NOW_MS * 1_000_000, i64::MAX].iter().enumerate()
+    {
+        records.push(offset as i64, *timestamp, None, Some(br#"{"event":"e"}"#), std::iter::empty());
+    }
+    records.push(4, i64::MAX, None, Some(br#"{"event":"e","ts":1700000000}"#), std::iter::empty());
+    let folded = Folder::new(plan(), 1_000).fold(&[Part { records, from: Checkpoint::start(0) }]);
+    let letters: Vec<(i64, &str)> =
+        folded[0].dead_letters.iter().map(|letter| (letter.offset, letter.reason.name())).collect();
+    assert_eq!(letters, [1, 2, 3].map(|offset| (offset, "time_unreadable")));
+    assert_eq!(folded[0].stats.events, 2);
+}
+
+/// What is folded is held until it is committed: long elements and dead letters cut a batch as operations do.
+#[test]
+fn a_batch_is_cut_before_it_holds_too_much() {
+    let mut records = RecordBatch::new(TopicPartition::new(TOPIC, 0), 1);
+    for offset in 0..64 {
+        let long = "x".repeat(1 << 20);
+        let value = match offset % 2 {
+            0 => format!(r#"{{"event":"e","ip":"{offset}{long}"}}"#),
+            _ => format!("not json {long}"),
+        };
+        records.push(offset, NOW_MS, None, Some(value.as_bytes()), std::iter::empty());
+    }
+    let folded = Folder::new(plan(), 20_000).fold(&[Part { records, from: Checkpoint::start(0) }]);
+    assert!(folded.len() >= 4, "{} batches", folded.len());
+    assert!(folded.iter().all(|folded| folded.bytes() < 20 << 20));
+    assert_eq!(folded.iter().map(|folded| folded.stats.records).sum::<u64>(), 64);
+}
