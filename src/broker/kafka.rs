@@ -1,7 +1,8 @@
 //! Kafka, through librdkafka.
 //!
-//! The rebalance hook only notes what the group wants; partitions are assigned once, with our own offsets, by [`Consumer::open`], while
-//! polling goes on and keeps the membership alive. librdkafka's own committed offset is never where reading begins.
+//! The rebalance hook only notes what the group wants. An offer is answered at once, with nothing to fetch, so that the group is never
+//! kept waiting; [`Consumer::open`] adds each partition with our own offset when the store has said it. librdkafka's own committed offset is
+//! never where reading begins.
 
 mod config;
 mod producer;
@@ -27,6 +28,8 @@ use crate::model::{RecordBatch, TopicPartition};
 
 /// How long a question to the broker may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one partition may keep the others waiting: without a leader it never answers.
+const WATERMARKS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Records taken in one poll, so that commands are looked at in between.
 const POLL_RECORDS_MAX: usize = 10_000;
 
@@ -135,10 +138,8 @@ impl KafkaConsumer {
     /// Subscribes; reaches the broker in the background.
     pub fn new(config: &Config, buffer_bytes_max: usize) -> Result<Self, String> {
         let pattern = config.pattern()?;
-        let consumer: BaseConsumer<Context> = config
-            .client(buffer_bytes_max)?
-            .create_with_context(Context::default())
-            .map_err(|error| format!("broker.kafka.properties: {error}"))?;
+        let consumer: BaseConsumer<Context> =
+            config.client(buffer_bytes_max)?.create_with_context(Context::default()).map_err(config::invalid)?;
         let mut subscription: Vec<&str> = config.topics.iter().map(String::as_str).collect();
         subscription.extend((!config.topic_pattern.is_empty()).then_some(config.topic_pattern.as_str()));
         consumer.subscribe(&subscription).map_err(|error| format!("broker.kafka.topics: {error}"))?;
@@ -166,16 +167,10 @@ impl KafkaConsumer {
         for rebalance in rebalances {
             match rebalance {
                 Rebalance::Assign(partitions) => {
+                    let answered = self.assign(&[]);
+                    events.extend(answered.err().map(|error| Event::Trouble(error.to_string())));
                     let partitions: Vec<TopicPartition> = partitions.into_iter().filter(|p| wanted(p)).collect();
-                    if partitions.is_empty() {
-                        // The group waits for an answer even when there is nothing to take.
-                        let empty = TopicPartitionList::new();
-                        let answered = match self.consumer.rebalance_protocol() {
-                            RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&empty),
-                            _ => self.consumer.assign(&empty),
-                        };
-                        events.extend(answered.err().map(|error| Event::Trouble(error.to_string())));
-                    } else {
+                    if !partitions.is_empty() {
                         events.push(Event::Assigned(partitions));
                     }
                 }
@@ -230,7 +225,8 @@ impl KafkaConsumer {
             .map_err(|error| self.retry("seek", &error))
     }
 
-    fn assign(&mut self, openings: &[&Opening]) -> KafkaResult<()> {
+    /// Adds partitions to those that are fetched.
+    fn assign(&self, openings: &[&Opening]) -> KafkaResult<()> {
         let mut list = TopicPartitionList::new();
         for opening in openings {
             let offset = Offset::Offset(opening.offset);
@@ -255,10 +251,17 @@ fn push(batch: &mut RecordBatch, message: &BorrowedMessage<'_>) {
     match message.headers() {
         None => batch.push(message.offset(), timestamp_ms, key, value, std::iter::empty()),
         Some(headers) => {
-            let headers = headers.iter().map(|header| (header.key, header.value));
+            let headers = (0..headers.count()).map(|index| {
+                contained(|| headers.get(index)).map_or(("\u{fffd}", None), |header| (header.key, header.value))
+            });
             batch.push(message.offset(), timestamp_ms, key, value, headers);
         }
     }
+}
+
+/// rdkafka panics over header names and commit notes that are not UTF-8, which any producer or tool may write.
+fn contained<T>(read: impl FnOnce() -> T) -> Option<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).ok()
 }
 
 impl Consumer for KafkaConsumer {
@@ -297,7 +300,13 @@ impl Consumer for KafkaConsumer {
                 Some(Err(error)) => events.extend(self.error_event(&error)?),
             }
         }
-        for (partition, position) in self.positions().map_err(|error| self.retry("position", &error))? {
+        for batch in &batches {
+            if let Some((_, next)) = self.open.get_mut(&batch.partition) {
+                *next = batch.position;
+            }
+        }
+        // Without an answer the records' own offsets do.
+        for (partition, position) in self.positions().unwrap_or_default() {
             let Some((generation, next)) = self.open.get_mut(&partition) else { continue };
             let batch = match batches.iter_mut().find(|batch| batch.partition == partition) {
                 Some(batch) => batch,
@@ -317,10 +326,19 @@ impl Consumer for KafkaConsumer {
     }
 
     fn open(&mut self, openings: &[Opening]) -> BrokerResult<()> {
-        let (open, new): (Vec<&Opening>, Vec<&Opening>) =
+        let (open, mut new): (Vec<&Opening>, Vec<&Opening>) =
             openings.iter().partition(|opening| self.open.contains_key(&opening.partition));
         for opening in open {
-            self.seek(opening)?;
+            if let Err(error) = self.seek(opening) {
+                // After an offset that was out of range librdkafka has stopped the fetcher, and refuses to seek.
+                tracing::debug!(%error, partition = %opening.partition, "seeking; assigning it anew");
+                if matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
+                    let list = to_list([&opening.partition]);
+                    self.consumer.incremental_unassign(&list).map_err(|error| self.retry("unassign", &error))?;
+                }
+                self.open.remove(&opening.partition);
+                new.push(opening);
+            }
         }
         if !new.is_empty() {
             self.assign(&new).map_err(|error| self.retry("assign", &error))?;
@@ -372,7 +390,7 @@ impl Consumer for KafkaConsumer {
     fn watermarks(&mut self, partition: &TopicPartition) -> BrokerResult<Watermarks> {
         let (low, high) = self
             .consumer
-            .fetch_watermarks(&partition.topic, partition.partition, ASK_TIMEOUT)
+            .fetch_watermarks(&partition.topic, partition.partition, WATERMARKS_TIMEOUT)
             .map_err(|error| self.retry("watermarks", &error))?;
         lock(&self.consumer.context().ends).insert(partition.clone(), high);
         Ok(Watermarks { low, high })
@@ -453,7 +471,7 @@ impl Consumer for KafkaConsumer {
             Offset::Offset(position) => Some(Mark {
                 partition: TopicPartition::new(element.topic(), element.partition()),
                 position,
-                note: element.metadata().to_owned(),
+                note: contained(|| element.metadata().to_owned()).unwrap_or_default(),
             }),
             _ => None,
         });

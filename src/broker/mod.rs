@@ -4,8 +4,8 @@
 //!
 //! A consumer is driven by one thread that owns it. Partitions come and go as events of [`Consumer::poll`]:
 //!
-//! - [`Event::Assigned`] offers partitions. Nothing is fetched until [`Consumer::open`] says from which offset, once for each
-//!   partition. The group waits, and polling goes on meanwhile. Opening an open partition moves it.
+//! - [`Event::Assigned`] offers partitions. Nothing is fetched until [`Consumer::open`] says from which offset, one partition at a
+//!   time or many. Nobody waits for it. Opening an open partition moves it.
 //! - [`Event::Revoked`] asks for partitions back. Records of them may still arrive until [`Consumer::release`]; the group
 //!   waits for that, so it comes within the drain bound. With `lost` they belong to somebody else already.
 //! - Every [`RecordBatch`] carries the generation its partition was opened or sought with last; after a seek no record of

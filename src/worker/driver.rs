@@ -1,6 +1,7 @@
 //! The thread that owns the consumer: everything that touches it happens here, one thing after the other, so that records
 //! read before a seek cannot pass for records read after it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ const POLL: Duration = Duration::from_millis(20);
 const POLL_BYTES_MAX: usize = 8 << 20;
 /// How long to wait for room before fetching is paused.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long opening partitions may keep the others from being polled; those that are left are asked for again.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const ENDS_EVERY: Duration = Duration::from_secs(1);
 
 /// What the loop asks of the driver.
@@ -53,12 +56,17 @@ pub struct Driver {
 }
 
 impl Driver {
-    pub fn start(consumer: Box<dyn Consumer>, budget: Arc<Budget>, notices: Sender<Notice>) -> Self {
+    pub fn start(mut consumer: Box<dyn Consumer>, budget: Arc<Budget>, notices: Sender<Notice>) -> Self {
         let (commands, queue) = mpsc::channel();
-        std::thread::Builder::new()
-            .name("consumer".to_owned())
-            .spawn(move || drive(consumer, &budget, &queue, &notices))
-            .expect("a thread can be started");
+        let run = move || {
+            let drive = AssertUnwindSafe(|| drive(consumer.as_mut(), &budget, &queue, &notices));
+            if catch_unwind(drive).is_err() {
+                let text = "the consumer thread panicked; this is a bug, please report it with the log above";
+                let _ = notices.blocking_send(Notice::Failed(BrokerError::Stop(text.to_owned())));
+                consumer.close();
+            }
+        };
+        std::thread::Builder::new().name("consumer".to_owned()).spawn(run).expect("a thread can be started");
         Self { commands }
     }
 
@@ -78,7 +86,7 @@ impl Driver {
 }
 
 fn drive(
-    mut consumer: Box<dyn Consumer>,
+    consumer: &mut dyn Consumer,
     budget: &Arc<Budget>,
     commands: &mpsc::Receiver<Command>,
     notices: &Sender<Notice>,
@@ -96,12 +104,18 @@ fn drive(
                     let _ = closed.send(());
                     return;
                 }
-                Ok(command) => obey(consumer.as_mut(), command, notices),
+                Ok(command) => {
+                    let is_slow = matches!(command, Command::Open(_) | Command::Ask(_));
+                    obey(consumer, command, notices);
+                    if is_slow {
+                        break;
+                    }
+                }
                 Err(mpsc::TryRecvError::Empty) => break,
                 Err(mpsc::TryRecvError::Disconnected) => return consumer.close(),
             }
         }
-        let Some(room) = pacer.room(consumer.as_mut(), budget) else { continue };
+        let Some(room) = pacer.room(consumer, budget) else { continue };
         let events = match consumer.poll(POLL, room.min(POLL_BYTES_MAX)) {
             Ok(events) => events,
             Err(error) => {
@@ -144,8 +158,13 @@ fn obey(consumer: &mut dyn Consumer, command: Command, notices: &Sender<Notice>)
 fn open(consumer: &mut dyn Consumer, opens: Vec<Open>, notices: &Sender<Notice>) {
     let mut openings = Vec::new();
     let mut results = Vec::new();
+    let deadline = Instant::now() + OPEN_TIMEOUT;
     for Open { partition, checkpoint, generation } in opens {
-        let result = consumer.watermarks(&partition);
+        let result = if Instant::now() < deadline {
+            consumer.watermarks(&partition)
+        } else {
+            Err(BrokerError::Retry("other partitions took too long".to_owned()))
+        };
         if let Ok(Watermarks { low, high }) = result
             && (low..=high).contains(&checkpoint.position)
         {

@@ -1,5 +1,6 @@
 //! What the worker knows of one partition, and whether the log is still the one it was.
 
+use super::backoff::Backoff;
 use crate::broker::Watermarks;
 use crate::model::{Checkpoint, Fingerprint, RecordBatch, TopicPartition};
 
@@ -33,6 +34,8 @@ pub struct Partition {
     pub watermarks: Watermarks,
     /// End of the log as far as it is known.
     pub end: i64,
+    /// Between attempts to open it.
+    pub backoff: Backoff,
 }
 
 /// What to do with records that arrived.
@@ -57,6 +60,7 @@ impl Partition {
             marked: None,
             watermarks: Watermarks { low: 0, high: 0 },
             end: 0,
+            backoff: Backoff::default(),
         }
     }
 
@@ -85,6 +89,7 @@ impl Partition {
             ));
         }
         self.is_open = true;
+        self.backoff.reset();
         self.state = match self.from.last {
             Some(last) if last.offset >= low => State::Verifying(last),
             Some(last) => {

@@ -52,6 +52,11 @@ impl Loop {
                     self.open(vec![partition]);
                 }
             }
+            Internal::Doubt { lane, epoch } => {
+                if epoch == self.lanes[lane].epoch {
+                    self.resync(lane, "a position could not be moved");
+                }
+            }
             Internal::Skipped { partition, generation, to } => {
                 if let Some(known) = self.partitions.get_mut(&partition)
                     && known.generation == generation
@@ -166,9 +171,9 @@ impl Loop {
             Err(BrokerError::Stop(text)) => return Err(WorkerError(text)),
             Err(BrokerError::Retry(text)) => {
                 tracing::warn!(text, partition = %name, "cannot open a partition yet");
-                let internal = self.internal.clone();
+                let (internal, wait) = (self.internal.clone(), partition.backoff.next());
                 tokio::spawn(async move {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    tokio::time::sleep(wait).await;
                     let _ = internal.send(Internal::Reopen { partition: name, generation });
                 });
                 return Ok(());
@@ -182,10 +187,12 @@ impl Loop {
             Err(_) if self.worker.config.on_log_gap == OnLogGap::Skip && partition.from.position < watermarks.low => {
                 let (from, to) = (partition.from, Checkpoint::start(watermarks.low));
                 let (store, internal) = (Arc::clone(&self.worker.store), self.internal.clone());
+                let (lane, epoch) = (partition.lane, self.lanes[partition.lane].epoch);
                 tokio::spawn(async move {
                     let message = match store.set_position(&name, Some(from), to).await {
                         Ok(true) => Internal::Skipped { partition: name, generation, to },
-                        Ok(false) | Err(_) => Internal::Reopen { partition: name, generation },
+                        // Somebody else moved it, or this did and the reply was lost: the store knows.
+                        Ok(false) | Err(_) => Internal::Doubt { lane, epoch },
                     };
                     let _ = internal.send(message);
                 });
@@ -278,9 +285,15 @@ async fn connect(starter: Starter, internal: mpsc::UnboundedSender<Internal>, la
 }
 
 async fn view(starter: &Starter, lane: usize, epoch: u64) -> Result<View, NotStarted> {
-    let meta = starter.establish().await?;
+    starter.store.disconnect().await;
+    let mut meta = starter.establish().await?;
     let mut session = starter.store.session(lane).await?;
-    let positions = session.positions().await?;
+    let mut positions = session.positions().await?;
+    if positions.is_empty() {
+        // Emptied, or failed over, since meta was read? Then there is another meta now; else the checkpoints are really gone.
+        meta = starter.establish().await?;
+        positions = session.positions().await?;
+    }
     Ok(View { lane, epoch, meta, positions, session: Some(session) })
 }
 

@@ -229,3 +229,97 @@ fn the_new_group_protocol_works() {
     wait_for_total(&redis, 3_000);
     assert_eq!(worker.stop(), 0);
 }
+
+/// Whatever any producer or tool may have written: the record counts, the worker lives.
+#[test]
+fn header_names_that_are_not_text_do_no_harm() {
+    use std::os::unix::ffi::OsStrExt;
+    let (topic, redis) = (unique("it-headers"), Redis::start(&[]));
+    let topic = topic.as_str();
+    create_topic(topic, 1);
+    let directory = tempfile::tempdir().unwrap();
+    let file = config(directory.path(), topic, &redis, "");
+    let line = directory.path().join("line");
+    std::fs::write(&line, "{\"event\":\"odd\"}\n").unwrap();
+    let sent = Command::new("kcat")
+        .args(["-b", &kafka_brokers(), "-t", topic, "-P", "-H"])
+        .arg(std::ffi::OsStr::from_bytes(b"\xff\xfe=1"))
+        .args(["-l", line.to_str().unwrap()])
+        .status();
+    assert!(sent.unwrap().success());
+    produce(topic, &events(100));
+    let worker = Process::start(&file);
+    wait_for_total(&redis, 101);
+    assert_eq!(worker.stop(), 0);
+}
+
+/// Records removed before they were counted, while the worker was away and under its feet.
+#[test]
+fn a_gap_in_the_log_is_skipped_when_the_operator_says_so() {
+    let (topic, redis) = (unique("it-gap"), Redis::start(&[]));
+    let topic = topic.as_str();
+    create_topic(topic, 1);
+    let directory = tempfile::tempdir().unwrap();
+    let file = config(directory.path(), topic, &redis, "[worker]\non_log_gap = \"skip\"\n");
+    produce(topic, &events(1_000));
+    let worker = Process::start(&file);
+    wait_for_total(&redis, 1_000);
+    assert_eq!(worker.stop(), 0);
+    produce(topic, &events(1_000));
+    trim(directory.path(), topic, 1_500);
+    let worker = Process::start(&file);
+    wait_for_total(&redis, 1_500);
+    let line = worker.wait_for_line("went on without records");
+    assert!(line.contains("skipped=500"), "{line}");
+    let signal = |name: &str| {
+        assert!(Command::new("kill").args([name, &worker.child.id().to_string()]).status().unwrap().success());
+    };
+    signal("-STOP");
+    // The broker answers a fetch that waits for records; it must have given up before there are some.
+    std::thread::sleep(Duration::from_secs(2));
+    produce(topic, &events(1_000));
+    trim(directory.path(), topic, 2_600);
+    signal("-CONT");
+    wait_for_total(&redis, 1_900);
+    produce(topic, &events(10));
+    wait_for_total(&redis, 1_910);
+    assert_eq!(worker.stop(), 0);
+}
+
+fn trim(directory: &Path, topic: &str, offset: i64) {
+    let file = directory.join("trim.json");
+    let text = format!(r#"{{"version":1,"partitions":[{{"topic":"{topic}","partition":0,"offset":{offset}}}]}}"#);
+    std::fs::write(&file, text).unwrap();
+    let output = servers()
+        .args(["kafka-tool", "delete-records", "--bootstrap-server", &kafka_brokers(), "--offset-json-file"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A worker that cannot reach its store must not keep the others of its group from counting.
+#[test]
+fn a_worker_without_its_store_does_not_stall_the_group() {
+    let (topic, redis) = (unique("it-stall"), Redis::start(&[]));
+    let topic = topic.as_str();
+    create_topic(topic, 2);
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let cut_off = write_config(
+        there.path(),
+        &std::fs::read_to_string(config(here.path(), topic, &redis, ""))
+            .unwrap()
+            .replace(&redis.url(), "redis://127.0.0.1:1"),
+    );
+    let worker = Process::start(&cut_off);
+    worker.wait_for_line("assigned");
+    let file = config(here.path(), topic, &redis, "");
+    let other = Process::start(&file);
+    other.wait_for_line("assigned");
+    produce(topic, &events(2_000));
+    // Both partitions get some of so many batches; one of the two is the other worker's.
+    produce(topic, &events(2_000));
+    poll_until(PATIENCE, "events of the other worker", || (total(&redis) > 0).then_some(()));
+    drop(worker);
+    assert_eq!(other.stop(), 0);
+}
