@@ -38,6 +38,12 @@ pub struct Part {
     pub from: Checkpoint,
 }
 
+impl AsRef<Self> for Part {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 /// A record that cannot be counted, with everything needed to publish it elsewhere.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeadLetter {
@@ -167,11 +173,13 @@ impl Folder {
     }
 
     /// Folds the parts in order into one batch, or several when it grows too large. Batches follow one another: where one ends the next begins.
-    pub fn fold(&mut self, parts: &[Part]) -> Vec<Folded> {
+    /// Each part is let go of as soon as it is folded.
+    pub fn fold<P: AsRef<Part>>(&mut self, parts: impl IntoIterator<Item = P>) -> Vec<Folded> {
         let plan = Arc::clone(&self.plan);
         let mut folded = Vec::new();
-        let mut slots = vec![Raw::Absent; plan.extractor.slots()];
         for part in parts {
+            let part = part.as_ref();
+            let mut slots = vec![Raw::Absent; plan.extractor.slots()];
             let partition = &part.records.partition;
             let mut from = part.from;
             for record in part.records.iter() {

@@ -51,9 +51,9 @@ pub enum OnLogGap {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            batch_events: 50_000,
-            batch_bytes: 32 << 20,
-            batch_operations: 30_000,
+            batch_events: 100_000,
+            batch_bytes: 64 << 20,
+            batch_operations: 40_000,
             batch_age_ms: 200,
             batches_in_flight: 3,
             fold_threads: 0,
@@ -85,16 +85,15 @@ impl Config {
                 return Err(format!("worker.{name} = {value} must lie in {min} to {max}"));
             }
         }
-        if self.batch_bytes > self.in_flight_bytes_max() {
-            return Err(format!(
-                "worker.batch_bytes = {} is more than a quarter of memory_max_bytes = {}; lower the one or raise the other",
-                self.batch_bytes, self.memory_max_bytes
-            ));
-        }
         Ok(())
     }
 
-    /// Records read and not yet folded.
+    /// Bytes of records at which a batch is cut: one is gathered while another is folded.
+    pub fn batch_bytes_max(&self) -> usize {
+        self.batch_bytes.min(self.in_flight_bytes_max() / 2)
+    }
+
+    /// Records read and not yet folded, and what is folded and not yet committed.
     pub const fn in_flight_bytes_max(&self) -> usize {
         self.memory_max_bytes / 4
     }

@@ -90,9 +90,9 @@ impl Loop {
         for name in names {
             if let Some(partition) = self.partitions.remove(name) {
                 let lane = &mut self.lanes[partition.lane];
-                lane.pending.retain(|(part, _)| part.records.partition != *name);
-                lane.pending_events = lane.pending.iter().map(|(part, _)| part.records.len()).sum();
-                lane.pending_bytes = lane.pending.iter().map(|(part, _)| part.records.bytes()).sum();
+                lane.pending.retain(|held| held.part.records.partition != *name);
+                lane.pending_events = lane.pending.iter().map(|held| held.part.records.len()).sum();
+                lane.pending_bytes = lane.pending.iter().map(|held| held.part.records.bytes()).sum();
             }
             self.worker.status.clear(&name.to_string());
             for (gauge, value) in [(names::POSITION, 0.0), (names::LAG_RECORDS, 0.0), (names::LAG_SECONDS, 0.0)] {

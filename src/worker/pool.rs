@@ -13,8 +13,25 @@ pub struct Job {
     /// A job of an epoch that is over is not worth folding.
     pub epoch: u64,
     pub sequence: u64,
-    pub parts: Vec<Part>,
-    pub permits: Vec<Permit>,
+    pub parts: Vec<HeldPart>,
+}
+
+/// Records and their share of the budget, which comes back as soon as they are folded.
+pub struct HeldPart {
+    pub part: Part,
+    _permit: Permit,
+}
+
+impl HeldPart {
+    pub const fn new(part: Part, permit: Permit) -> Self {
+        Self { part, _permit: permit }
+    }
+}
+
+impl AsRef<Part> for HeldPart {
+    fn as_ref(&self) -> &Part {
+        &self.part
+    }
 }
 
 pub struct Done {
@@ -75,11 +92,11 @@ fn work(
     loop {
         // The lock is held while waiting: the others queue up behind it, which is what they would do anyway.
         let job = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv();
-        let Ok(Job { lane, epoch, sequence, parts, permits }) = job else { return };
+        let Ok(Job { lane, epoch, sequence, parts }) = job else { return };
         if epochs[lane].load(Ordering::Relaxed) != epoch {
             continue;
         }
-        let fold = std::panic::AssertUnwindSafe(|| folder.fold(&parts));
+        let fold = std::panic::AssertUnwindSafe(|| folder.fold(parts));
         let folded = std::panic::catch_unwind(fold).ok();
         let hold = |folded: Folded| {
             let permit = budget.take(folded.bytes());
@@ -87,7 +104,6 @@ fn work(
         };
         let folded: Option<Vec<(Folded, Permit)>> = folded.map(|folded| folded.into_iter().map(hold).collect());
         let is_broken = folded.is_none();
-        drop((parts, permits));
         if done.send(Done { lane, epoch, sequence, folded }).is_err() || is_broken {
             return;
         }

@@ -17,7 +17,7 @@ use super::config::Config;
 use super::driver::{Command, Driver, Notice};
 use super::lane::{Committed, Sending};
 use super::partition::{Arrival, Partition};
-use super::pool::{Done, Job, Pool};
+use super::pool::{Done, HeldPart, Job, Pool};
 use super::start::Starter;
 use super::status::Status;
 use crate::broker::{BrokerError, Consumer, Event, Producer, Start};
@@ -97,7 +97,7 @@ pub(super) struct Lane {
     /// `None` while the lane resyncs.
     pub(super) batches: Option<mpsc::UnboundedSender<Sending>>,
     pub(super) tasks: Vec<JoinHandle<()>>,
-    pub(super) pending: Vec<(Part, Permit)>,
+    pub(super) pending: Vec<HeldPart>,
     pub(super) pending_events: usize,
     pub(super) pending_bytes: usize,
     pub(super) oldest: Option<Instant>,
@@ -303,7 +303,7 @@ impl Loop {
                 lane.pending_bytes += records.bytes();
                 lane.oldest.get_or_insert_with(Instant::now);
                 let permit = permit.expect("records come with a permit");
-                lane.pending.push((Part { records, from }, permit));
+                lane.pending.push(HeldPart::new(Part { records, from }, permit));
                 self.cut_if_due(lane_index);
             }
         }
@@ -315,7 +315,7 @@ impl Loop {
         let has_room = lane.jobs < config.batches_in_flight + config.threads();
         let age_max = Duration::from_millis(config.batch_age_ms);
         let is_due = lane.pending_events >= config.batch_events
-            || lane.pending_bytes >= config.batch_bytes
+            || lane.pending_bytes >= config.batch_bytes_max()
             || lane.oldest.is_some_and(|oldest| oldest.elapsed() >= age_max)
             || self.leaving.is_some();
         if lane.batches.is_some() && has_room && is_due && !lane.pending.is_empty() {
@@ -325,7 +325,7 @@ impl Loop {
 
     fn cut(&mut self, index: usize) {
         let lane = &mut self.lanes[index];
-        let (parts, permits) = std::mem::take(&mut lane.pending).into_iter().unzip();
+        let parts = std::mem::take(&mut lane.pending);
         lane.pending_events = 0;
         lane.pending_bytes = 0;
         lane.oldest = None;
@@ -333,7 +333,7 @@ impl Loop {
         lane.activity += 1;
         let sequence = lane.next_sequence;
         lane.next_sequence += 1;
-        self.pool.submit(Job { lane: index, epoch: lane.epoch, sequence, parts, permits });
+        self.pool.submit(Job { lane: index, epoch: lane.epoch, sequence, parts });
     }
 
     fn on_folded(&mut self, done: Done) -> Result<(), WorkerError> {
