@@ -58,7 +58,7 @@ metrics! {
     POSITION = Gauge "traqq_position" ["topic,partition"] "Next offset to apply, as the store has it.";
     LAG_RECORDS = Gauge "traqq_lag_records" ["topic,partition"] "Offsets between the stored position and the end of the log.";
     LAG_SECONDS = Gauge "traqq_lag_seconds" ["topic,partition"] "Age of the last applied record while there is lag; 0 without.";
-    IN_FLIGHT_BYTES = Gauge "traqq_in_flight_bytes" [""] "Bytes of records that are read and not yet folded.";
+    IN_FLIGHT_BYTES = Gauge "traqq_in_flight_bytes" [""] "Bytes of records read and not yet folded, and of what is folded and not yet committed.";
     PAUSED = Gauge "traqq_paused" [""] "1 while fetching is paused because the store is slower than the log.";
     READY = Gauge "traqq_ready" [""] "1 while the worker can count.";
 }
