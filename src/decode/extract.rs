@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::scan::{Scanned, Scanner, Text};
+use super::scan::{Scanned, Scanner, Spelled, Text};
 use super::{Reason, label};
 
 /// A field of the plan: an index into the names the extractor was made with.
@@ -296,8 +296,7 @@ pub struct Shape {
 
 #[derive(Clone, Default)]
 struct ShapeKey {
-    /// With quotes and colon, as it must stand in the text.
-    spelled: Box<[u8]>,
+    spelled: Spelled,
     target: Option<Target>,
     /// The key that came after this one last time; [`START`] when none did.
     after: usize,
@@ -319,18 +318,11 @@ impl Shape {
         if self.keys.is_empty() {
             self.keys.push(ShapeKey::default());
         }
-        let spelled = |known: &ShapeKey| {
-            known
-                .spelled
-                .get(1..)
-                .is_some_and(|rest| rest.len() == key.inside.len() + 2 && rest.starts_with(key.inside.as_bytes()))
-        };
-        let index = match self.keys.iter().position(spelled) {
+        let index = match self.keys.iter().position(|known| known.spelled.is(key.inside)) {
             Some(index) => index,
             None if self.keys.len() > SHAPE_KEYS_MAX => return START,
             None => {
-                let spelled = format!("\"{}\":", key.inside).into_bytes().into();
-                self.keys.push(ShapeKey { spelled, target, after: START });
+                self.keys.push(ShapeKey { spelled: Spelled::new(key.inside), target, after: START });
                 self.keys.len() - 1
             }
         };

@@ -5,32 +5,25 @@
 //! Nothing recurses: open containers are bits of one word, so depth is bounded by [`DEPTH_MAX`] whatever the caller allows.
 //! `serde_json` is the reference in the tests, and unescapes what has escapes.
 
+use wide::u8x16;
+
 use super::Reason;
 
 /// Bits of the stack of open containers.
 pub const DEPTH_MAX: usize = 128;
 
-const ONES: u64 = 0x0101_0101_0101_0101;
-const HIGHS: u64 = 0x8080_8080_8080_8080;
-
-/// The high bit of each byte that ends a run of plain string bytes: a quote, a backslash or a control character. Bits above
-/// the lowest one may be wrong, the lowest never is.
-const fn specials(word: u64) -> u64 {
-    let quote = word ^ (ONES * b'"' as u64);
-    let backslash = word ^ (ONES * b'\\' as u64);
-    let has_zero = (quote.wrapping_sub(ONES) & !quote) | (backslash.wrapping_sub(ONES) & !backslash);
-    let is_control = word.wrapping_sub(ONES * 0x20) & !word;
-    (has_zero | is_control) & HIGHS
-}
-
 /// Most keys and values end within one block, which makes the loop over blocks predictable.
 const BLOCK: usize = 16;
 
+/// Where the first byte stands that ends a run of plain string bytes: a quote, a backslash or a control character.
 #[inline]
-fn specials_of_block(block: &[u8; BLOCK]) -> u128 {
-    let word = u128::from_le_bytes(*block);
-    let (low, high) = (specials(word as u64), specials((word >> 64) as u64));
-    u128::from(high) << 64 | u128::from(low)
+fn first_special(block: [u8; BLOCK]) -> Option<usize> {
+    let block = u8x16::new(block);
+    let quote = block.simd_eq(u8x16::splat(b'"'));
+    let backslash = block.simd_eq(u8x16::splat(b'\\'));
+    let control = block.min(u8x16::splat(0x1f)).simd_eq(block);
+    let found = (quote | backslash | control).to_bitmask();
+    (found != 0).then_some(found.trailing_zeros() as usize)
 }
 
 /// A string's inside, quotes left out.
@@ -50,6 +43,31 @@ pub enum Scanned<'a> {
     Array,
     /// With its text, braces included.
     Object(&'a str),
+}
+
+/// A key as it stands in a text, quotes and colon included. Most are no longer than a block and compared at once.
+#[derive(Clone, Default)]
+pub struct Spelled {
+    bytes: Box<[u8]>,
+    /// The first block, and which bits of it there are.
+    head: u128,
+    mask: u128,
+}
+
+impl Spelled {
+    /// `key` has nothing in it that must be escaped.
+    pub fn new(key: &str) -> Self {
+        let bytes = format!("\"{key}\":").into_bytes();
+        let (mut head, mut mask) = ([0; BLOCK], [0; BLOCK]);
+        for (index, &byte) in bytes.iter().take(BLOCK).enumerate() {
+            (head[index], mask[index]) = (byte, 0xff);
+        }
+        Self { bytes: bytes.into(), head: u128::from_le_bytes(head), mask: u128::from_le_bytes(mask) }
+    }
+
+    pub fn is(&self, key: &str) -> bool {
+        self.bytes.len() == key.len() + 3 && self.bytes[1..].starts_with(key.as_bytes())
+    }
 }
 
 pub struct Scanner<'a> {
@@ -124,11 +142,17 @@ impl<'a> Scanner<'a> {
         Ok(key)
     }
 
-    /// Takes a key if it is spelled exactly so: quotes and colon included.
-    pub fn take_key(&mut self, spelled: &[u8]) -> bool {
-        let is_it = self.text.as_bytes()[self.at..].starts_with(spelled);
+    /// Takes a key if it is spelled exactly so.
+    #[inline]
+    pub fn take_key(&mut self, spelled: &Spelled) -> bool {
+        let rest = &self.text.as_bytes()[self.at..];
+        let is_it = match rest.first_chunk::<BLOCK>() {
+            Some(block) if (u128::from_le_bytes(*block) ^ spelled.head) & spelled.mask != 0 => false,
+            Some(_) if spelled.bytes.len() <= BLOCK => true,
+            _ => rest.starts_with(&spelled.bytes),
+        };
         if is_it {
-            self.at += spelled.len();
+            self.at += spelled.bytes.len();
         }
         is_it
     }
@@ -182,9 +206,8 @@ impl<'a> Scanner<'a> {
         let mut has_escapes = false;
         loop {
             while let Some(block) = bytes[self.at..].first_chunk::<BLOCK>() {
-                let found = specials_of_block(block);
-                if found != 0 {
-                    self.at += found.trailing_zeros() as usize / 8;
+                if let Some(index) = first_special(*block) {
+                    self.at += index;
                     break;
                 }
                 self.at += BLOCK;
