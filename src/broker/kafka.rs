@@ -95,15 +95,19 @@ impl ConsumerContext for Context {
                 lock(&self.rebalances).push(Rebalance::Revoke(partitions, consumer.assignment_lost()));
             }
             _ => {
-                let given_back = match consumer.rebalance_protocol() {
-                    RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
-                    _ => consumer.unassign(),
-                };
-                if let Err(error) = given_back {
+                if let Err(error) = give_back(consumer, list) {
                     tracing::debug!(%error, "giving partitions back while closing");
                 }
             }
         }
+    }
+}
+
+/// An eager protocol gives back everything at once.
+fn give_back(consumer: &BaseConsumer<Context>, list: &TopicPartitionList) -> KafkaResult<()> {
+    match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
+        _ => consumer.unassign(),
     }
 }
 
@@ -300,14 +304,9 @@ impl Consumer for KafkaConsumer {
                 Some(Err(error)) => events.extend(self.error_event(&error)?),
             }
         }
-        for batch in &batches {
-            if let Some((_, next)) = self.open.get_mut(&batch.partition) {
-                *next = batch.position;
-            }
-        }
         // Without an answer the records' own offsets do.
         for (partition, position) in self.positions().unwrap_or_default() {
-            let Some((generation, next)) = self.open.get_mut(&partition) else { continue };
+            let Some((generation, next)) = self.open.get(&partition) else { continue };
             let batch = match batches.iter_mut().find(|batch| batch.partition == partition) {
                 Some(batch) => batch,
                 None if position > *next => {
@@ -317,9 +316,11 @@ impl Consumer for KafkaConsumer {
                 None => continue,
             };
             batch.position = batch.position.max(position);
-            *next = batch.position;
         }
-        batches.retain(|batch| self.open.contains_key(&batch.partition));
+        batches.retain(|batch| {
+            let open = self.open.get_mut(&batch.partition);
+            open.map(|(_, next)| *next = batch.position).is_some()
+        });
         events.extend(batches.into_iter().map(Event::Records));
         events.extend(self.take_rebalances());
         Ok(events)
@@ -369,11 +370,7 @@ impl Consumer for KafkaConsumer {
             self.open.remove(partition);
             self.halted.remove(partition);
         }
-        let released = match self.consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list),
-            _ => self.consumer.unassign(),
-        };
-        if let Err(error) = released {
+        if let Err(error) = give_back(&self.consumer, &list) {
             tracing::warn!(%error, "giving partitions back");
         }
     }

@@ -89,10 +89,7 @@ impl Loop {
     pub(super) fn forget(&mut self, names: &[TopicPartition]) {
         for name in names {
             if let Some(partition) = self.partitions.remove(name) {
-                let lane = &mut self.lanes[partition.lane];
-                lane.pending.retain(|held| held.part.records.partition != *name);
-                lane.pending_events = lane.pending.iter().map(|held| held.part.records.len()).sum();
-                lane.pending_bytes = lane.pending.iter().map(|held| held.part.records.bytes()).sum();
+                self.lanes[partition.lane].pending.forget(name);
             }
             self.worker.status.clear(&name.to_string());
             for (gauge, value) in [(names::POSITION, 0.0), (names::LAG_RECORDS, 0.0), (names::LAG_SECONDS, 0.0)] {

@@ -21,7 +21,7 @@ pub struct Partition {
     pub lane: usize,
     pub generation: u64,
     pub state: State,
-    /// Whether the consumer fetches it, so that it is moved by a seek.
+    /// Whether its position was found to fit the log.
     pub is_open: bool,
     /// Given back as soon as what is in flight is done.
     pub is_leaving: bool,

@@ -14,7 +14,7 @@ use super::run::{Internal, Loop, View, WorkerError, lane_name};
 use super::start::{NotStarted, Starter};
 use crate::broker::{BrokerError, Start};
 use crate::model::{Checkpoint, TopicPartition};
-use crate::store::{Meta, Positions};
+use crate::store::Positions;
 use crate::telemetry::names;
 
 impl Loop {
@@ -34,8 +34,11 @@ impl Loop {
                 partition.state = State::Waiting;
             }
         }
-        let task = connect(self.starter.clone(), self.internal.clone(), index, lane.epoch, wait);
-        lane.tasks.push(tokio::spawn(task));
+        let (starter, internal, epoch) = (self.starter.clone(), self.internal.clone(), lane.epoch);
+        lane.tasks.push(tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            send_view(&internal, index, "cannot start counting yet", || view(&starter, index, epoch)).await;
+        }));
     }
 
     pub(super) fn on_internal(&mut self, internal: Internal) -> Result<(), WorkerError> {
@@ -205,23 +208,10 @@ impl Loop {
     /// Partitions that appeared after the first start begin at their first record.
     pub(super) fn look_again(&mut self, lane: usize, unknown: Vec<TopicPartition>) {
         let (starter, internal, epoch) = (self.starter.clone(), self.internal.clone(), self.lanes[lane].epoch);
-        let task = tokio::spawn(async move {
-            let mut backoff = Backoff::default();
-            loop {
-                match adopt(&starter, lane, &unknown).await {
-                    Ok((meta, positions)) => {
-                        let _ = internal.send(Internal::View(View { lane, epoch, meta, positions, session: None }));
-                        return;
-                    }
-                    Err(NotStarted::Stop(text)) => return drop(internal.send(Internal::Stop(text))),
-                    Err(NotStarted::Retry(text)) => {
-                        tracing::warn!(text, "cannot begin with new partitions yet");
-                        tokio::time::sleep(backoff.next()).await;
-                    }
-                }
-            }
-        });
-        self.lanes[lane].tasks.push(task);
+        self.lanes[lane].tasks.push(tokio::spawn(async move {
+            let adopt = || adopt(&starter, lane, epoch, &unknown);
+            send_view(&internal, lane, "cannot begin with new partitions yet", adopt).await;
+        }));
     }
 
     pub(super) fn stop_partition(&mut self, name: &TopicPartition, reason: String) {
@@ -237,7 +227,11 @@ impl Loop {
     pub(super) fn check_positions(&mut self, index: usize) {
         let lane = &mut self.lanes[index];
         let every = Duration::from_millis(self.worker.config.position_check_ms);
-        if lane.batches.is_none() || lane.jobs > 0 || !lane.pending.is_empty() || lane.checked_at.elapsed() < every {
+        if lane.batches.is_none()
+            || lane.jobs > 0
+            || !lane.pending.parts.is_empty()
+            || lane.checked_at.elapsed() < every
+        {
             return;
         }
         lane.checked_at = Instant::now();
@@ -255,7 +249,7 @@ impl Loop {
 
     pub(super) fn on_checked(&mut self, index: usize, epoch: u64, activity: u64, positions: &Positions) {
         let lane = &self.lanes[index];
-        if lane.epoch != epoch || lane.activity != activity || !lane.pending.is_empty() {
+        if lane.epoch != epoch || lane.activity != activity || !lane.pending.parts.is_empty() {
             return;
         }
         let differs = |(name, partition): (&TopicPartition, &Partition)| {
@@ -268,22 +262,25 @@ impl Loop {
     }
 }
 
-/// Connects to a lane and reads its positions; tries until it can, or until a person must act.
-async fn connect(starter: Starter, internal: mpsc::UnboundedSender<Internal>, lane: usize, epoch: u64, wait: Duration) {
+/// Sends what an attempt finds; tries until it can, or until a person must act.
+async fn send_view<F>(internal: &mpsc::UnboundedSender<Internal>, lane: usize, complaint: &str, attempt: impl Fn() -> F)
+where
+    F: Future<Output = Result<View, NotStarted>>,
+{
     let mut backoff = Backoff::default();
-    tokio::time::sleep(wait).await;
     loop {
-        match view(&starter, lane, epoch).await {
+        match attempt().await {
             Ok(view) => return drop(internal.send(Internal::View(view))),
             Err(NotStarted::Stop(text)) => return drop(internal.send(Internal::Stop(text))),
             Err(NotStarted::Retry(text)) => {
-                tracing::warn!(lane, text, "cannot start counting yet");
+                tracing::warn!(lane, text, "{complaint}");
                 tokio::time::sleep(backoff.next()).await;
             }
         }
     }
 }
 
+/// Connects to a lane and reads its positions.
 async fn view(starter: &Starter, lane: usize, epoch: u64) -> Result<View, NotStarted> {
     starter.store.disconnect().await;
     let mut meta = starter.establish().await?;
@@ -297,7 +294,8 @@ async fn view(starter: &Starter, lane: usize, epoch: u64) -> Result<View, NotSta
     Ok(View { lane, epoch, meta, positions, session: Some(session) })
 }
 
-async fn adopt(starter: &Starter, lane: usize, partitions: &[TopicPartition]) -> Result<(Meta, Positions), NotStarted> {
+/// Reads the positions of new partitions, which begin at their first record.
+async fn adopt(starter: &Starter, lane: usize, epoch: u64, partitions: &[TopicPartition]) -> Result<View, NotStarted> {
     let mut meta = starter.establish().await?;
     let new: Vec<TopicPartition> =
         partitions.iter().filter(|partition| !meta.starts.contains_key(partition)).cloned().collect();
@@ -308,5 +306,6 @@ async fn adopt(starter: &Starter, lane: usize, partitions: &[TopicPartition]) ->
         starter.store.adopt(&starts).await?;
         meta.starts.extend(starts);
     }
-    Ok((meta, starter.store.positions(lane).await?))
+    let positions = starter.store.positions(lane).await?;
+    Ok(View { lane, epoch, meta, positions, session: None })
 }

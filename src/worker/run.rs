@@ -92,15 +92,43 @@ pub(super) enum Internal {
     },
 }
 
+/// Records that wait for their batch to be cut.
+#[derive(Default)]
+pub(super) struct Pending {
+    pub(super) parts: Vec<HeldPart>,
+    events: usize,
+    bytes: usize,
+    oldest: Option<Instant>,
+}
+
+impl Pending {
+    fn push(&mut self, held: HeldPart) {
+        self.events += held.part.records.len();
+        self.bytes += held.part.records.bytes();
+        self.oldest.get_or_insert_with(Instant::now);
+        self.parts.push(held);
+    }
+
+    pub(super) fn forget(&mut self, partition: &TopicPartition) {
+        let Self { parts, events, bytes, .. } = self;
+        parts.retain(|held| {
+            let records = &held.part.records;
+            let is_kept = records.partition != *partition;
+            if !is_kept {
+                *events -= records.len();
+                *bytes -= records.bytes();
+            }
+            is_kept
+        });
+    }
+}
+
 pub(super) struct Lane {
     pub(super) epoch: u64,
     /// `None` while the lane resyncs.
     pub(super) batches: Option<mpsc::UnboundedSender<Sending>>,
     pub(super) tasks: Vec<JoinHandle<()>>,
-    pub(super) pending: Vec<HeldPart>,
-    pub(super) pending_events: usize,
-    pub(super) pending_bytes: usize,
-    pub(super) oldest: Option<Instant>,
+    pub(super) pending: Pending,
     pub(super) next_sequence: u64,
     pub(super) next_to_send: u64,
     pub(super) folded: BTreeMap<u64, Vec<(Folded, Permit)>>,
@@ -118,10 +146,7 @@ impl Lane {
             epoch: 0,
             batches: None,
             tasks: Vec::new(),
-            pending: Vec::new(),
-            pending_events: 0,
-            pending_bytes: 0,
-            oldest: None,
+            pending: Pending::default(),
             next_sequence: 0,
             next_to_send: 0,
             folded: BTreeMap::new(),
@@ -136,10 +161,7 @@ impl Lane {
     pub(super) fn clear(&mut self) {
         self.batches = None;
         self.tasks.drain(..).for_each(|task| task.abort());
-        self.pending.clear();
-        self.pending_events = 0;
-        self.pending_bytes = 0;
-        self.oldest = None;
+        self.pending = Pending::default();
         self.next_to_send = self.next_sequence;
         self.folded.clear();
         self.jobs = 0;
@@ -299,9 +321,6 @@ impl Loop {
                 partition.from = records.checkpoint_after(from);
                 let lane_index = partition.lane;
                 let lane = &mut self.lanes[lane_index];
-                lane.pending_events += records.len();
-                lane.pending_bytes += records.bytes();
-                lane.oldest.get_or_insert_with(Instant::now);
                 let permit = permit.expect("records come with a permit");
                 lane.pending.push(HeldPart::new(Part { records, from }, permit));
                 self.cut_if_due(lane_index);
@@ -314,21 +333,19 @@ impl Loop {
         let lane = &self.lanes[index];
         let has_room = lane.jobs < config.batches_in_flight + config.threads();
         let age_max = Duration::from_millis(config.batch_age_ms);
-        let is_due = lane.pending_events >= config.batch_events
-            || lane.pending_bytes >= config.batch_bytes_max()
-            || lane.oldest.is_some_and(|oldest| oldest.elapsed() >= age_max)
+        let pending = &lane.pending;
+        let is_due = pending.events >= config.batch_events
+            || pending.bytes >= config.batch_bytes_max()
+            || pending.oldest.is_some_and(|oldest| oldest.elapsed() >= age_max)
             || self.leaving.is_some();
-        if lane.batches.is_some() && has_room && is_due && !lane.pending.is_empty() {
+        if lane.batches.is_some() && has_room && is_due && !pending.parts.is_empty() {
             self.cut(index);
         }
     }
 
     fn cut(&mut self, index: usize) {
         let lane = &mut self.lanes[index];
-        let parts = std::mem::take(&mut lane.pending);
-        lane.pending_events = 0;
-        lane.pending_bytes = 0;
-        lane.oldest = None;
+        let parts = std::mem::take(&mut lane.pending).parts;
         lane.jobs += 1;
         lane.activity += 1;
         let sequence = lane.next_sequence;
