@@ -1,6 +1,6 @@
 //! A worker process between a real Kafka and a real Redis: what does not fit into the chaos run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,13 +13,12 @@ fn servers() -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers"))
 }
 
-fn topics(arguments: &[&str]) {
-    let output = servers()
-        .args(["kafka-tool", "topics", "--bootstrap-server", &kafka_brokers()])
-        .args(arguments)
-        .output()
-        .unwrap();
+/// One of Kafka's own tools; what it printed.
+fn kafka_tool(tool: &str, arguments: &[&str]) -> String {
+    let output =
+        servers().args(["kafka-tool", tool, "--bootstrap-server", &kafka_brokers()]).args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A name that an earlier run against the same broker cannot have left behind.
@@ -28,7 +27,7 @@ fn unique(name: &str) -> String {
 }
 
 fn create_topic(name: &str, partitions: i32) {
-    topics(&["--create", "--topic", name, "--partitions", &partitions.to_string()]);
+    kafka_tool("topics", &["--create", "--topic", name, "--partitions", &partitions.to_string()]);
 }
 
 /// Lines through kcat, a client that is not ours.
@@ -52,7 +51,7 @@ fn events(count: usize) -> Vec<String> {
 /// A worker process; killed when dropped.
 struct Process {
     child: Child,
-    log: std::path::PathBuf,
+    log: PathBuf,
 }
 
 impl Process {
@@ -70,9 +69,12 @@ impl Process {
         })
     }
 
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
     fn stop(mut self) -> i32 {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal("-TERM");
         self.child.wait().unwrap().code().unwrap_or(-1)
     }
 }
@@ -85,17 +87,29 @@ impl Drop for Process {
     }
 }
 
-fn config(directory: &Path, topic: &str, redis: &Redis, more: &str) -> std::path::PathBuf {
-    write_config(
-        directory,
-        &format!(
+/// A topic, a Redis, and the configuration of a worker between them.
+struct Scene {
+    topic: String,
+    redis: Redis,
+    directory: tempfile::TempDir,
+    file: PathBuf,
+}
+
+impl Scene {
+    /// `more` is appended to the configuration.
+    fn new(name: &str, partitions: i32, more: &str) -> Self {
+        let (topic, redis, directory) = (unique(name), Redis::start(&[]), tempfile::tempdir().unwrap());
+        create_topic(&topic, partitions);
+        let text = format!(
             "[broker.kafka]\nbrokers = \"{}\"\ntopics = [\"{topic}\"]\ngroup = \"{topic}\"\ndead_letter_topic = \"discard\"\n\
              [store.redis]\nurl = \"{}\"\nprefix = \"t\"\n[mapping]\nadd = [\"event\"]\nbitmap = [\"ip\"]\n\
              [server]\nhttp = \"127.0.0.1:0\"\n[log]\nformat = \"text\"\n{more}",
             kafka_brokers(),
             redis.url()
-        ),
-    )
+        );
+        let file = write_config(directory.path(), &text);
+        Self { topic, redis, directory, file }
+    }
 }
 
 fn total(redis: &Redis) -> i64 {
@@ -112,16 +126,12 @@ fn wait_for_total(redis: &Redis, expected: i64) {
 
 #[test]
 fn counts_drains_and_goes_on_where_it_was() {
-    let (topic, redis) = (unique("it-drain"), Redis::start(&[]));
-    let topic = topic.as_str();
-    create_topic(topic, 3);
-    let directory = tempfile::tempdir().unwrap();
-    let file = config(directory.path(), topic, &redis, "");
-    produce(topic, &events(5_000));
+    let Scene { topic, redis, directory: _directory, file } = Scene::new("it-drain", 3, "");
+    produce(&topic, &events(5_000));
     let worker = Process::start(&file);
     wait_for_total(&redis, 5_000);
     assert_eq!(worker.stop(), 0);
-    produce(topic, &events(1_000));
+    produce(&topic, &events(1_000));
     let worker = Process::start(&file);
     wait_for_total(&redis, 6_000);
     assert_eq!(worker.stop(), 0);
@@ -130,31 +140,23 @@ fn counts_drains_and_goes_on_where_it_was() {
 /// A topic of the same name with other records must not be taken for the one that was counted.
 #[test]
 fn a_topic_that_was_deleted_and_made_again_stops_its_partitions() {
-    let (topic, redis) = (unique("it-recreated"), Redis::start(&[]));
-    let topic = topic.as_str();
-    create_topic(topic, 1);
-    let directory = tempfile::tempdir().unwrap();
-    let file = config(directory.path(), topic, &redis, "");
-    produce(topic, &events(1_000));
+    let Scene { topic, redis, directory: _directory, file } = Scene::new("it-recreated", 1, "");
+    produce(&topic, &events(1_000));
     let worker = Process::start(&file);
     wait_for_total(&redis, 1_000);
     assert_eq!(worker.stop(), 0);
-    topics(&["--delete", "--topic", topic]);
+    kafka_tool("topics", &["--delete", "--topic", &topic]);
     poll_until(PATIENCE, "the topic is gone", || {
-        let output = servers()
-            .args(["kafka-tool", "topics", "--bootstrap-server", &kafka_brokers(), "--list"])
-            .output()
-            .unwrap();
-        (!String::from_utf8_lossy(&output.stdout).lines().any(|line| line == topic)).then_some(())
+        (!kafka_tool("topics", &["--list"]).lines().any(|line| line == topic)).then_some(())
     });
-    create_topic(topic, 1);
-    produce(topic, &events(10));
+    create_topic(&topic, 1);
+    produce(&topic, &events(10));
     let worker = Process::start(&file);
     let line = worker.wait_for_line("partition stopped");
     assert!(line.contains("the log ends at 10") && line.contains("stands at 1000"), "{line}");
     drop(worker);
     let more: Vec<String> = (0..2_000).map(|n| format!(r#"{{"event":"other","n":{n}}}"#)).collect();
-    produce(topic, &more);
+    produce(&topic, &more);
     let worker = Process::start(&file);
     let line = worker.wait_for_line("partition stopped");
     assert!(line.contains("is not the one that was counted last"), "{line}");
@@ -170,12 +172,8 @@ fn a_topic_that_was_deleted_and_made_again_stops_its_partitions() {
 
 #[test]
 fn another_group_and_another_mapping_are_refused_until_applied() {
-    let (topic, redis) = (unique("it-mapping"), Redis::start(&[]));
-    let topic = topic.as_str();
-    create_topic(topic, 1);
-    let directory = tempfile::tempdir().unwrap();
-    let file = config(directory.path(), topic, &redis, "");
-    produce(topic, &events(100));
+    let Scene { topic, redis, directory: _directory, file } = Scene::new("it-mapping", 1, "");
+    produce(&topic, &events(100));
     let worker = Process::start(&file);
     wait_for_total(&redis, 100);
     assert_eq!(worker.stop(), 0);
@@ -200,31 +198,24 @@ fn another_group_and_another_mapping_are_refused_until_applied() {
 /// With transactions and a store that was flushed while nobody looked: counted again from the recorded start.
 #[test]
 fn a_flushed_store_is_counted_again() {
-    let (topic, redis) = (unique("it-flushed"), Redis::start(&[]));
-    let topic = topic.as_str();
-    create_topic(topic, 2);
-    let directory = tempfile::tempdir().unwrap();
-    let file = config(directory.path(), topic, &redis, "[worker]\nposition_check_ms = 200\n");
-    produce(topic, &events(2_000));
+    let Scene { topic, redis, directory: _directory, file } =
+        Scene::new("it-flushed", 2, "[worker]\nposition_check_ms = 200\n");
+    produce(&topic, &events(2_000));
     let worker = Process::start(&file);
     wait_for_total(&redis, 2_000);
     redis.cli(&["FLUSHALL"]);
     worker.wait_for_line("the store lost everything");
     wait_for_total(&redis, 2_000);
-    produce(topic, &events(500));
+    produce(&topic, &events(500));
     wait_for_total(&redis, 2_500);
     assert_eq!(worker.stop(), 0);
 }
 
 #[test]
 fn the_new_group_protocol_works() {
-    let (topic, redis) = (unique("it-kip848"), Redis::start(&[]));
-    let topic = topic.as_str();
-    create_topic(topic, 4);
-    let directory = tempfile::tempdir().unwrap();
-    let file =
-        config(directory.path(), topic, &redis, "[broker.kafka.properties]\n\"group.protocol\" = \"consumer\"\n");
-    produce(topic, &events(3_000));
+    let Scene { topic, redis, directory: _directory, file } =
+        Scene::new("it-kip848", 4, "[broker.kafka.properties]\n\"group.protocol\" = \"consumer\"\n");
+    produce(&topic, &events(3_000));
     let worker = Process::start(&file);
     wait_for_total(&redis, 3_000);
     assert_eq!(worker.stop(), 0);
@@ -234,20 +225,16 @@ fn the_new_group_protocol_works() {
 #[test]
 fn header_names_that_are_not_text_do_no_harm() {
     use std::os::unix::ffi::OsStrExt;
-    let (topic, redis) = (unique("it-headers"), Redis::start(&[]));
-    let topic = topic.as_str();
-    create_topic(topic, 1);
-    let directory = tempfile::tempdir().unwrap();
-    let file = config(directory.path(), topic, &redis, "");
+    let Scene { topic, redis, directory, file } = Scene::new("it-headers", 1, "");
     let line = directory.path().join("line");
     std::fs::write(&line, "{\"event\":\"odd\"}\n").unwrap();
     let sent = Command::new("kcat")
-        .args(["-b", &kafka_brokers(), "-t", topic, "-P", "-H"])
+        .args(["-b", &kafka_brokers(), "-t", &topic, "-P", "-H"])
         .arg(std::ffi::OsStr::from_bytes(b"\xff\xfe=1"))
         .args(["-l", line.to_str().unwrap()])
         .status();
     assert!(sent.unwrap().success());
-    produce(topic, &events(100));
+    produce(&topic, &events(100));
     let worker = Process::start(&file);
     wait_for_total(&redis, 101);
     assert_eq!(worker.stop(), 0);
@@ -256,32 +243,25 @@ fn header_names_that_are_not_text_do_no_harm() {
 /// Records removed before they were counted, while the worker was away and under its feet.
 #[test]
 fn a_gap_in_the_log_is_skipped_when_the_operator_says_so() {
-    let (topic, redis) = (unique("it-gap"), Redis::start(&[]));
-    let topic = topic.as_str();
-    create_topic(topic, 1);
-    let directory = tempfile::tempdir().unwrap();
-    let file = config(directory.path(), topic, &redis, "[worker]\non_log_gap = \"skip\"\n");
-    produce(topic, &events(1_000));
+    let Scene { topic, redis, directory, file } = Scene::new("it-gap", 1, "[worker]\non_log_gap = \"skip\"\n");
+    produce(&topic, &events(1_000));
     let worker = Process::start(&file);
     wait_for_total(&redis, 1_000);
     assert_eq!(worker.stop(), 0);
-    produce(topic, &events(1_000));
-    trim(directory.path(), topic, 1_500);
+    produce(&topic, &events(1_000));
+    trim(directory.path(), &topic, 1_500);
     let worker = Process::start(&file);
     wait_for_total(&redis, 1_500);
     let line = worker.wait_for_line("went on without records");
     assert!(line.contains("skipped=500"), "{line}");
-    let signal = |name: &str| {
-        assert!(Command::new("kill").args([name, &worker.child.id().to_string()]).status().unwrap().success());
-    };
-    signal("-STOP");
+    worker.signal("-STOP");
     // The broker answers a fetch that waits for records; it must have given up before there are some.
     std::thread::sleep(Duration::from_secs(2));
-    produce(topic, &events(1_000));
-    trim(directory.path(), topic, 2_600);
-    signal("-CONT");
+    produce(&topic, &events(1_000));
+    trim(directory.path(), &topic, 2_600);
+    worker.signal("-CONT");
     wait_for_total(&redis, 1_900);
-    produce(topic, &events(10));
+    produce(&topic, &events(10));
     wait_for_total(&redis, 1_910);
     assert_eq!(worker.stop(), 0);
 }
@@ -290,35 +270,23 @@ fn trim(directory: &Path, topic: &str, offset: i64) {
     let file = directory.join("trim.json");
     let text = format!(r#"{{"version":1,"partitions":[{{"topic":"{topic}","partition":0,"offset":{offset}}}]}}"#);
     std::fs::write(&file, text).unwrap();
-    let output = servers()
-        .args(["kafka-tool", "delete-records", "--bootstrap-server", &kafka_brokers(), "--offset-json-file"])
-        .arg(&file)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    kafka_tool("delete-records", &["--offset-json-file", file.to_str().unwrap()]);
 }
 
 /// A worker that cannot reach its store must not keep the others of its group from counting.
 #[test]
 fn a_worker_without_its_store_does_not_stall_the_group() {
-    let (topic, redis) = (unique("it-stall"), Redis::start(&[]));
-    let topic = topic.as_str();
-    create_topic(topic, 2);
-    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let cut_off = write_config(
-        there.path(),
-        &std::fs::read_to_string(config(here.path(), topic, &redis, ""))
-            .unwrap()
-            .replace(&redis.url(), "redis://127.0.0.1:1"),
-    );
+    let Scene { topic, redis, directory: _directory, file } = Scene::new("it-stall", 2, "");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(&file).unwrap().replace(&redis.url(), "redis://127.0.0.1:1");
+    let cut_off = write_config(elsewhere.path(), &text);
     let worker = Process::start(&cut_off);
     worker.wait_for_line("assigned");
-    let file = config(here.path(), topic, &redis, "");
     let other = Process::start(&file);
     other.wait_for_line("assigned");
-    produce(topic, &events(2_000));
+    produce(&topic, &events(2_000));
     // Both partitions get some of so many batches; one of the two is the other worker's.
-    produce(topic, &events(2_000));
+    produce(&topic, &events(2_000));
     poll_until(PATIENCE, "events of the other worker", || (total(&redis) > 0).then_some(()));
     drop(worker);
     assert_eq!(other.stop(), 0);
