@@ -1,0 +1,337 @@
+//! The data directory: one database in which the local log and the embedded store live together.
+//!
+//! One journal takes every write in order, and a batch of writes is in it whole or not at all. The log has one tree, and the
+//! store another with counts, positions and meta side by side: whatever a crash takes away, it takes from the end of a tree, so
+//! that a position can never be newer or older than the counts it stands for.
+//!
+//! ```text
+//! traqq-data/
+//!   format        the version of this layout
+//!   database/     fjall: the journal, the tree `log`, the tree `store`
+//! ```
+//!
+//! A write that fails (a full disk, a broken one) leaves the database closed, because nobody knows what of it arrived. It is opened again
+//! as soon as that is possible, under a new epoch: whoever keeps something in memory about it compares epochs and reads again.
+
+mod config;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+use fjall::{CompressionType, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch, PersistMode};
+
+pub use config::{Config, Durability};
+
+/// The version of the directory's layout and of every row in it.
+const FORMAT: u32 = 1;
+const FORMAT_FILE: &str = "format";
+const FORMAT_PREFIX: &str = "traqq data directory, format ";
+
+/// `periodic` is no later than this.
+const SYNC_EVERY: Duration = Duration::from_millis(100);
+/// How long free space is believed.
+const SPACE_AGE_MAX: Duration = Duration::from_millis(50);
+/// Between attempts to open a database that failed.
+const REOPEN_EVERY: Duration = Duration::from_millis(500);
+/// Tables in memory that wait to be written, before writers wait for them.
+const SEALED_MAX: usize = 2;
+const STALL: Duration = Duration::from_millis(2);
+/// How long a writer waits for tables to be written.
+const STALL_MAX: Duration = Duration::from_secs(10);
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// It cannot take this now: the disk is full, or it is being opened again.
+    #[error("{0}")]
+    Retry(String),
+    /// A person must act.
+    #[error("{0}")]
+    Stop(String),
+}
+
+pub type DatabaseResult<T> = Result<T, DatabaseError>;
+
+/// A database that is open, until something fails.
+pub struct Open {
+    database: fjall::Database,
+    pub log: Keyspace,
+    pub store: Keyspace,
+    /// Goes up with every opening.
+    pub epoch: u64,
+}
+
+enum State {
+    Open(Arc<Open>),
+    /// Waits until nobody uses the failed one any more.
+    Failed {
+        old: Weak<Open>,
+        epoch: u64,
+        tried_at: Instant,
+        why: String,
+    },
+}
+
+pub struct Database {
+    directory: PathBuf,
+    durability: Durability,
+    reserve_bytes: u64,
+    cache_bytes: u64,
+    state: Mutex<State>,
+    space: Mutex<(Instant, u64)>,
+    is_dirty: AtomicBool,
+}
+
+impl Database {
+    /// Opens the directory, or makes it. `memory_bytes` is what block cache and write buffers may take.
+    pub fn open(config: &Config, memory_bytes: usize) -> DatabaseResult<Arc<Self>> {
+        let directory = &config.directory;
+        check_format(directory)?;
+        let cache_bytes = (memory_bytes / 4) as u64;
+        let open = open(directory, cache_bytes, 1)?;
+        let database = Arc::new(Self {
+            directory: directory.clone(),
+            durability: config.durability,
+            reserve_bytes: config.reserve_bytes,
+            cache_bytes,
+            state: Mutex::new(State::Open(Arc::new(open))),
+            space: Mutex::new((Instant::now(), free_bytes(directory)?)),
+            is_dirty: AtomicBool::new(false),
+        });
+        if config.durability == Durability::Periodic {
+            let weak = Arc::downgrade(&database);
+            std::thread::Builder::new()
+                .name("sync".to_owned())
+                .spawn(move || {
+                    while let Some(database) = weak.upgrade() {
+                        database.sync_if_dirty();
+                        drop(database);
+                        std::thread::sleep(SYNC_EVERY / 2);
+                    }
+                })
+                .expect("a thread can be started");
+        }
+        Ok(database)
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub const fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    /// A panic while the lock was held leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The database, to be held for one piece of work.
+    pub fn get(&self) -> DatabaseResult<Arc<Open>> {
+        let mut state = self.lock();
+        match &mut *state {
+            State::Open(open) => Ok(Arc::clone(open)),
+            State::Failed { old, epoch, tried_at, why } => {
+                let is_due = tried_at.elapsed() >= REOPEN_EVERY;
+                if !is_due || old.strong_count() > 0 {
+                    return Err(DatabaseError::Retry(why.clone()));
+                }
+                *tried_at = Instant::now();
+                // A disk that is still full would only fail again, in the middle of something.
+                if free_bytes(&self.directory)? < self.reserve_bytes / 2 {
+                    return Err(DatabaseError::Retry(why.clone()));
+                }
+                let open = Arc::new(open(&self.directory, self.cache_bytes, *epoch + 1)?);
+                tracing::warn!(directory = %self.directory.display(), "the data directory is open again");
+                *state = State::Open(Arc::clone(&open));
+                Ok(open)
+            }
+        }
+    }
+
+    /// Whether there is room for more; `Err` says how much is missing.
+    pub fn check_space(&self) -> DatabaseResult<()> {
+        let mut space = self.space.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if space.0.elapsed() > SPACE_AGE_MAX {
+            *space = (Instant::now(), free_bytes(&self.directory)?);
+        }
+        if space.1 >= self.reserve_bytes {
+            return Ok(());
+        }
+        Err(DatabaseError::Retry(format!(
+            "the disk of {} is full: {} MiB are free and {} are kept in reserve; free some space, or lower data.reserve_bytes",
+            self.directory.display(),
+            space.1 >> 20,
+            self.reserve_bytes >> 20
+        )))
+    }
+
+    /// Writes a batch whole or not at all. An acknowledged batch is as durable as is configured when `is_acknowledged`; others may be lost with
+    /// everything behind them, never alone.
+    pub fn commit(&self, open: &Arc<Open>, batch: OwnedWriteBatch, is_acknowledged: bool) -> DatabaseResult<()> {
+        self.wait_for_room(open)?;
+        let mode = match (self.durability, is_acknowledged) {
+            (Durability::None, _) => None,
+            (Durability::EveryWrite, true) => Some(PersistMode::SyncData),
+            _ => Some(PersistMode::Buffer),
+        };
+        batch.durability(mode).commit().map_err(|error| self.failed(open, &error))?;
+        self.is_dirty.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Memory is bounded: while tables wait to be written, so do the writers.
+    fn wait_for_room(&self, open: &Arc<Open>) -> DatabaseResult<()> {
+        let since = Instant::now();
+        while open.log.sealed_memtable_count().max(open.store.sealed_memtable_count()) > SEALED_MAX {
+            open.database.persist(PersistMode::Buffer).map_err(|error| self.failed(open, &error))?;
+            if since.elapsed() > STALL_MAX {
+                let text = format!("the disk of {} is too slow for what is written", self.directory.display());
+                return Err(DatabaseError::Retry(text));
+            }
+            std::thread::sleep(STALL);
+        }
+        Ok(())
+    }
+
+    /// Makes everything written so far durable.
+    pub fn sync(&self) -> DatabaseResult<()> {
+        let open = self.get()?;
+        self.is_dirty.store(false, Ordering::Release);
+        open.database.persist(PersistMode::SyncAll).map_err(|error| self.failed(&open, &error))
+    }
+
+    fn sync_if_dirty(&self) {
+        if self.is_dirty.swap(false, Ordering::AcqRel) {
+            let open = match &*self.lock() {
+                State::Open(open) => Arc::clone(open),
+                State::Failed { .. } => return,
+            };
+            if let Err(error) = open.database.persist(PersistMode::SyncData) {
+                self.failed(&open, &error);
+            }
+        }
+    }
+
+    /// What an error means. Afterwards the database is closed, unless the error was one of reading.
+    pub fn failed(&self, open: &Arc<Open>, error: &fjall::Error) -> DatabaseError {
+        let text = explain(&self.directory, error);
+        if is_damage(error) {
+            return DatabaseError::Stop(text);
+        }
+        let mut state = self.lock();
+        if matches!(&*state, State::Open(current) if current.epoch == open.epoch) {
+            tracing::error!(text, "closing the data directory; it is opened again as soon as that is possible");
+            let (old, epoch) = (Arc::downgrade(open), open.epoch);
+            *state = State::Failed { old, epoch, tried_at: Instant::now(), why: text.clone() };
+        }
+        DatabaseError::Retry(text)
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if let Err(error) = self.sync() {
+            tracing::warn!(%error, "the data directory was not synced at the end");
+        }
+    }
+}
+
+impl Open {
+    pub fn batch(&self) -> OwnedWriteBatch {
+        self.database.batch()
+    }
+}
+
+fn open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Open> {
+    let failed = |error: &fjall::Error| {
+        let text = explain(directory, error);
+        match error {
+            fjall::Error::Io(_) if epoch > 1 => DatabaseError::Retry(text),
+            _ => DatabaseError::Stop(text),
+        }
+    };
+    let database = fjall::Database::builder(directory.join("database"))
+        .cache_size(cache_bytes)
+        .journal_compression(CompressionType::None)
+        .worker_threads(2)
+        .open()
+        .map_err(|error| failed(&error))?;
+    // Blocks of records are compressed already; they are kept apart, so that merging tables does not move them.
+    let blobs = KvSeparationOptions::default().compression(CompressionType::None).file_target_size(128 << 20);
+    let log = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20).with_kv_separation(Some(blobs.clone()));
+    let store = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20);
+    let log = database.keyspace("log", log).map_err(|error| failed(&error))?;
+    let store = database.keyspace("store", store).map_err(|error| failed(&error))?;
+    Ok(Open { database, log, store, epoch })
+}
+
+/// Whether data on the disk is not what was written.
+fn is_damage(error: &fjall::Error) -> bool {
+    match error {
+        fjall::Error::Io(_) | fjall::Error::Poisoned => false,
+        fjall::Error::Storage(error) => !matches!(error, fjall::LsmError::Io(_)),
+        _ => true,
+    }
+}
+
+fn explain(directory: &Path, error: &fjall::Error) -> String {
+    let directory = directory.display();
+    match error {
+        fjall::Error::Locked => {
+            format!("{directory} is in use by another traqq; stop it, or set data.directory to another place")
+        }
+        fjall::Error::Poisoned => format!("{directory}: a write failed before"),
+        fjall::Error::Io(error) => format!("{directory}: {error}"),
+        fjall::Error::Storage(fjall::LsmError::Io(error)) => format!("{directory}: {error}"),
+        error => format!(
+            "{directory} is damaged ({error:?}); restore it from a backup, or begin anew with another data.directory"
+        ),
+    }
+}
+
+fn free_bytes(directory: &Path) -> DatabaseResult<u64> {
+    let stat = rustix::fs::statvfs(directory)
+        .map_err(|error| DatabaseError::Retry(format!("{}: {error}", directory.display())))?;
+    Ok(stat.f_bavail * stat.f_frsize)
+}
+
+/// Refuses a directory of another format, and marks a new one.
+fn check_format(directory: &Path) -> DatabaseResult<()> {
+    let stop = |error: std::io::Error| DatabaseError::Stop(format!("{}: {error}", directory.display()));
+    let file = directory.join(FORMAT_FILE);
+    let is_new = !directory.join("database").exists();
+    match fs::read_to_string(&file) {
+        Ok(text) => {
+            let found: Option<u32> = text.trim().strip_prefix(FORMAT_PREFIX).and_then(|number| number.parse().ok());
+            match found {
+                Some(FORMAT) => Ok(()),
+                Some(other) => Err(DatabaseError::Stop(format!(
+                    "{} has format {other}, and this version of traqq reads format {FORMAT}; use the version that wrote it, and move its \
+                     counts with `traqq store export`",
+                    directory.display()
+                ))),
+                // A crash between making the file and filling it.
+                None if is_new && text.is_empty() => mark(&file).map_err(stop),
+                None => Err(DatabaseError::Stop(format!("{} is not a file of traqq", file.display()))),
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && is_new => {
+            fs::create_dir_all(directory).map_err(stop)?;
+            mark(&file).map_err(stop)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(DatabaseError::Stop(format!(
+            "{} is missing though there is a database beside it; restore it, or set data.directory to another place",
+            file.display()
+        ))),
+        Err(error) => Err(stop(error)),
+    }
+}
+
+fn mark(file: &Path) -> std::io::Result<()> {
+    fs::write(file, format!("{FORMAT_PREFIX}{FORMAT}\n"))?;
+    fs::File::open(file)?.sync_all()
+}
