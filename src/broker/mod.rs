@@ -14,6 +14,7 @@
 //! Positions handed to [`Consumer::commit`] are a courtesy for lag tools. Nothing reads them back but the mark beside them.
 
 pub mod kafka;
+pub mod local;
 pub mod memory;
 
 use std::time::Duration;
@@ -141,4 +142,87 @@ pub enum ProduceError {
 pub trait Producer: Send + Sync {
     /// Returns when the log has the message.
     async fn send(&self, message: &Message) -> Result<(), ProduceError>;
+}
+
+/// Events of one request on their way into the log, whichever it is.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Events {
+    buffer: Vec<u8>,
+    items: Vec<Item>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Item {
+    key_len: Option<u32>,
+    value_len: u32,
+}
+
+impl Events {
+    pub fn push(&mut self, key: Option<&[u8]>, value: &[u8]) {
+        self.buffer.extend_from_slice(key.unwrap_or_default());
+        self.buffer.extend_from_slice(value);
+        self.items.push(Item { key_len: key.map(|key| key.len() as u32), value_len: value.len() as u32 });
+    }
+
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Key and value of each.
+    pub fn iter(&self) -> impl Iterator<Item = (Option<&[u8]>, &[u8])> {
+        let mut start = 0;
+        self.items.iter().map(move |item| {
+            let key_end = start + item.key_len.unwrap_or(0) as usize;
+            let end = key_end + item.value_len as usize;
+            let event = (item.key_len.map(|_| &self.buffer[start..key_end]), &self.buffer[key_end..end]);
+            start = end;
+            event
+        })
+    }
+}
+
+/// What makes a repeated request count once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Idempotency {
+    pub key: String,
+    /// Of the request's body; the same key with another body is a mistake of the client's.
+    pub fingerprint: u64,
+    /// What the first request is answered, and every repetition of it.
+    pub answer: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Appended {
+    New,
+    /// The log has had this request before; this was its answer.
+    Replayed(Vec<u8>),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AppendError {
+    /// The log cannot take it now. Whether it did is known to be "no" unless the text says otherwise.
+    #[error("{0}")]
+    Retry(String),
+    /// An event that the log will never take.
+    #[error("event {index}: {reason}")]
+    Refused { index: usize, reason: String },
+    #[error("the idempotency key was used before, with another body")]
+    KeyReused,
+    /// This log cannot remember keys.
+    #[error("{0}")]
+    KeysUnsupported(String),
+}
+
+/// The end of the log where events come in.
+#[async_trait]
+pub trait Appender: Send + Sync {
+    /// The field whose value becomes the record's key, which says where it goes.
+    fn key_field(&self) -> Option<&str>;
+
+    /// Returns when the log has all of them, as durably as it is configured.
+    async fn append(&self, events: Events, idempotency: Option<Idempotency>) -> Result<Appended, AppendError>;
 }

@@ -11,7 +11,7 @@ mod write;
 pub use bucket::{Bucket, BucketKind, BucketSpan, Zone};
 pub use pattern::{Pattern, PatternError};
 pub use position::{Checkpoint, Fingerprint, Span, TopicPartition, TopicPartitionError};
-pub use record::{Header, Record, RecordBatch};
+pub use record::{Header, Record, RecordBatch, RecordLengths, put_header};
 pub use rules::{
     BitmapBy, BucketRules, EventRules, Mapping, Retention, Retentions, Rules, RulesError, SumBy, ValidRules,
 };

@@ -21,6 +21,14 @@ struct Slot {
     headers_len: u32,
 }
 
+/// Bytes of the parts of a record; `None` is null.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecordLengths {
+    pub key: Option<u32>,
+    pub value: Option<u32>,
+    pub headers: u32,
+}
+
 /// A header of a record; the value may be null.
 pub type Header<'a> = (&'a str, Option<&'a [u8]>);
 
@@ -51,6 +59,36 @@ impl RecordBatch {
         Self { partition, generation, position: i64::MIN, slots: Vec::new(), arena: Vec::new() }
     }
 
+    /// Takes a buffer in which records stand end to end, each as key, value and headers ([`put_header`]), from `start` on. They follow one
+    /// another without gaps from `offset` on.
+    pub fn of_arena(
+        partition: TopicPartition,
+        generation: u64,
+        offset: i64,
+        timestamp_ms: i64,
+        arena: Vec<u8>,
+        start: usize,
+        lengths: impl ExactSizeIterator<Item = RecordLengths>,
+    ) -> Self {
+        let mut slots = Vec::with_capacity(lengths.len());
+        let mut start = start;
+        for (index, RecordLengths { key, value, headers }) in lengths.enumerate() {
+            let len = |part: Option<u32>| part.unwrap_or(0) as usize;
+            let (key_len, value_len) = (key.unwrap_or(ABSENT), value.unwrap_or(ABSENT));
+            slots.push(Slot {
+                offset: offset + index as i64,
+                timestamp_ms,
+                start,
+                key_len,
+                value_len,
+                headers_len: headers,
+            });
+            start += len(key) + len(value) + headers as usize;
+        }
+        assert!(start <= arena.len(), "lengths fit the arena they came with");
+        Self { partition, generation, position: offset + slots.len() as i64, slots, arena }
+    }
+
     /// Appends a record, and moves the position behind it.
     pub fn push<'h>(
         &mut self,
@@ -64,10 +102,7 @@ impl RecordBatch {
         self.arena.extend_from_slice(key.unwrap_or_default());
         self.arena.extend_from_slice(value.unwrap_or_default());
         let headers_start = self.arena.len();
-        for (name, value) in headers {
-            put_bytes(&mut self.arena, Some(name.as_bytes()));
-            put_bytes(&mut self.arena, value);
-        }
+        headers.for_each(|header| put_header(&mut self.arena, header));
         self.slots.push(Slot {
             offset,
             timestamp_ms,
@@ -127,6 +162,11 @@ impl RecordBatch {
 }
 
 impl<'a> Record<'a> {
+    /// A record that is nowhere yet.
+    pub const fn of_value(value: &'a [u8], timestamp_ms: i64) -> Self {
+        Self { offset: 0, timestamp_ms, key: None, value: Some(value), headers: &[] }
+    }
+
     pub fn headers(&self) -> impl Iterator<Item = Header<'a>> + use<'a> {
         let mut rest = self.headers;
         std::iter::from_fn(move || {
@@ -148,6 +188,12 @@ impl<'a> Record<'a> {
         let hash = murmur64a(self.value.unwrap_or_default(), FINGERPRINT_SEED ^ key);
         Fingerprint { offset: self.offset, timestamp_ms: self.timestamp_ms, hash }
     }
+}
+
+/// Writes a header as [`Record::headers`] reads it.
+pub fn put_header(arena: &mut Vec<u8>, (name, value): Header<'_>) {
+    put_bytes(arena, Some(name.as_bytes()));
+    put_bytes(arena, value);
 }
 
 fn put_bytes(arena: &mut Vec<u8>, bytes: Option<&[u8]>) {

@@ -24,6 +24,10 @@ pub struct Config {
     pub start: String,
     /// Where records go that cannot be counted; it must exist. `discard` counts them and drops them.
     pub dead_letter_topic: String,
+    /// Where events go that come in over HTTP or TCP; by default the one topic of `topics`.
+    pub ingest_topic: Option<String>,
+    /// The field whose value becomes the key of such a record, and so decides its partition.
+    pub key_field: Option<String>,
     /// Passed to librdkafka as they are.
     pub properties: BTreeMap<String, String>,
 }
@@ -37,6 +41,8 @@ impl Default for Config {
             topic_pattern: String::new(),
             start: "earliest".to_owned(),
             dead_letter_topic: "traqq-dead-letters".to_owned(),
+            ingest_topic: None,
+            key_field: None,
             properties: BTreeMap::new(),
         }
     }
@@ -104,6 +110,14 @@ impl Config {
     /// The dead-letter topic, unless they are discarded.
     pub fn dead_letters(&self) -> Option<String> {
         (self.dead_letter_topic != "discard").then(|| self.dead_letter_topic.clone())
+    }
+
+    /// The topic of events that come in; `None` when several are counted and none is named.
+    pub fn ingest_topic(&self) -> Option<String> {
+        self.ingest_topic.clone().or_else(|| match &self.topics[..] {
+            [topic] if self.topic_pattern.is_empty() => Some(topic.clone()),
+            _ => None,
+        })
     }
 
     pub fn start(&self) -> Result<Start, String> {

@@ -1,34 +1,48 @@
-//! Dead letters: an idempotent producer that waits for all replicas.
+//! Dead letters and events on their way in: an idempotent producer that waits for all replicas.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 
 use super::config::{Config, invalid};
-use crate::broker::{Message, ProduceError, Producer};
+use crate::broker::{AppendError, Appended, Appender, Events, Idempotency, Message, ProduceError, Producer};
 
-/// How long a message may wait for room in the queue.
+/// How long a dead letter may wait for room in the queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an event may; then its sender is told to come again.
+const EVENT_QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
+const NO_KEYS: &str = "Idempotency-Key needs the local log: Kafka cannot remember keys, so a repeated request would count twice; \
+                       send it without the header (at least once), or use broker.kind = \"local\"";
 
 pub struct KafkaProducer {
     client: ClientConfig,
     /// Replaced after a fatal error, which an idempotent producer does not recover from.
     producer: Mutex<FutureProducer>,
     topic: String,
+    key_field: Option<String>,
 }
 
 impl KafkaProducer {
     /// `None` when dead letters are discarded.
-    pub fn new(config: &Config) -> Result<Option<Self>, String> {
-        let Some(topic) = config.dead_letters() else { return Ok(None) };
+    pub fn dead_letters(config: &Config) -> Result<Option<Self>, String> {
+        config.dead_letters().map(|topic| Self::to(config, topic, None)).transpose()
+    }
+
+    /// `None` when it is not clear which topic events go to.
+    pub fn ingest(config: &Config) -> Result<Option<Self>, String> {
+        config.ingest_topic().map(|topic| Self::to(config, topic, config.key_field.clone())).transpose()
+    }
+
+    fn to(config: &Config, topic: String, key_field: Option<String>) -> Result<Self, String> {
         let client = config.producer_client();
         let producer = Mutex::new(client.create().map_err(invalid)?);
-        Ok(Some(Self { client, producer, topic }))
+        Ok(Self { client, producer, topic, key_field })
     }
 
     /// Held for a few instructions; nothing panics meanwhile.
@@ -42,7 +56,7 @@ impl KafkaProducer {
         if producer.client().fatal_error().is_none() {
             return;
         }
-        tracing::warn!(%error, topic = self.topic, "the producer of dead letters failed for good; making another");
+        tracing::warn!(%error, topic = self.topic, "a producer failed for good; making another");
         match self.client.create() {
             Ok(fresh) => *producer = fresh,
             Err(error) => tracing::error!(error = invalid(error), "cannot make a producer"),
@@ -74,5 +88,38 @@ impl Producer for KafkaProducer {
                 }
             }),
         }
+    }
+}
+
+#[async_trait]
+impl Appender for KafkaProducer {
+    fn key_field(&self) -> Option<&str> {
+        self.key_field.as_deref()
+    }
+
+    /// At least once: what is answered with an error may be in the topic in part.
+    async fn append(&self, events: Events, idempotency: Option<Idempotency>) -> Result<Appended, AppendError> {
+        if idempotency.is_some() {
+            return Err(AppendError::KeysUnsupported(NO_KEYS.to_owned()));
+        }
+        let producer = self.lock().clone();
+        let sends = events.iter().map(|(key, value)| {
+            let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&self.topic).payload(value);
+            record.key = key;
+            producer.send(record, EVENT_QUEUE_TIMEOUT)
+        });
+        for (index, sent) in join_all(sends).await.into_iter().enumerate() {
+            let Err((error, _)) = sent else { continue };
+            return Err(match error {
+                KafkaError::MessageProduction(
+                    RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize,
+                ) => AppendError::Refused { index, reason: format!("topic {}: {error}", self.topic) },
+                _ => {
+                    self.renew(&error);
+                    AppendError::Retry(format!("topic {}: {error}; some of these events may be in it", self.topic))
+                }
+            });
+        }
+        Ok(Appended::New)
     }
 }

@@ -1,0 +1,168 @@
+//! Blocks: how records lie on disk, many to a row.
+//!
+//! ```text
+//! block   = codec (1 byte: 0 plain, 1 zstd), arrival (8, epoch ms), count (4), plain length (4), payload
+//! payload = count * (key length (4), value length (4), headers length (4)), then the records end to end: key, value, headers
+//! ```
+//!
+//! Numbers are little-endian; a length of 2^32 - 1 is a null. Checksums are the database's.
+
+use crate::model::{RecordBatch, RecordLengths, TopicPartition};
+
+const HEADER_BYTES: usize = 17;
+const LENGTHS_BYTES: usize = 12;
+const ABSENT: u32 = u32::MAX;
+const PLAIN: u8 = 0;
+const ZSTD: u8 = 1;
+/// Fast rather than small; higher levels cost the core that counts.
+const ZSTD_LEVEL: i32 = -1;
+/// Smaller payloads are not worth a compressor's start.
+const COMPRESS_FROM: usize = 512;
+
+/// Records on their way into a block.
+#[derive(Default)]
+pub struct BlockBuilder {
+    lengths: Vec<u8>,
+    arena: Vec<u8>,
+    count: u32,
+}
+
+/// A block in memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Block {
+    pub arrival_ms: i64,
+    pub count: u32,
+    payload: Vec<u8>,
+}
+
+impl BlockBuilder {
+    /// Bytes of the payload so far.
+    pub fn len(&self) -> usize {
+        self.lengths.len() + self.arena.len()
+    }
+
+    /// `put` appends key, value and headers to the arena.
+    pub fn push(&mut self, lengths: RecordLengths, put: impl FnOnce(&mut Vec<u8>)) {
+        for length in [lengths.key.unwrap_or(ABSENT), lengths.value.unwrap_or(ABSENT), lengths.headers] {
+            self.lengths.extend_from_slice(&length.to_le_bytes());
+        }
+        put(&mut self.arena);
+        self.count += 1;
+    }
+
+    pub fn finish(mut self, arrival_ms: i64) -> Block {
+        self.lengths.extend_from_slice(&self.arena);
+        Block { arrival_ms, count: self.count, payload: self.lengths }
+    }
+}
+
+impl Block {
+    pub fn payload_len(&self) -> usize {
+        self.payload.len()
+    }
+
+    pub fn encode(&self, compressor: &mut zstd::bulk::Compressor<'_>) -> Vec<u8> {
+        let compressed =
+            (self.payload.len() >= COMPRESS_FROM).then(|| compressor.compress(&self.payload).ok()).flatten();
+        let compressed = compressed.filter(|bytes| bytes.len() < self.payload.len());
+        let (codec, payload) = compressed.as_deref().map_or((PLAIN, &*self.payload), |bytes| (ZSTD, bytes));
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
+        bytes.push(codec);
+        bytes.extend_from_slice(&self.arrival_ms.to_le_bytes());
+        bytes.extend_from_slice(&self.count.to_le_bytes());
+        bytes.extend_from_slice(&(self.payload.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    /// Arrival and count, without unpacking.
+    pub fn head(bytes: &[u8]) -> Option<(i64, u32)> {
+        let head = bytes.get(..HEADER_BYTES)?;
+        Some((i64::from_le_bytes(head[1..9].try_into().ok()?), u32::from_le_bytes(head[9..13].try_into().ok()?)))
+    }
+
+    /// `None` when these are not the bytes of a block.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (arrival_ms, count) = Self::head(bytes)?;
+        let plain_len = u32::from_le_bytes(bytes[13..HEADER_BYTES].try_into().ok()?) as usize;
+        let payload = &bytes[HEADER_BYTES..];
+        let payload = match bytes[0] {
+            PLAIN => payload.to_vec(),
+            ZSTD => zstd::bulk::decompress(payload, plain_len).ok()?,
+            _ => return None,
+        };
+        let block = Self { arrival_ms, count, payload };
+        (block.payload.len() == plain_len && block.fits()).then_some(block)
+    }
+
+    /// Whether the lengths are those of the records behind them.
+    fn fits(&self) -> bool {
+        let start = self.count as usize * LENGTHS_BYTES;
+        let Some(records) = self.payload.len().checked_sub(start) else { return false };
+        let total = |lengths: RecordLengths| {
+            u64::from(lengths.key.unwrap_or(0)) + u64::from(lengths.value.unwrap_or(0)) + u64::from(lengths.headers)
+        };
+        lengths(&self.payload[..start]).map(total).sum::<u64>() == records as u64
+    }
+
+    /// The records, the first of them at `offset`. The buffer moves along; nothing is copied.
+    pub fn into_batch(self, partition: TopicPartition, generation: u64, offset: i64) -> RecordBatch {
+        let start = self.count as usize * LENGTHS_BYTES;
+        let lengths: Vec<RecordLengths> = lengths(&self.payload[..start]).collect();
+        RecordBatch::of_arena(partition, generation, offset, self.arrival_ms, self.payload, start, lengths.into_iter())
+    }
+}
+
+fn lengths(bytes: &[u8]) -> impl Iterator<Item = RecordLengths> {
+    let (rows, _) = bytes.as_chunks::<LENGTHS_BYTES>();
+    rows.iter().map(|row| {
+        let number = |at: usize| u32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]);
+        let part = |at: usize| Some(number(at)).filter(|length| *length != ABSENT);
+        RecordLengths { key: part(0), value: part(4), headers: number(8) }
+    })
+}
+
+pub fn compressor() -> zstd::bulk::Compressor<'static> {
+    zstd::bulk::Compressor::new(ZSTD_LEVEL).expect("the level exists")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(values: &[&[u8]]) -> Block {
+        let mut builder = BlockBuilder::default();
+        for value in values {
+            let lengths = RecordLengths { key: None, value: Some(value.len() as u32), headers: 0 };
+            builder.push(lengths, |arena| arena.extend_from_slice(value));
+        }
+        builder.finish(7)
+    }
+
+    #[test]
+    fn a_block_comes_back_as_it_went_in() {
+        let long = [b'x'; 4000];
+        for values in [&[b"a".as_slice(), b"", b"ccc"][..], &[&long, &long]] {
+            let block = block(values);
+            let bytes = block.encode(&mut compressor());
+            assert_eq!(Block::head(&bytes), Some((7, values.len() as u32)));
+            let decoded = Block::decode(&bytes).unwrap();
+            assert_eq!(decoded, block);
+            let batch = decoded.into_batch(TopicPartition::new("t", 0), 1, 40);
+            assert_eq!(batch.position, 40 + values.len() as i64);
+            let found: Vec<&[u8]> = batch.iter().map(|record| record.value.unwrap()).collect();
+            assert_eq!(found, values);
+        }
+    }
+
+    #[test]
+    fn damaged_bytes_are_refused() {
+        let bytes = block(&[b"abc", &[b'x'; 2000]]).encode(&mut compressor());
+        for len in 0..bytes.len() {
+            assert_eq!(Block::decode(&bytes[..len]), None, "{len}");
+        }
+        let mut plain = block(&[b"abc"]).encode(&mut compressor());
+        plain[HEADER_BYTES + 4] = 9;
+        assert_eq!(Block::decode(&plain), None);
+    }
+}

@@ -1,0 +1,121 @@
+//! Removes blocks that are old, or too many, and counted; and idempotency keys after a day.
+
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::block::Block;
+use super::log::{LocalLog, Shared};
+use super::rows;
+use crate::database::DatabaseResult;
+use crate::model::Retention;
+
+const EVERY: Duration = Duration::from_secs(30);
+/// How long a repeated request is recognised.
+const IDEMPOTENCY_MS: i64 = 24 * 3600 * 1000;
+/// Rows removed in one step.
+const STEP: usize = 1000;
+
+/// The thread that removes; it ends when this is dropped.
+pub struct Retainer {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Retainer {
+    pub fn start(log: &LocalLog) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let shared = Arc::clone(log.shared());
+        let run = move || {
+            while stopped.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                if let Err(error) = remove_old(&shared) {
+                    tracing::warn!(%error, "retention of the local log");
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("retention".to_owned()).spawn(run);
+        Self { stop: Some(stop), thread: Some(thread.expect("a thread can be started")) }
+    }
+}
+
+impl Drop for Retainer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Removes what may go.
+pub fn remove_old(shared: &Shared) -> DatabaseResult<()> {
+    let now = (shared.clock)();
+    for number in 0..shared.config.partitions {
+        while remove_blocks(shared, number, now)? {}
+    }
+    while remove_keys(shared, now)? {}
+    Ok(())
+}
+
+/// `true` when there may be more.
+fn remove_blocks(shared: &Shared, number: i32, now: i64) -> DatabaseResult<bool> {
+    let (open, inner) = shared.current()?;
+    let bytes: u64 = inner.partitions.iter().map(|partition| partition.bytes).sum();
+    drop(inner);
+    let failed = |error| shared.database.failed(&open, &error);
+    // Never what was not counted: the mark follows the store's position.
+    let mark = open.log.get(rows::mark(number)).map_err(failed)?;
+    let Some(counted) = mark.and_then(|row| Some(i64::from_be_bytes(row.get(..8)?.try_into().ok()?))) else {
+        return Ok(false);
+    };
+    let oldest_ms = match shared.config.retention {
+        Retention::Seconds(seconds) => now - seconds * 1000,
+        Retention::Forever => i64::MIN,
+    };
+    let mut too_much = bytes.saturating_sub(shared.config.retention_bytes);
+    let (mut batch, mut removed, mut freed, mut low) = (open.batch(), 0, 0, None);
+    for row in open.log.prefix(rows::block_prefix(number)) {
+        let (key, value) = row.into_inner().map_err(failed)?;
+        let last = rows::block_last(&key).ok_or_else(|| shared.damaged())?;
+        let (arrival_ms, _) = Block::head(&value).ok_or_else(|| shared.damaged())?;
+        // The last record applied stays, so that the log can be recognised by it.
+        if last >= counted - 1 || (arrival_ms >= oldest_ms && too_much == 0) || removed == STEP {
+            break;
+        }
+        too_much = too_much.saturating_sub(value.len() as u64);
+        freed += value.len() as u64;
+        removed += 1;
+        low = Some(last + 1);
+        batch.remove(&open.log, key);
+    }
+    let Some(low) = low else { return Ok(false) };
+    shared.database.commit(&open, batch, false)?;
+    let (current, mut inner) = shared.current()?;
+    if current.epoch == open.epoch {
+        let partition = &mut inner.partitions[number as usize];
+        partition.low = low;
+        partition.bytes = partition.bytes.saturating_sub(freed);
+    }
+    tracing::debug!(partition = number, blocks = removed, low, "removed from the local log");
+    Ok(removed == STEP)
+}
+
+fn remove_keys(shared: &Shared, now: i64) -> DatabaseResult<bool> {
+    let open = shared.database.get()?;
+    let failed = |error| shared.database.failed(&open, &error);
+    let (mut batch, mut removed) = (open.batch(), 0);
+    for row in open.log.prefix(rows::EXPIRIES).take(STEP) {
+        let row = row.key().map_err(failed)?;
+        let (when_ms, key) = rows::parse_expiry(&row).ok_or_else(|| shared.damaged())?;
+        if when_ms > now - IDEMPOTENCY_MS {
+            break;
+        }
+        batch.remove(&open.log, rows::idempotency(key));
+        batch.remove(&open.log, row.clone());
+        removed += 1;
+    }
+    if removed > 0 {
+        shared.database.commit(&open, batch, false)?;
+    }
+    Ok(removed == STEP)
+}

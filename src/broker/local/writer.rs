@@ -1,0 +1,299 @@
+//! The thread that appends. What waits while it writes goes together in the next step: one batch, one flush, one fsync.
+
+use std::collections::HashMap;
+use std::sync::{Arc, mpsc};
+
+use tokio::sync::oneshot;
+
+use super::block::{Block, BlockBuilder, compressor};
+use super::log::Shared;
+use super::rows;
+use crate::broker::{AppendError, Appended, Events, Idempotency, Message};
+use crate::database::{DatabaseError, DatabaseResult, Open};
+use crate::hll::murmur64a;
+use crate::model::{RecordLengths, put_header};
+
+/// One step takes this many requests,
+const REQUESTS_MAX: usize = 4096;
+/// or bytes of records.
+const GROUP_BYTES: usize = 4 << 20;
+/// A block is cut at this many bytes before compression.
+const BLOCK_BYTES: usize = 512 << 10;
+/// Offsets reserved at a time.
+const RESERVE: i64 = 1_000_000;
+
+pub enum Request {
+    Append {
+        events: Events,
+        idempotency: Option<Idempotency>,
+        done: oneshot::Sender<Result<Appended, AppendError>>,
+    },
+    Letter {
+        message: Message,
+        done: oneshot::Sender<Result<(), AppendError>>,
+    },
+    /// Ends the thread.
+    Close(oneshot::Sender<()>),
+}
+
+/// Whom to tell when the step is done.
+enum Waiting {
+    Append(oneshot::Sender<Result<Appended, AppendError>>, Appended),
+    Letter(oneshot::Sender<Result<(), AppendError>>),
+}
+
+/// What goes in one step.
+struct Group {
+    blocks: Vec<Vec<BlockBuilder>>,
+    letters: Vec<Block>,
+    keys: HashMap<String, Idempotency>,
+    waiting: Vec<Waiting>,
+    bytes: usize,
+    arrival_ms: i64,
+}
+
+pub fn run(shared: &Arc<Shared>, queue: &mpsc::Receiver<Request>) {
+    let mut compressor = compressor();
+    let mut closing = None;
+    while closing.is_none() {
+        let Ok(first) = queue.recv() else { break };
+        let mut group = Group {
+            blocks: (0..shared.config.partitions).map(|_| Vec::new()).collect(),
+            letters: Vec::new(),
+            keys: HashMap::new(),
+            waiting: Vec::new(),
+            bytes: 0,
+            arrival_ms: (shared.clock)(),
+        };
+        let mut taken = 0;
+        let mut next = Some(first);
+        while let Some(request) = next {
+            if let Request::Close(done) = request {
+                closing = Some(done);
+                break;
+            }
+            group.take(shared, request);
+            taken += 1;
+            let is_full = taken >= REQUESTS_MAX || group.bytes >= GROUP_BYTES;
+            next = if is_full { None } else { queue.try_recv().ok() };
+        }
+        let written = if taken > 0 { write(shared, &mut group, &mut compressor) } else { Ok(()) };
+        if let Err(error) = &written {
+            tracing::warn!(%error, requests = taken, "the log cannot take events");
+        }
+        group.answer(&written);
+    }
+    give_back(shared);
+    if let Some(done) = closing {
+        let _ = done.send(());
+    }
+}
+
+impl Group {
+    fn take(&mut self, shared: &Arc<Shared>, request: Request) {
+        match request {
+            Request::Append { events, idempotency, done } => {
+                match idempotency.map(|idempotency| self.remember(shared, idempotency)).transpose() {
+                    Err(error) => _ = done.send(Err(error)),
+                    Ok(Some(Some(answer))) => self.waiting.push(Waiting::Append(done, Appended::Replayed(answer))),
+                    Ok(None | Some(None)) => {
+                        self.put(&events);
+                        self.waiting.push(Waiting::Append(done, Appended::New));
+                    }
+                }
+            }
+            Request::Letter { message, done } => {
+                let mut builder = BlockBuilder::default();
+                let mut headers = Vec::new();
+                message.headers.iter().for_each(|(name, value)| put_header(&mut headers, (name, value.as_deref())));
+                let length = |part: &Option<Vec<u8>>| part.as_ref().map(|part| part.len() as u32);
+                let lengths = RecordLengths {
+                    key: length(&message.key),
+                    value: length(&message.value),
+                    headers: headers.len() as u32,
+                };
+                builder.push(lengths, |arena| {
+                    arena.extend_from_slice(message.key.as_deref().unwrap_or_default());
+                    arena.extend_from_slice(message.value.as_deref().unwrap_or_default());
+                    arena.extend_from_slice(&headers);
+                });
+                self.bytes += builder.len();
+                self.letters.push(builder.finish(self.arrival_ms));
+                self.waiting.push(Waiting::Letter(done));
+            }
+            Request::Close(_) => unreachable!("handled by the caller"),
+        }
+    }
+
+    fn put(&mut self, events: &Events) {
+        let partitions = self.blocks.len();
+        for (key, value) in events.iter() {
+            let partition = match (partitions, key) {
+                (1, _) | (_, None) => 0,
+                (_, Some(key)) => (murmur64a(key, 0) % partitions as u64) as usize,
+            };
+            let blocks = &mut self.blocks[partition];
+            if blocks.last().is_none_or(|block| block.len() >= BLOCK_BYTES) {
+                blocks.push(BlockBuilder::default());
+            }
+            let block = blocks.last_mut().expect("one was pushed");
+            let lengths =
+                RecordLengths { key: key.map(|key| key.len() as u32), value: Some(value.len() as u32), headers: 0 };
+            block.push(lengths, |arena| {
+                arena.extend_from_slice(key.unwrap_or_default());
+                arena.extend_from_slice(value);
+            });
+            self.bytes += value.len();
+        }
+    }
+
+    /// The answer that this request was given before; `None` when it is new, and to be remembered.
+    fn remember(&mut self, shared: &Shared, idempotency: Idempotency) -> Result<Option<Vec<u8>>, AppendError> {
+        let earlier = match self.keys.get(&idempotency.key) {
+            Some(earlier) => Some((earlier.fingerprint, earlier.answer.clone())),
+            None => stored(shared, &idempotency.key)?,
+        };
+        match earlier {
+            Some((fingerprint, answer)) if fingerprint == idempotency.fingerprint => Ok(Some(answer)),
+            Some(_) => Err(AppendError::KeyReused),
+            None => {
+                self.keys.insert(idempotency.key.clone(), idempotency);
+                Ok(None)
+            }
+        }
+    }
+
+    fn answer(self, written: &DatabaseResult<()>) {
+        for waiting in self.waiting {
+            // Whoever has stopped waiting does not want to know.
+            match waiting {
+                Waiting::Append(done, appended) => {
+                    let _ = done.send(written.clone().map(|()| appended).map_err(AppendError::from));
+                }
+                Waiting::Letter(done) => _ = done.send(written.clone().map_err(AppendError::from)),
+            }
+        }
+    }
+}
+
+fn stored(shared: &Shared, key: &str) -> DatabaseResult<Option<(u64, Vec<u8>)>> {
+    let open = shared.database.get()?;
+    let row = open.log.get(rows::idempotency(key)).map_err(|error| shared.database.failed(&open, &error))?;
+    row.map(|row| {
+        let parts = row.split_first_chunk::<8>().and_then(|(_, rest)| rest.split_first_chunk::<8>());
+        let (fingerprint, answer) = parts.ok_or_else(|| shared.damaged())?;
+        Ok((u64::from_be_bytes(*fingerprint), answer.to_vec()))
+    })
+    .transpose()
+}
+
+fn write(shared: &Shared, group: &mut Group, compressor: &mut zstd::bulk::Compressor<'_>) -> DatabaseResult<()> {
+    shared.database.check_space()?;
+    // Compressed before the lock is taken, which the consumer waits for.
+    let mut blocks = Vec::new();
+    for (partition, builders) in group.blocks.iter_mut().enumerate() {
+        for builder in builders.drain(..) {
+            let block = builder.finish(group.arrival_ms);
+            let bytes = block.encode(compressor);
+            blocks.push((partition, block, bytes));
+        }
+    }
+    let (open, mut inner) = shared.current()?;
+    let mut ends: Vec<i64> = inner.partitions.iter().map(|partition| partition.next).collect();
+    let mut batch = open.batch();
+    let mut placed = Vec::with_capacity(blocks.len());
+    for (partition, block, bytes) in blocks {
+        let first = ends[partition];
+        ends[partition] += i64::from(block.count);
+        let len = bytes.len() as u64;
+        batch.insert(&open.log, rows::block(partition as i32, ends[partition] - 1), bytes);
+        placed.push((partition, first, block, len));
+    }
+    let first_letter = inner.next_letter;
+    for (number, letter) in (first_letter..).zip(&group.letters) {
+        batch.insert(&open.log, rows::letter(number), letter.encode(compressor));
+    }
+    for idempotency in group.keys.values() {
+        let mut row = group.arrival_ms.to_be_bytes().to_vec();
+        row.extend_from_slice(&idempotency.fingerprint.to_be_bytes());
+        row.extend_from_slice(&idempotency.answer);
+        batch.insert(&open.log, rows::idempotency(&idempotency.key), row);
+        batch.insert(&open.log, rows::expiry(group.arrival_ms, &idempotency.key), []);
+    }
+    let reservations = if shared.reserves { reserve(shared, &open, &inner.partitions, &ends)? } else { Vec::new() };
+    // Nobody else moves the ends, and whoever asks for them must not wait for the disk.
+    drop(inner);
+    shared.database.commit(&open, batch, true)?;
+    inner = shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if inner.epoch != open.epoch {
+        // Opened anew meanwhile, and read again from what is written.
+        return Ok(());
+    }
+    for (partition, reserved) in reservations {
+        inner.partitions[partition].reserved = reserved;
+    }
+    inner.next_letter += group.letters.len() as u64;
+    for (partition, first, block, bytes) in placed {
+        let (payload, room) = (block.payload_len(), shared.fresh_bytes_max);
+        inner.fresh_bytes += payload;
+        let known = &mut inner.partitions[partition];
+        known.arrival_ms = known.arrival_ms.max(group.arrival_ms);
+        known.next = first + i64::from(block.count);
+        known.bytes += bytes;
+        known.fresh.push_back((first, block));
+        let mut dropped = 0;
+        let mut fresh_bytes = inner.fresh_bytes;
+        let known = &mut inner.partitions[partition];
+        while fresh_bytes > room {
+            let Some((_, block)) = known.fresh.pop_front() else { break };
+            fresh_bytes -= block.payload_len();
+            dropped += block.payload_len();
+        }
+        inner.fresh_bytes -= dropped;
+    }
+    drop(inner);
+    shared.appended.notify_all();
+    Ok(())
+}
+
+/// Writes down, durably, that offsets may be used, before they are.
+fn reserve(
+    shared: &Shared,
+    open: &Arc<Open>,
+    partitions: &[super::log::Partition],
+    ends: &[i64],
+) -> DatabaseResult<Vec<(usize, i64)>> {
+    let short = |(index, end): (usize, &i64)| (*end > partitions[index].reserved).then_some((index, end + RESERVE));
+    let reservations: Vec<(usize, i64)> = ends.iter().enumerate().filter_map(short).collect();
+    if !reservations.is_empty() {
+        put_reservations(shared, open, &reservations)?;
+    }
+    Ok(reservations)
+}
+
+fn put_reservations(shared: &Shared, open: &Arc<Open>, reservations: &[(usize, i64)]) -> DatabaseResult<()> {
+    let mut batch = open.batch();
+    for (partition, reserved) in reservations {
+        batch.insert(&open.log, rows::reserved(*partition as i32), reserved.to_be_bytes());
+    }
+    shared.database.commit(open, batch, true)?;
+    shared.database.sync()
+}
+
+/// At the end: what was reserved and not used is free again.
+fn give_back(shared: &Shared) {
+    let result = (|| {
+        if !shared.reserves {
+            return Ok(());
+        }
+        let (open, inner) = shared.current()?;
+        let ends: Vec<(usize, i64)> =
+            inner.partitions.iter().enumerate().map(|(index, partition)| (index, partition.next)).collect();
+        drop(inner);
+        put_reservations(shared, &open, &ends)
+    })();
+    if let Err(error) = result {
+        let error: DatabaseError = error;
+        tracing::warn!(%error, "reserved offsets were not given back; the next start leaves a gap");
+    }
+}
