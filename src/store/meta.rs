@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use super::{Store, StoreError, StoreResult};
 use crate::model::{Metric, Rules, TopicPartition, VALUE_SCALE, ValidRules};
 
+const START: &str = "start:";
+const SINCE: &str = "since:";
+
 /// Version of the key layout.
 pub const LAYOUT: u32 = 1;
 
@@ -74,6 +77,64 @@ impl Meta {
         compare("value scale", &self.value_scale, &other.value_scale);
         lines
     }
+
+    /// As a store keeps it: names and values.
+    pub fn to_fields(&self) -> Vec<(String, String)> {
+        let mut fields: Vec<(String, String)> = [
+            ("layout", self.layout.to_string()),
+            ("lanes", self.lanes.to_string()),
+            ("tags", self.tags.join(" ")),
+            ("group", self.group.clone()),
+            ("value_scale", self.value_scale.to_string()),
+            ("time_zone", self.time_zone.clone()),
+            ("tzdb", self.tzdb.clone()),
+            ("plan", self.plan.clone()),
+            ("rules", self.rules.clone()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        fields.extend(self.starts.iter().map(|(partition, start)| (start_field(partition), start.to_string())));
+        fields.extend(self.since.iter().map(|(metric, since)| (format!("{SINCE}{metric}"), since.to_text())));
+        fields
+    }
+
+    /// `Err` says which field is missing or malformed.
+    pub fn of_fields(fields: &BTreeMap<String, String>) -> Result<Self, String> {
+        let field = |name: &str| {
+            fields.get(name).ok_or_else(|| format!("meta has no field {name:?}; was it written by traqq?"))
+        };
+        let number =
+            |name: &str| field(name)?.parse::<i64>().map_err(|_| format!("meta's field {name:?} is not a number"));
+        let mut meta = Self {
+            layout: number("layout")? as u32,
+            lanes: number("lanes")? as usize,
+            tags: field("tags")?.split_whitespace().map(str::to_owned).collect(),
+            group: field("group")?.clone(),
+            value_scale: number("value_scale")?,
+            time_zone: field("time_zone")?.clone(),
+            tzdb: field("tzdb")?.clone(),
+            plan: field("plan")?.clone(),
+            rules: field("rules")?.clone(),
+            starts: BTreeMap::new(),
+            since: BTreeMap::new(),
+        };
+        for (name, value) in fields {
+            if let Some(partition) = name.strip_prefix(START) {
+                let partition = partition.parse().map_err(|error| format!("meta: {error}"))?;
+                let start = value.parse().map_err(|_| format!("meta's field {name:?} is not a number"))?;
+                meta.starts.insert(partition, start);
+            } else if let Some(metric) = name.strip_prefix(SINCE) {
+                let since = Since::parse(value).ok_or_else(|| format!("meta's field {name:?} is malformed"))?;
+                meta.since.insert(metric.to_owned(), since);
+            }
+        }
+        Ok(meta)
+    }
+}
+
+/// The field of a partition's start.
+pub fn start_field(partition: &TopicPartition) -> String {
+    format!("{START}{partition}")
 }
 
 impl Since {

@@ -4,6 +4,8 @@
 //! the positions before it. [`Store`] is everything else: meta, positions, and reads for queries. The memory store is the
 //! reference in which the rules are easiest to see; every other store must give the same answers.
 
+pub mod embedded;
+mod keys;
 pub mod memory;
 mod meta;
 mod read;

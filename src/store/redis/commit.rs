@@ -9,10 +9,10 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value, cmd};
 
 use super::connect::Connector;
-use super::keys::{Keys, encode};
 use super::shadow::Shadow;
 use super::{StoreError, StoreResult, parse_positions};
 use crate::model::{Checkpoint, Elements, KeyWrite, Span, WriteBatch, Writes, increments};
+use crate::store::keys::{Keys, encode};
 use crate::store::{Applied, Outcome, Positions, Quarantined, Session};
 
 const SCRIPT: &str = include_str!("commit.lua");

@@ -1,7 +1,7 @@
 //! A batch as the commands a person would type. What the commit script does is the same, in one step.
 
-use super::keys::Keys;
 use crate::model::{KeyWrite, Metric, WriteBatch, Writes};
+use crate::store::keys::Keys;
 
 /// One command a line; the expiry of each key is not repeated.
 pub fn commands(prefix: &str, batch: &WriteBatch) -> Vec<String> {

@@ -8,10 +8,8 @@ use redis::cmd;
 use super::commit::Limits;
 use super::{Keys, RedisStore, StoreError, StoreResult};
 use crate::model::{Checkpoint, TopicPartition};
-use crate::store::{Meta, Since};
-
-const START: &str = "start:";
-const SINCE: &str = "since:";
+use crate::store::Meta;
+use crate::store::meta::start_field;
 
 /// Writes the fields of ARGV unless there is a meta; the first number says how many pairs go to meta, the rest to ckpt.
 const CREATE: &str = "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
@@ -33,7 +31,7 @@ const REPLACE: &str = "local plan = redis.call('HGET', KEYS[1], 'plan')
 
 pub async fn load(store: &RedisStore) -> StoreResult<Option<Meta>> {
     let fields: BTreeMap<String, String> = store.query(cmd("HGETALL").arg(store.root.meta())).await?;
-    if fields.is_empty() { Ok(None) } else { parse(&fields).map(Some).map_err(StoreError::Stop) }
+    if fields.is_empty() { Ok(None) } else { Meta::of_fields(&fields).map(Some).map_err(StoreError::Stop) }
 }
 
 pub async fn limits(store: &RedisStore) -> StoreResult<Limits> {
@@ -66,7 +64,7 @@ async fn create_at(
     meta: &Meta,
     starts: &[(&TopicPartition, &i64)],
 ) -> StoreResult<()> {
-    let fields = to_fields(meta);
+    let fields = meta.to_fields();
     let mut command = cmd("EVAL");
     command.arg(CREATE).arg(2).arg(keys.meta()).arg(keys.checkpoint()).arg(fields.len());
     for (name, value) in &fields {
@@ -88,7 +86,7 @@ pub async fn adopt(store: &RedisStore, starts: &[(TopicPartition, i64)]) -> Stor
         for keys in places {
             let mut command = cmd("EVAL");
             command.arg(ADOPT).arg(2).arg(keys.meta()).arg(lane.checkpoint());
-            command.arg(format!("{START}{partition}")).arg(partition.to_string()).arg(*start);
+            command.arg(start_field(partition)).arg(partition.to_string()).arg(*start);
             store.run(&command).await?;
         }
     }
@@ -96,7 +94,7 @@ pub async fn adopt(store: &RedisStore, starts: &[(TopicPartition, i64)]) -> Stor
 }
 
 pub async fn replace_rules(store: &RedisStore, expected_plan: &str, meta: &Meta) -> StoreResult<()> {
-    let fields = to_fields(meta);
+    let fields = meta.to_fields();
     let plan = fields.iter().position(|(name, _)| name == "plan").expect("meta has a plan");
     // The plan goes first: the script knows its new value by its place, so that a replacement cut short can be repeated.
     let ordered = std::iter::once(&fields[plan]).chain(fields.iter().filter(|(name, _)| name != "plan"));
@@ -120,53 +118,4 @@ pub async fn replace_rules(store: &RedisStore, expected_plan: &str, meta: &Meta)
         }
     }
     Ok(())
-}
-
-fn to_fields(meta: &Meta) -> Vec<(String, String)> {
-    let mut fields: Vec<(String, String)> = [
-        ("layout", meta.layout.to_string()),
-        ("lanes", meta.lanes.to_string()),
-        ("tags", meta.tags.join(" ")),
-        ("group", meta.group.clone()),
-        ("value_scale", meta.value_scale.to_string()),
-        ("time_zone", meta.time_zone.clone()),
-        ("tzdb", meta.tzdb.clone()),
-        ("plan", meta.plan.clone()),
-        ("rules", meta.rules.clone()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into();
-    fields.extend(meta.starts.iter().map(|(partition, start)| (format!("{START}{partition}"), start.to_string())));
-    fields.extend(meta.since.iter().map(|(metric, since)| (format!("{SINCE}{metric}"), since.to_text())));
-    fields
-}
-
-fn parse(fields: &BTreeMap<String, String>) -> Result<Meta, String> {
-    let field =
-        |name: &str| fields.get(name).ok_or_else(|| format!("meta has no field {name:?}; was it written by traqq?"));
-    let number = |name: &str| field(name)?.parse::<i64>().map_err(|_| format!("meta's field {name:?} is not a number"));
-    let mut meta = Meta {
-        layout: number("layout")? as u32,
-        lanes: number("lanes")? as usize,
-        tags: field("tags")?.split_whitespace().map(str::to_owned).collect(),
-        group: field("group")?.clone(),
-        value_scale: number("value_scale")?,
-        time_zone: field("time_zone")?.clone(),
-        tzdb: field("tzdb")?.clone(),
-        plan: field("plan")?.clone(),
-        rules: field("rules")?.clone(),
-        starts: BTreeMap::new(),
-        since: BTreeMap::new(),
-    };
-    for (name, value) in fields {
-        if let Some(partition) = name.strip_prefix(START) {
-            let partition = partition.parse().map_err(|error| format!("meta: {error}"))?;
-            let start = value.parse().map_err(|_| format!("meta's field {name:?} is not a number"))?;
-            meta.starts.insert(partition, start);
-        } else if let Some(metric) = name.strip_prefix(SINCE) {
-            let since = Since::parse(value).ok_or_else(|| format!("meta's field {name:?} is malformed"))?;
-            meta.since.insert(metric.to_owned(), since);
-        }
-    }
-    Ok(meta)
 }

@@ -1,6 +1,5 @@
 //! Redis as a store: one node, one script for each batch.
 //!
-//! - `keys`     the documented key layout
 //! - `connect`  connections, and what is checked before the first commit on one
 //! - `commit`   a batch as arguments of `commit.lua`, and the session that sends it
 //! - `shadow`   the copy of registers that saves sending elements twice
@@ -13,7 +12,6 @@ mod commit;
 mod connect;
 mod error;
 mod explain;
-mod keys;
 mod meta;
 mod read;
 mod shadow;
@@ -25,10 +23,10 @@ use tokio::sync::Mutex;
 
 pub use connect::{Check, Config, Finding, checks};
 pub use explain::commands;
-pub use keys::lane_tags;
 
 use self::connect::Connector;
-use self::keys::Keys;
+use super::keys::Keys;
+pub use super::keys::lane_tags;
 use super::{Meta, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult};
 use crate::model::{Checkpoint, TopicPartition};
 
