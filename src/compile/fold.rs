@@ -14,7 +14,7 @@ use crate::model::{
     BucketSpan, Checkpoint, KeyWrite, Metric, Record, RecordBatch, Span, TopicPartition, Totals, WriteBatch, Writes,
 };
 
-const DAY_MS: i64 = 86_400_000;
+pub(super) const DAY_MS: i64 = 86_400_000;
 /// 2000-01-01T00:00:00Z. Broker timestamps before it are not to be believed.
 const BELIEVABLE_MS_MIN: i64 = 946_684_800_000;
 /// The last millisecond of the year 9999, beyond which there are no buckets.
@@ -572,7 +572,12 @@ fn join<'l>(labels: impl Iterator<Item = &'l str>) -> String {
 fn time_of(plan: &Plan, is_cloud_event: bool, broker_ms: i64, slots: &[Raw<'_>]) -> Result<i64, Reason> {
     let field = |field: &usize| plan.extractor.field(slots, *field);
     let cloud_event_time = is_cloud_event.then_some(&plan.cloud_event_time);
-    match decode::event_time(cloud_event_time.into_iter().chain(&plan.time_fields).map(field))? {
+    time_from(cloud_event_time.into_iter().chain(&plan.time_fields).map(field), broker_ms)
+}
+
+/// The epoch second of an event: of the first time field that is present, or of the record.
+pub(super) fn time_from<'s, 'a: 's>(fields: impl Iterator<Item = &'s Raw<'a>>, broker_ms: i64) -> Result<i64, Reason> {
+    match decode::event_time(fields)? {
         EventTime::At(second) => Ok(second),
         // A clock in micro- or nanoseconds, say.
         EventTime::Absent if broker_ms > YEAR_9999_MS_MAX => Err(Reason::TimeUnreadable),

@@ -338,6 +338,14 @@ pub fn validate(text: &str) -> Result<(), Reason> {
     scanner.end()
 }
 
+/// The elements of an array, as text. `Err` is the index of the first that is malformed.
+pub fn elements(text: &str) -> Result<Vec<&str>, usize> {
+    let mut scanner = Scanner::new(text);
+    let mut elements = Vec::new();
+    scanner.array(|element| elements.push(element)).map_err(|_| elements.len())?;
+    Ok(elements)
+}
+
 /// A field's value as text, trimmed; `None` when it does not count. Numbers are their label.
 impl Raw<'_> {
     pub fn text(&self) -> Option<Cow<'_, str>> {

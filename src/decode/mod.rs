@@ -12,7 +12,7 @@ mod scan;
 mod time;
 
 pub use cloudevents::TIME as CLOUD_EVENT_TIME;
-pub use extract::{Extractor, FieldId, Raw, Shape};
+pub use extract::{Extractor, FieldId, Raw, Shape, elements, validate};
 pub use label::{Cut, cut, escape_into, is_reserved, trim, unescape_compound, unescape_single};
 use limits::check;
 pub use number::{Micros, is_number, label as number_label, micros};
@@ -64,6 +64,25 @@ impl Reason {
             Self::TimeInFuture => "time_in_future",
             Self::TooOld => "too_old",
             Self::TooManyMetrics => "too_many_metrics",
+        }
+    }
+
+    /// What is wrong and what would be right, for whoever sent it.
+    pub const fn explain(self) -> &'static str {
+        match self {
+            Self::TooLarge => "the event has more bytes than events.max_event_bytes",
+            Self::InvalidUtf8 => "the event is not UTF-8",
+            Self::TooDeep => "the event is nested deeper than events.max_depth",
+            Self::InvalidJson => "the event is not valid JSON",
+            Self::NotAnObject => "an event is a JSON object",
+            Self::NoEvent => "an event has a member \"event\" with its name, a string that is not empty",
+            Self::NoTime => "the event has no time, and neither has its record",
+            Self::TimeUnreadable => {
+                "the event's time is neither epoch seconds, milli-, micro- or nanoseconds nor RFC 3339"
+            }
+            Self::TimeInFuture => "the event's time is more than a day ahead",
+            Self::TooOld => "the event is older than every bucket that is kept (buckets.retention)",
+            Self::TooManyMetrics => "the event becomes more operations than events.max_metrics_per_event",
         }
     }
 

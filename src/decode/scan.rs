@@ -175,6 +175,29 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    /// An array that is all of the text; every element's text, as it is found.
+    pub fn array(&mut self, mut take: impl FnMut(&'a str)) -> Scan<()> {
+        self.expect(b'[')?;
+        if self.peek() == Some(b']') {
+            self.at += 1;
+            return self.end();
+        }
+        loop {
+            self.peek();
+            let start = self.at;
+            self.skip_value()?;
+            take(&self.text[start..self.at]);
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b']') => {
+                    self.at += 1;
+                    return self.end();
+                }
+                _ => return invalid(),
+            }
+        }
+    }
+
     /// Passes over the next value.
     pub fn skip_value(&mut self) -> Scan<()> {
         match self.peek() {

@@ -13,6 +13,8 @@ use crate::query::Limits;
 pub struct Config {
     /// Where to listen, `host:port`.
     pub http: String,
+    /// Where to listen for the TCP protocol, `host:port`, or `off`.
+    pub tcp: String,
     /// Required as `Authorization: Bearer` by every route but the health checks.
     pub token: Option<Secret>,
     /// Listen beyond this machine without a token.
@@ -37,13 +39,14 @@ impl Default for Config {
         let limits = Limits::default();
         Self {
             http: "127.0.0.1:9877".to_owned(),
+            tcp: "127.0.0.1:9876".to_owned(),
             token: None,
             allow_public_without_token: false,
             metrics_public: false,
             header_timeout_ms: 10_000,
             request_timeout_ms: 30_000,
             body_bytes_max: 8 << 20,
-            connections_max: 1024,
+            connections_max: 16_384,
             max_buckets: limits.buckets_max,
             max_keys: limits.keys_max,
         }
@@ -53,15 +56,9 @@ impl Default for Config {
 impl Config {
     /// What is wrong, and how to mend it.
     pub fn check(&self) -> Result<(), String> {
-        let Some((host, port)) = self.http.rsplit_once(':').filter(|(host, _)| !host.is_empty()) else {
-            return Err(format!("server.http = {:?} is not host:port; write it like \"127.0.0.1:9877\"", self.http));
-        };
-        if port.parse::<u16>().is_err() {
-            return Err(format!("server.http = {:?}: {port:?} is not a port; write a number up to 65535", self.http));
-        }
-        let needs_brackets = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
-        if needs_brackets {
-            return Err(format!("server.http = {:?}: put an IPv6 address in brackets, like \"[::1]:9877\"", self.http));
+        self.check_address("http", &self.http)?;
+        if self.has_tcp() {
+            self.check_address("tcp", &self.tcp)?;
         }
         for (name, value) in [
             ("header_timeout_ms", self.header_timeout_ms),
@@ -82,18 +79,36 @@ impl Config {
                 Err("server.token has characters that an Authorization header cannot carry; use letters and digits"
                     .to_owned())
             }
-            None if !self.is_local(host) && !self.allow_public_without_token => Err(format!(
-                "server.http = {:?} listens beyond this machine without a token, so that anybody who reaches it reads every \
-                 number; set server.token (or TRAQQ_SERVER__TOKEN_FILE), or, if the network is trusted, \
-                 server.allow_public_without_token = true",
-                self.http
-            )),
             _ => Ok(()),
         }
     }
 
-    fn is_local(&self, host: &str) -> bool {
-        host == "localhost" || self.http.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
+    /// Whether the TCP protocol is spoken.
+    pub fn has_tcp(&self) -> bool {
+        self.tcp != "off"
+    }
+
+    fn check_address(&self, name: &str, address: &str) -> Result<(), String> {
+        let Some((host, port)) = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()) else {
+            return Err(format!("server.{name} = {address:?} is not host:port; write it like \"127.0.0.1:9877\""));
+        };
+        if port.parse::<u16>().is_err() {
+            return Err(format!("server.{name} = {address:?}: {port:?} is not a port; write a number up to 65535"));
+        }
+        let needs_brackets = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
+        if needs_brackets {
+            return Err(format!("server.{name} = {address:?}: put an IPv6 address in brackets, like \"[::1]:9877\""));
+        }
+        let is_local =
+            host == "localhost" || address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+        if self.token.is_none() && !is_local && !self.allow_public_without_token {
+            return Err(format!(
+                "server.{name} = {address:?} listens beyond this machine without a token, so that anybody who reaches it reads every \
+                 number; set server.token (or TRAQQ_SERVER__TOKEN_FILE), or, if the network is trusted, \
+                 server.allow_public_without_token = true"
+            ));
+        }
+        Ok(())
     }
 
     /// What one question may cost.

@@ -47,7 +47,7 @@ impl Guard {
 }
 
 /// Takes the same time wherever the first difference is.
-fn is_equal(left: &[u8], right: &[u8]) -> bool {
+pub(super) fn is_equal(left: &[u8], right: &[u8]) -> bool {
     if left.len() != right.len() {
         return false;
     }

@@ -1,4 +1,4 @@
-//! The HTTP endpoint: routes over the query engine, and the listener that keeps slow and greedy clients out.
+//! The endpoints, HTTP and TCP: questions to the query engine, events to the log, and listeners that keep slow and greedy clients out.
 //!
 //! ```text
 //! socket --listen--> hyper --guard--> routes --params--> Request --query::Engine--> Answer --> JSON
@@ -7,14 +7,19 @@
 //! ```
 
 mod config;
+mod events;
 mod guard;
+mod ingest;
 mod listen;
 mod params;
 mod problem;
 mod routes;
+mod tcp;
 #[cfg(test)]
 mod tests;
 
 pub use config::Config;
+pub use ingest::Ingest;
 pub use listen::{Listening, serve};
 pub use routes::{Live, router};
+pub use tcp::serve as serve_tcp;

@@ -18,6 +18,12 @@ pub(super) enum Kind {
     Unavailable,
     NotReady,
     Timeout,
+    /// There is no room for the request at the moment.
+    Busy,
+    Forbidden,
+    UnsupportedMediaType,
+    NotImplemented,
+    KeyReused,
 }
 
 /// A problem at a path, which is its `instance`.
@@ -42,8 +48,21 @@ impl Kind {
             Self::QuestionTooLarge => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "question-too-large", "The question costs more than a limit allows")
             }
-            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The store does not answer"),
+            Self::Unavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The store or the log does not answer")
+            }
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The process is not ready"),
+            Self::Busy => (StatusCode::TOO_MANY_REQUESTS, "busy", "The process has its hands full"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "This may not be done from there"),
+            Self::UnsupportedMediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported-media-type",
+                "The body is of a kind that is not taken",
+            ),
+            Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not-implemented", "This log cannot do that"),
+            Self::KeyReused => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "key-reused", "The idempotency key stands for another request")
+            }
             Self::Timeout => (StatusCode::SERVICE_UNAVAILABLE, "timeout", "The answer took too long"),
         }
     }
@@ -83,7 +102,7 @@ impl IntoResponse for Problem {
             Kind::Unauthorized => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"traqq\""));
             }
-            Kind::Unavailable | Kind::NotReady => {
+            Kind::Unavailable | Kind::NotReady | Kind::Busy => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}

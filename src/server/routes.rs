@@ -6,13 +6,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router, middleware};
 use serde_json::Value;
 
 use super::guard::{Guard, guard};
+use super::ingest::Ingest;
 use super::problem::{Kind, Problem};
-use super::{Config, params};
+use super::{Config, events, params};
 use crate::query::{Engine, QueryResult, Request};
 
 const OPENAPI: &str = include_str!("openapi.json");
@@ -30,6 +31,9 @@ pub struct Live {
 pub(super) struct Context {
     engine: Arc<Engine>,
     live: Live,
+    /// `None` when this process takes no events.
+    pub ingest: Option<Arc<Ingest>>,
+    pub body_bytes_max: usize,
     /// Epoch seconds.
     clock: fn() -> i64,
 }
@@ -38,8 +42,9 @@ type Shared = State<Arc<Context>>;
 type Method = fn() -> MethodRouter<Arc<Context>>;
 
 /// Every path, with what answers it.
-pub(super) const ROUTES: [(&str, Method); 10] = [
+pub(super) const ROUTES: [(&str, Method); 11] = [
     ("/", || get(index)),
+    ("/api/v1/events", || post(events::events)),
     ("/api/v1/query", || get(query)),
     ("/api/v1/find", || get(find)),
     ("/api/v1/catalog", || get(catalog)),
@@ -51,17 +56,23 @@ pub(super) const ROUTES: [(&str, Method); 10] = [
     ("/readyz", || get(readyz)),
 ];
 
-pub fn router(config: &Config, engine: impl Into<Arc<Engine>>, live: Live) -> Router {
-    router_at(config, engine.into(), live, wall_clock)
+pub fn router(config: &Config, engine: impl Into<Arc<Engine>>, live: Live, ingest: Option<Arc<Ingest>>) -> Router {
+    router_at(config, engine.into(), live, ingest, wall_clock)
 }
 
-pub(super) fn router_at(config: &Config, engine: Arc<Engine>, live: Live, clock: fn() -> i64) -> Router {
+pub(super) fn router_at(
+    config: &Config,
+    engine: Arc<Engine>,
+    live: Live,
+    ingest: Option<Arc<Ingest>>,
+    clock: fn() -> i64,
+) -> Router {
     let routes = ROUTES.iter().fold(Router::new(), |router, (path, answer)| router.route(path, answer()));
     routes
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(Guard::new(config), guard))
-        .with_state(Arc::new(Context { engine, live, clock }))
+        .with_state(Arc::new(Context { engine, live, ingest, body_bytes_max: config.body_bytes_max, clock }))
 }
 
 fn wall_clock() -> i64 {
@@ -149,5 +160,6 @@ async fn not_found(uri: Uri) -> Response {
 }
 
 async fn method_not_allowed(uri: Uri) -> Response {
-    Problem::new(Kind::MethodNotAllowed, "use GET", uri.path()).into_response()
+    let method = if uri.path() == "/api/v1/events" { "use POST" } else { "use GET" };
+    Problem::new(Kind::MethodNotAllowed, method, uri.path()).into_response()
 }

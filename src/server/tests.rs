@@ -131,7 +131,7 @@ async fn start(config: &Config) -> Server {
         metrics: Box::new(|| "traqq_up 1\n".to_owned()),
     };
     let engine = Arc::new(Engine::new(Arc::new(store.clone()), config.limits()));
-    let router = router_at(config, engine, live, || DAY + 60);
+    let router = router_at(config, engine, live, None, || DAY + 60);
     let listening = serve(config, router, std::future::pending()).await.unwrap();
     Server { address: listening.address(), store, is_ready, listening }
 }

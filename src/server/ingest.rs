@@ -1,0 +1,271 @@
+//! Events on their way in, over HTTP and TCP alike: bounded, unpacked, judged one by one, and handed to the log.
+//!
+//! ```text
+//! body --unpack--> items --gate--> Events --Appender--> the log, whichever it is
+//!      bounded            \-- rejected, by index
+//! ```
+
+use std::io::Read;
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::broker::{AppendError, Appended, Appender, Events, Idempotency};
+use crate::compile::{Gate, GateRules};
+use crate::decode::{self, Reason};
+use crate::hll::murmur64a;
+use crate::telemetry::names;
+
+/// Rejected events that an answer names one by one.
+const ERRORS_MAX: usize = 100;
+const FINGERPRINT_SEED: u64 = 0x7472_6171_715f_6964;
+const UNPACK_STEP: usize = 64 << 10;
+
+/// Where events come in.
+pub struct Ingest {
+    appender: Arc<dyn Appender>,
+    rules: Arc<GateRules>,
+    /// Bytes of requests on their way.
+    room: Arc<Semaphore>,
+    room_bytes: usize,
+    clock_ms: fn() -> i64,
+}
+
+/// Bytes of a request that count against the bound; given back when dropped.
+pub struct Hold {
+    room: Arc<Semaphore>,
+    permits: Vec<OwnedSemaphorePermit>,
+}
+
+/// There is no room for more at the moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoRoom;
+
+/// How a body holds its events.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// One event, or an array of events.
+    Json,
+    /// An event a line.
+    Lines,
+    /// Whatever it looks like.
+    Unknown,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Coding {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum UnpackError {
+    NoRoom,
+    TooLarge,
+    Malformed(String),
+}
+
+/// What became of the events of a request.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize)]
+pub struct Report {
+    pub accepted: usize,
+    pub rejected: usize,
+    /// The first of the rejected ones.
+    pub errors: Vec<Rejection>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Rejection {
+    /// Which of the request's events, counted from 0.
+    pub index: usize,
+    pub reason: &'static str,
+    pub detail: &'static str,
+}
+
+/// Events that were judged.
+#[derive(Default)]
+pub struct Judged {
+    pub events: Events,
+    pub report: Report,
+    /// Every rejected one, by index.
+    pub rejections: Vec<(usize, Reason)>,
+}
+
+impl Ingest {
+    /// `room_bytes` bounds what requests on their way may hold together.
+    pub fn new(appender: Arc<dyn Appender>, rules: GateRules, room_bytes: usize, clock_ms: fn() -> i64) -> Self {
+        Self { appender, rules: Arc::new(rules), room: Arc::new(Semaphore::new(room_bytes)), room_bytes, clock_ms }
+    }
+
+    pub fn hold(&self) -> Hold {
+        Hold { room: Arc::clone(&self.room), permits: Vec::new() }
+    }
+
+    pub const fn room_bytes(&self) -> usize {
+        self.room_bytes
+    }
+
+    pub fn judge(&self) -> Judge {
+        Judge { gate: Gate::new(&self.rules), now_ms: (self.clock_ms)(), index: 0, judged: Judged::default() }
+    }
+
+    /// Hands events to the log; returns what the request is answered, and whether it is a repetition.
+    pub async fn append(
+        &self,
+        judged: Judged,
+        key: Option<(String, u64)>,
+        protocol: &'static str,
+    ) -> Result<(Vec<u8>, bool), AppendError> {
+        let Judged { events, report, rejections } = judged;
+        let answer = serde_json::to_vec(&report).expect("numbers and names are JSON");
+        let idempotency = key.map(|(key, fingerprint)| Idempotency { key, fingerprint, answer: answer.clone() });
+        let appended =
+            if events.is_empty() { Appended::New } else { self.appender.append(events, idempotency).await? };
+        match appended {
+            Appended::New => {
+                metrics::counter!(names::INGESTED, "protocol" => protocol).increment(report.accepted as u64);
+                for (_, reason) in rejections {
+                    metrics::counter!(names::INGEST_REJECTED, "reason" => reason.name()).increment(1);
+                }
+                Ok((answer, false))
+            }
+            Appended::Replayed(answer) => {
+                metrics::counter!(names::INGEST_REPLAYED).increment(1);
+                Ok((answer, true))
+            }
+        }
+    }
+}
+
+impl Hold {
+    /// Takes room for so many bytes more.
+    pub fn take(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        let permits = Arc::clone(&self.room).try_acquire_many_owned(bytes.min(u32::MAX as usize) as u32);
+        match permits {
+            Ok(permits) => {
+                match self.permits.last_mut() {
+                    Some(last) => last.merge(permits),
+                    None => self.permits.push(permits),
+                }
+                Ok(())
+            }
+            Err(_) => {
+                metrics::counter!(names::INGEST_REFUSED).increment(1);
+                Err(NoRoom)
+            }
+        }
+    }
+}
+
+/// Judges the events of one request.
+pub struct Judge {
+    gate: Gate,
+    now_ms: i64,
+    index: usize,
+    judged: Judged,
+}
+
+impl Judge {
+    pub fn event(&mut self, value: &[u8]) {
+        match self.gate.check(value, self.now_ms) {
+            Ok(admitted) => {
+                self.judged.events.push(admitted.key.as_ref().map(|key| key.as_bytes()), value);
+                self.judged.report.accepted += 1;
+            }
+            Err(reason) => self.reject(reason),
+        }
+        self.index += 1;
+    }
+
+    fn reject(&mut self, reason: Reason) {
+        self.judged.rejections.push((self.index, reason));
+        let report = &mut self.judged.report;
+        report.rejected += 1;
+        if report.errors.len() < ERRORS_MAX {
+            report.errors.push(Rejection { index: self.index, reason: reason.name(), detail: reason.explain() });
+        }
+    }
+
+    /// All events of a body. `Err` when it is no list of events at all.
+    pub fn body(&mut self, body: &[u8], format: Format) -> Result<(), String> {
+        let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
+        match (format, first) {
+            (_, None) => return Err("the body is empty; send one event, an array, or one event a line".to_owned()),
+            (Format::Lines, _) => self.lines(body),
+            (_, Some(b'[')) => return self.array(body),
+            (Format::Json, _) => self.event(body),
+            (Format::Unknown, _) => {
+                if std::str::from_utf8(body).is_ok_and(|text| decode::validate(text).is_ok()) {
+                    self.event(body);
+                } else {
+                    self.lines(body);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lines(&mut self, body: &[u8]) {
+        let mut rest = body;
+        while !rest.is_empty() {
+            let end = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
+            let line = rest[..end].trim_ascii();
+            if !line.is_empty() {
+                self.event(line);
+            }
+            rest = &rest[(end + 1).min(rest.len())..];
+        }
+    }
+
+    fn array(&mut self, body: &[u8]) -> Result<(), String> {
+        let text = std::str::from_utf8(body).map_err(|error| format!("the body is not UTF-8: {error}"))?;
+        let malformed = |index: usize| {
+            format!("the array is malformed at or behind element {index}; send valid JSON, or one event a line")
+        };
+        let elements = decode::elements(text).map_err(malformed)?;
+        elements.into_iter().for_each(|element| self.event(element.as_bytes()));
+        Ok(())
+    }
+
+    pub fn finish(self) -> Judged {
+        self.judged
+    }
+}
+
+/// The fingerprint of a request's body.
+pub fn fingerprint(body: &[u8]) -> u64 {
+    murmur64a(body, FINGERPRINT_SEED ^ body.len() as u64)
+}
+
+/// Undoes the coding of a body, up to `bytes_max`; what comes out counts against the bound while it grows.
+pub fn unpack(body: Vec<u8>, coding: Coding, bytes_max: usize, hold: &mut Hold) -> Result<Vec<u8>, UnpackError> {
+    match coding {
+        Coding::Plain => Ok(body),
+        Coding::Gzip => drain(flate2::read::MultiGzDecoder::new(&body[..]), bytes_max, hold),
+        Coding::Zstd => {
+            let decoder = zstd::stream::read::Decoder::with_buffer(&body[..]);
+            let mut decoder = decoder.map_err(|error| UnpackError::Malformed(error.to_string()))?;
+            // A frame may ask for a window of its own size; this is what a body may have at most anyway.
+            let window_log = bytes_max.next_power_of_two().ilog2().clamp(10, 27);
+            decoder.window_log_max(window_log).map_err(|error| UnpackError::Malformed(error.to_string()))?;
+            drain(decoder, bytes_max, hold)
+        }
+    }
+}
+
+fn drain(mut decoder: impl Read, bytes_max: usize, hold: &mut Hold) -> Result<Vec<u8>, UnpackError> {
+    let mut plain = Vec::new();
+    loop {
+        hold.take(UNPACK_STEP).map_err(|NoRoom| UnpackError::NoRoom)?;
+        let read = decoder.by_ref().take(UNPACK_STEP as u64).read_to_end(&mut plain);
+        let read = read.map_err(|error| UnpackError::Malformed(error.to_string()))?;
+        if plain.len() > bytes_max {
+            return Err(UnpackError::TooLarge);
+        }
+        if read == 0 {
+            return Ok(plain);
+        }
+    }
+}

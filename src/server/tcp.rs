@@ -1,0 +1,329 @@
+//! The TCP protocol: a command a line in, an answer a line out, in order, pipelined.
+//!
+//! ```text
+//! {"cmd":"record","event":{...}}
+//! {"cmd":"query","min":1700000000,"max":1700086400}          epoch seconds or RFC 3339
+//! {"cmd":"query_days","days":7}
+//! {"cmd":"find","min":...,"max":...,"metric_type":"add","key":"event","add_key":null,"merge":true}
+//! {"cmd":"auth","token":"..."}                               first, when server.token is set
+//! ```
+//!
+//! Answers are `{"success":true}`, `{"success":true,"data":[...]}` or `{"success":false,"error":"..."}`. Consecutive records go to the log
+//! in one step.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::Config;
+use super::guard::is_equal;
+use super::ingest::{Hold, Ingest, Judge};
+use crate::model::BucketKind;
+use crate::query::{Answer, Engine, Find, Range, Request, Selector};
+
+/// What a connection that sends nothing holds.
+const IDLE_BYTES: usize = 4 << 10;
+/// Read at once.
+const READ_BYTES: usize = 64 << 10;
+/// One step to the log takes this many records,
+const STEP_RECORDS: usize = 4096;
+/// or bytes.
+const STEP_BYTES: usize = 1 << 20;
+/// A command around its event.
+const ENVELOPE_BYTES: usize = 4 << 10;
+const OK: &[u8] = b"{\"success\":true}\n";
+
+#[derive(Deserialize)]
+struct Command<'a> {
+    cmd: &'a str,
+    #[serde(borrow)]
+    event: Option<&'a RawValue>,
+    #[serde(borrow)]
+    min: Option<&'a RawValue>,
+    #[serde(borrow)]
+    max: Option<&'a RawValue>,
+    days: Option<u32>,
+    metric_type: Option<String>,
+    key: Option<String>,
+    add_key: Option<String>,
+    of: Option<String>,
+    bucket: Option<String>,
+    #[serde(default)]
+    merge: bool,
+    limit: Option<usize>,
+    token: Option<String>,
+}
+
+/// What all connections share.
+struct Shared {
+    ingest: Option<Arc<Ingest>>,
+    engine: Arc<Engine>,
+    token: Option<String>,
+    line_bytes_max: usize,
+    write_timeout: Duration,
+    clock: fn() -> i64,
+}
+
+/// Listens until the task is aborted. `Err` says what to do.
+pub async fn serve(
+    config: &Config,
+    event_bytes_max: usize,
+    engine: Arc<Engine>,
+    ingest: Option<Arc<Ingest>>,
+    clock: fn() -> i64,
+) -> Result<(SocketAddr, JoinHandle<()>), String> {
+    let explain = |error: std::io::Error| {
+        format!("cannot listen on {}: {error}; set server.tcp to another address, or to \"off\"", config.tcp)
+    };
+    let listener = TcpListener::bind(&config.tcp).await.map_err(explain)?;
+    let address = listener.local_addr().map_err(explain)?;
+    let shared = Arc::new(Shared {
+        ingest,
+        engine,
+        token: config.token.as_ref().map(|token| token.0.clone()),
+        line_bytes_max: event_bytes_max + ENVELOPE_BYTES,
+        write_timeout: Duration::from_millis(config.request_timeout_ms),
+        clock,
+    });
+    let permits = Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS)));
+    let accept = async move {
+        loop {
+            let permit = Arc::clone(&permits).acquire_owned().await.expect("it is never closed");
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let shared = Arc::clone(&shared);
+                    tokio::spawn(async move {
+                        _ = stream.set_nodelay(true);
+                        // An error of the connection is the client's to notice.
+                        _ = Connection::new(shared).run(stream).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "tcp connection not accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    };
+    Ok((address, tokio::spawn(accept)))
+}
+
+struct Connection {
+    shared: Arc<Shared>,
+    is_admitted: bool,
+    /// Bytes that were read and not yet understood.
+    input: Vec<u8>,
+    hold: Option<Hold>,
+    output: Vec<u8>,
+}
+
+/// Records that wait to go to the log together, and how many lines they are.
+struct Step {
+    judge: Judge,
+    lines: usize,
+    bytes: usize,
+}
+
+impl Connection {
+    fn new(shared: Arc<Shared>) -> Self {
+        let is_admitted = shared.token.is_none();
+        Self { shared, is_admitted, input: Vec::new(), hold: None, output: Vec::new() }
+    }
+
+    async fn run(mut self, mut stream: TcpStream) -> std::io::Result<()> {
+        loop {
+            if self.input.is_empty() {
+                // Nothing is held for a connection that is only open.
+                self.input = Vec::new();
+                self.hold = None;
+                stream.readable().await?;
+            }
+            self.input.reserve(if self.input.is_empty() { READ_BYTES } else { READ_BYTES.min(self.input.len() * 2) });
+            if stream.read_buf(&mut self.input).await? == 0 {
+                return Ok(());
+            }
+            let is_over = self.understand().await;
+            let output = std::mem::take(&mut self.output);
+            if !output.is_empty() {
+                let write = tokio::time::timeout(self.shared.write_timeout, stream.write_all(&output));
+                write.await.map_err(|_| std::io::ErrorKind::TimedOut)??;
+            }
+            if is_over {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Deals with every complete line; `true` when the connection is to be closed.
+    async fn understand(&mut self) -> bool {
+        let input = std::mem::take(&mut self.input);
+        let mut rest = &input[..];
+        let mut step: Option<Step> = None;
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            let line = rest[..end].trim_ascii();
+            rest = &rest[end + 1..];
+            if !line.is_empty() {
+                self.line(line, &mut step).await;
+            }
+        }
+        self.finish(&mut step).await;
+        if rest.len() > self.shared.line_bytes_max {
+            self.fail(&format!("a line may have {} bytes (events.max_event_bytes)", self.shared.line_bytes_max));
+            return true;
+        }
+        // What a client has begun to say counts against what all may hold.
+        if rest.len() > IDLE_BYTES && !self.take_hold(rest.len()) {
+            return true;
+        }
+        self.input = rest.to_vec();
+        false
+    }
+
+    fn take_hold(&mut self, bytes: usize) -> bool {
+        let Some(ingest) = &self.shared.ingest else { return true };
+        let mut hold = ingest.hold();
+        let is_held = hold.take(bytes).is_ok();
+        self.hold = Some(hold);
+        if !is_held {
+            self.fail("too many events are on their way at once; connect again in a moment");
+        }
+        is_held
+    }
+
+    async fn line(&mut self, line: &[u8], step: &mut Option<Step>) {
+        let command: Command<'_> = match serde_json::from_slice(line) {
+            Ok(command) => command,
+            Err(error) => {
+                self.finish(step).await;
+                return self.fail(&format!("the line is no command: {error}"));
+            }
+        };
+        if !self.is_admitted {
+            return self.auth(&command);
+        }
+        if command.cmd == "record" {
+            return self.record(&command, step).await;
+        }
+        self.finish(step).await;
+        match command.cmd {
+            "auth" => self.output.extend_from_slice(OK),
+            "query" | "query_days" | "find" => match self.ask(&command).await {
+                Ok(data) => self.say(&serde_json::json!({ "success": true, "data": data })),
+                Err(error) => self.fail(&error),
+            },
+            other => {
+                self.fail(&format!("there is no command {other:?}; there are record, query, query_days, find, auth"))
+            }
+        }
+    }
+
+    fn auth(&mut self, command: &Command<'_>) {
+        let token = self.shared.token.as_deref().unwrap_or_default();
+        let given = command.token.as_deref().filter(|_| command.cmd == "auth").unwrap_or_default();
+        self.is_admitted = is_equal(given.as_bytes(), token.as_bytes());
+        if self.is_admitted {
+            self.output.extend_from_slice(OK);
+        } else {
+            self.fail("send {\"cmd\":\"auth\",\"token\":\"<server.token>\"} first");
+        }
+    }
+
+    async fn record(&mut self, command: &Command<'_>, step: &mut Option<Step>) {
+        let Some(ingest) = &self.shared.ingest else {
+            return self.fail("this process takes no events");
+        };
+        let Some(event) = command.event else {
+            self.finish(step).await;
+            return self.fail("record needs an event: {\"cmd\":\"record\",\"event\":{...}}");
+        };
+        let event = event.get().as_bytes();
+        let current = step.get_or_insert_with(|| Step { judge: ingest.judge(), lines: 0, bytes: 0 });
+        current.judge.event(event);
+        current.lines += 1;
+        current.bytes += event.len();
+        if current.lines >= STEP_RECORDS || current.bytes >= STEP_BYTES {
+            self.finish(step).await;
+        }
+    }
+
+    /// Sends the records that wait, and answers their lines.
+    async fn finish(&mut self, step: &mut Option<Step>) {
+        let (Some(Step { judge, lines, bytes }), Some(ingest)) = (step.take(), self.shared.ingest.clone()) else {
+            return;
+        };
+        let mut hold = ingest.hold();
+        if hold.take(bytes).is_err() {
+            return (0..lines)
+                .for_each(|_| self.fail("too many events are on their way at once; send this again in a moment"));
+        }
+        let judged = judge.finish();
+        let mut rejected = judged.rejections.iter().peekable();
+        let verdicts: Vec<Option<&'static str>> = (0..lines)
+            .map(|index| rejected.next_if(|rejection| rejection.0 == index).map(|rejection| rejection.1.explain()))
+            .collect();
+        let appended = ingest.append(judged, None, "tcp").await;
+        for verdict in verdicts {
+            match (verdict, &appended) {
+                (Some(reason), _) => self.fail(reason),
+                (None, Ok(_)) => self.output.extend_from_slice(OK),
+                (None, Err(error)) => self.fail(&error.to_string()),
+            }
+        }
+    }
+
+    async fn ask(&self, command: &Command<'_>) -> Result<serde_json::Value, String> {
+        let text = |value: Option<&RawValue>| value.map(|value| value.get().trim_matches('"').to_owned());
+        let days = command.days.map(|days| days.to_string());
+        let range = Range::of(days.as_deref(), text(command.min).as_deref(), text(command.max).as_deref())
+            .map_err(|error| error.to_string())?;
+        let bucket = match command.bucket.as_deref() {
+            None => BucketKind::Day,
+            Some(letter) => BucketKind::ALL
+                .into_iter()
+                .find(|kind| kind.to_string() == letter)
+                .ok_or_else(|| format!("bucket {letter:?} is not d, h or m"))?,
+        };
+        let request = if command.cmd == "find" {
+            let (Some(metric), Some(key)) = (&command.metric_type, &command.key) else {
+                return Err("find needs metric_type and key".to_owned());
+            };
+            let selector = Selector::new(metric, key, command.add_key.as_deref(), command.of.as_deref());
+            Request::Find(Find {
+                selector: selector.map_err(|error| error.to_string())?,
+                value: None,
+                range,
+                bucket,
+                merge: command.merge,
+                order: None,
+                limit: command.limit,
+            })
+        } else {
+            Request::Query { range, bucket, limit: command.limit }
+        };
+        let answer =
+            self.shared.engine.ask(&request, (self.shared.clock)()).await.map_err(|error| error.to_string())?;
+        let data = match &answer {
+            Answer::Query(answer) => serde_json::to_value(&answer.buckets),
+            Answer::Find(answer) => serde_json::to_value(&answer.results),
+            Answer::Catalog(answer) => serde_json::to_value(answer),
+        };
+        data.map_err(|error| error.to_string())
+    }
+
+    fn say(&mut self, answer: &serde_json::Value) {
+        serde_json::to_writer(&mut self.output, answer).expect("memory takes what is written");
+        self.output.push(b'\n');
+    }
+
+    fn fail(&mut self, error: &str) {
+        self.say(&serde_json::json!({ "success": false, "error": error }));
+    }
+}
