@@ -7,13 +7,16 @@ use anyhow::{Context, anyhow};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
-use crate::broker::Producer;
 use crate::broker::kafka::{self, KafkaConsumer, KafkaProducer};
-use crate::compile::Plan;
-use crate::config::Config;
+use crate::broker::local::{LocalLog, Retainer};
+use crate::broker::{Appender, Consumer, Producer, Start};
+use crate::compile::{GateRules, Plan};
+use crate::config::{BrokerKind, Config, StoreKind};
+use crate::database::Database;
 use crate::decode::Reason;
 use crate::query::Engine;
-use crate::server::{self, Live};
+use crate::server::{self, Ingest, Live};
+use crate::store::embedded::{EmbeddedStore, Expirer};
 use crate::store::redis::{self, Finding, RedisStore, lane_tags};
 use crate::store::{Meta, Store};
 use crate::telemetry::names;
@@ -30,75 +33,221 @@ pub fn now() -> i64 {
     now_ms() / 1000
 }
 
+/// The store alone, for commands that do not count.
 pub fn store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
-    Ok(Arc::new(RedisStore::new(&config.store.redis).map_err(|error| anyhow!(error))?))
+    if config.store_kind() == StoreKind::Redis {
+        return Ok(Arc::new(RedisStore::new(&config.store.redis).map_err(|error| anyhow!(error))?));
+    }
+    let database = open_database(config)?;
+    Ok(Arc::new(EmbeddedStore::open(&database, index_bytes(config), now)?))
 }
 
 pub fn engine(config: &Config) -> anyhow::Result<Engine> {
     Ok(Engine::new(store(config)?, config.server.limits()))
 }
 
+/// Log and store as they are configured, and what looks after them.
+struct Backends {
+    store: Arc<dyn Store>,
+    consumer: Box<dyn Consumer>,
+    /// `None` when dead letters are discarded.
+    dead_letters: Option<Arc<dyn Producer>>,
+    /// `None` when events cannot come in here.
+    appender: Option<Arc<dyn Appender>>,
+    group: String,
+    prefix: String,
+    tags: Vec<String>,
+    start: Start,
+    local: Option<Local>,
+}
+
+/// What the data directory needs while it is used; dropped in this order.
+struct Local {
+    _retainer: Option<Retainer>,
+    _expirer: Option<Expirer>,
+    log: Option<LocalLog>,
+    database: Arc<Database>,
+}
+
+/// Of what the process may use, a part is the block cache and the write buffers of the database,
+fn database_bytes(config: &Config) -> usize {
+    config.worker.memory_max_bytes / 8
+}
+
+/// a part the values of the embedded store,
+fn index_bytes(config: &Config) -> usize {
+    config.worker.memory_max_bytes / 8
+}
+
+/// a part blocks that the worker has not had yet,
+fn fresh_bytes(config: &Config) -> usize {
+    config.worker.memory_max_bytes / 16
+}
+
+/// and a part requests that bring events.
+fn ingest_bytes(config: &Config) -> usize {
+    config.worker.memory_max_bytes / 8
+}
+
+fn open_database(config: &Config) -> anyhow::Result<Arc<Database>> {
+    Ok(Database::open(&config.data, database_bytes(config))?)
+}
+
+impl Backends {
+    async fn open(config: &Config) -> anyhow::Result<Self> {
+        let is_embedded = config.store_kind() != StoreKind::Redis;
+        let is_local = config.broker.kind() == BrokerKind::Local;
+        let database = if is_embedded || is_local { Some(open_database(config)?) } else { None };
+        let embedded = match &database {
+            Some(database) if is_embedded => Some(EmbeddedStore::open(database, index_bytes(config), now)?),
+            _ => None,
+        };
+        let store: Arc<dyn Store> = match &embedded {
+            Some(embedded) => Arc::new(embedded.clone()),
+            None => store(config)?,
+        };
+        let (prefix, tags) = if is_embedded {
+            (config.data.directory.display().to_string(), Vec::new())
+        } else {
+            refuse_bad_redis(config).await?;
+            (config.store.redis.prefix.clone(), lane_tags(config.store.redis.lanes))
+        };
+        let expirer = embedded.as_ref().map(Expirer::start);
+        if !is_local {
+            let kafka = &config.broker.kafka;
+            refuse_bad_kafka(kafka).await?;
+            let consumer =
+                KafkaConsumer::new(kafka, config.worker.fetch_bytes_max()).map_err(|error| anyhow!(error))?;
+            let dead_letters = KafkaProducer::dead_letters(kafka).map_err(|error| anyhow!(error))?;
+            let appender = KafkaProducer::ingest(kafka).map_err(|error| anyhow!(error))?;
+            return Ok(Self {
+                store,
+                consumer: Box::new(consumer),
+                dead_letters: dead_letters.map(|producer| Arc::new(producer) as Arc<dyn Producer>),
+                appender: appender.map(|producer| Arc::new(producer) as Arc<dyn Appender>),
+                group: kafka.group.clone(),
+                prefix,
+                tags,
+                start: kafka.start().map_err(|error| anyhow!(error))?,
+                local: database.map(|database| Local { _retainer: None, _expirer: expirer, log: None, database }),
+            });
+        }
+        let database = database.expect("the local log has a database");
+        let log = LocalLog::open(&database, &config.broker.local, !is_embedded, fresh_bytes(config), now_ms)?;
+        if let Some(embedded) = &embedded {
+            say_what_is_missing(&log, embedded).await?;
+        }
+        Ok(Self {
+            store,
+            consumer: Box::new(log.consumer()),
+            dead_letters: Some(Arc::new(log.clone())),
+            appender: Some(Arc::new(log.clone())),
+            group: config.broker.local.group.clone(),
+            prefix,
+            tags,
+            start: Start::Earliest,
+            local: Some(Local { _retainer: Some(Retainer::start(&log)), _expirer: expirer, log: Some(log), database }),
+        })
+    }
+}
+
+/// The log may have lost records that are counted already, if the directory was damaged; their offsets are not used again.
+async fn say_what_is_missing(log: &LocalLog, store: &EmbeddedStore) -> anyhow::Result<()> {
+    for (partition, checkpoint) in store.positions(0).await? {
+        let missing = log.raise(&partition, checkpoint.position)?;
+        if missing > 0 {
+            tracing::error!(
+                %partition, missing,
+                "the log has lost records at its end that were counted already; the counts stand, a replay would not have them"
+            );
+        }
+    }
+    Ok(())
+}
+
+impl Local {
+    async fn close(self) {
+        let Self { _retainer, _expirer, log, database } = self;
+        drop((_retainer, _expirer));
+        if let Some(log) = log {
+            log.close().await;
+        }
+        if let Err(error) = database.sync() {
+            tracing::warn!(%error, "the data directory was not synced at the end");
+        }
+    }
+}
+
 /// Worker and server in one process, until SIGTERM or SIGINT.
 pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> anyhow::Result<()> {
     let rules = config.check_worker().map_err(|error| anyhow!(error))?;
-    refuse_bad_store(config).await?;
-    let broker = config.broker.kafka.clone();
-    tokio::task::spawn_blocking(move || kafka::checks(&broker)).await?.or_else(|error| {
-        // A broker that is down comes back; a topic that is missing does not.
-        if error.contains("cannot be reached") {
-            tracing::warn!(error, "starting all the same");
-            return Ok(());
-        }
-        Err(anyhow!(error))
-    })?;
-    for warning in kafka::warn_unknown(&config.broker.kafka) {
-        tracing::warn!(warning, "configuration");
-    }
-    let store = store(config)?;
+    raise_open_files();
+    let backends = Backends::open(config).await?;
+    let store = Arc::clone(&backends.store);
     if apply {
         crate::store::apply_rules(store.as_ref(), &rules).await.map_err(|error| anyhow!(error))?;
     }
-    let plan = Arc::new(Plan::new(rules));
     announce_metrics();
+    let ingest = backends.appender.clone().map(|appender| {
+        let gate = GateRules::new(&rules, appender.key_field());
+        Arc::new(Ingest::new(appender, gate, ingest_bytes(config), now_ms))
+    });
+    let plan = Arc::new(Plan::new(rules));
     let status = Arc::new(Status::default());
     let (shutdown, watch) = watch::channel(false);
-    let kafka = &config.broker.kafka;
-    let consumer = KafkaConsumer::new(kafka, config.worker.fetch_bytes_max()).map_err(|error| anyhow!(error))?;
-    let producer = KafkaProducer::new(kafka).map_err(|error| anyhow!(error))?;
     let worker = Worker {
         config: config.worker.clone(),
         plan,
-        group: kafka.group.clone(),
-        prefix: config.store.redis.prefix.clone(),
-        tags: lane_tags(config.store.redis.lanes),
-        start: kafka.start().map_err(|error| anyhow!(error))?,
+        group: backends.group,
+        prefix: backends.prefix,
+        tags: backends.tags,
+        start: backends.start,
         store: Arc::clone(&store),
-        consumer: Box::new(consumer),
-        producer: producer.map(|producer| Arc::new(producer) as Arc<dyn Producer>),
+        consumer: backends.consumer,
+        producer: backends.dead_letters,
         status: Arc::clone(&status),
         shutdown: watch,
         now_ms,
     };
     let live = live(Arc::clone(&status), metrics);
-    let router = server::router(&config.server, engine(config)?, live);
+    let engine = Arc::new(Engine::new(store, config.server.limits()));
+    let router = server::router(&config.server, Arc::clone(&engine), live, ingest.clone());
     // The server outlives the worker, so that a probe sees the draining and not a closed port.
     let listening = server::serve(&config.server, router, std::future::pending()).await.context("server")?;
     tracing::info!(address = %listening.address(), "listening");
+    let tcp = if config.server.has_tcp() {
+        let event_bytes_max = config.events.max_event_bytes;
+        let tcp = server::serve_tcp(&config.server, event_bytes_max, engine, ingest, now).await;
+        let (address, task) = tcp.map_err(|error| anyhow!(error))?;
+        tracing::info!(%address, "listening for TCP");
+        Some(task)
+    } else {
+        None
+    };
     tokio::spawn(async move {
         interrupted().await;
         shutdown.send_replace(true);
     });
     let result = worker.run().await;
+    if let Some(tcp) = tcp {
+        tcp.abort();
+    }
     listening.stop().await;
+    drop(backends.appender);
+    if let Some(local) = backends.local {
+        local.close().await;
+    }
     result.map_err(|error| anyhow!(error))
 }
 
 /// Only queries.
 pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result<()> {
     config.check_server().map_err(|error| anyhow!(error))?;
+    raise_open_files();
     let status = Arc::new(Status::default());
     status.clear("worker");
-    let router = server::router(&config.server, engine(config)?, live(status, metrics));
+    let engine = Engine::new(store(config)?, config.server.limits());
+    let router = server::router(&config.server, engine, live(status, metrics), None);
     let listening = server::serve(&config.server, router, std::future::pending()).await.context("server")?;
     tracing::info!(address = %listening.address(), "listening");
     interrupted().await;
@@ -107,10 +256,23 @@ pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result
     Ok(())
 }
 
+/// Every connection is an open file, and the usual limit of 1,024 is a matter of courtesy.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Counters with a fixed set of labels are there from the start: a rate needs a zero to rise from.
 fn announce_metrics() {
     for reason in Reason::ALL {
         metrics::counter!(names::DEAD_LETTERS, "reason" => reason.name()).increment(0);
+        metrics::counter!(names::INGEST_REJECTED, "reason" => reason.name()).increment(0);
+    }
+    for protocol in ["http", "tcp"] {
+        metrics::counter!(names::INGESTED, "protocol" => protocol).increment(0);
     }
     for class in ["retry", "reconnect", "stop"] {
         metrics::counter!(names::STORE_ERRORS, "class" => class).increment(0);
@@ -140,8 +302,24 @@ fn live(status: Arc<Status>, metrics: PrometheusHandle) -> Live {
     }
 }
 
+async fn refuse_bad_kafka(config: &kafka::Config) -> anyhow::Result<()> {
+    let broker = config.clone();
+    tokio::task::spawn_blocking(move || kafka::checks(&broker)).await?.or_else(|error| {
+        // A broker that is down comes back; a topic that is missing does not.
+        if error.contains("cannot be reached") {
+            tracing::warn!(error, "starting all the same");
+            return Ok(());
+        }
+        Err(anyhow!(error))
+    })?;
+    for warning in kafka::warn_unknown(config) {
+        tracing::warn!(warning, "configuration");
+    }
+    Ok(())
+}
+
 /// Eviction, a replica, a missing permission: counting must not begin. A server that is down comes back.
-async fn refuse_bad_store(config: &Config) -> anyhow::Result<()> {
+async fn refuse_bad_redis(config: &Config) -> anyhow::Result<()> {
     for check in redis::checks(&config.store.redis, now()).await {
         match check.finding {
             Finding::Bad(text) if check.name == "connection" && !text.contains("refuses") => {

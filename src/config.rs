@@ -6,7 +6,8 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::broker::kafka;
+use crate::broker::{kafka, local};
+use crate::database;
 use crate::model::{BucketRules, EventRules, Mapping, Rules, ValidRules};
 use crate::store::redis;
 use crate::{server, telemetry, worker};
@@ -17,6 +18,7 @@ use crate::{server, telemetry, worker};
 pub struct Config {
     pub broker: Broker,
     pub store: Store,
+    pub data: database::Config,
     pub mapping: Mapping,
     pub events: EventRules,
     pub buckets: BucketRules,
@@ -29,13 +31,17 @@ pub struct Config {
 #[serde(deny_unknown_fields, default)]
 pub struct Broker {
     pub kind: BrokerKind,
+    pub local: local::Config,
     pub kafka: kafka::Config,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BrokerKind {
+    /// Kafka if anything is said about it, else the local log.
     #[default]
+    Auto,
+    Local,
     Kafka,
 }
 
@@ -49,7 +55,10 @@ pub struct Store {
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StoreKind {
+    /// Redis with Kafka or if anything is said about it, else the embedded store.
     #[default]
+    Auto,
+    Embedded,
     Redis,
 }
 
@@ -59,6 +68,8 @@ const HIDDEN: [&str; 4] = ["password", "secret", ".pem", "oauthbearer.config"];
 const SECRETS: [&str; 3] = ["store.redis.url", "store.redis.password", "server.token"];
 const ENVIRONMENT: &str = "TRAQQ_";
 const DEFAULT_FILE: &str = "traqq.toml";
+/// What is counted when there is no file and nobody said anything.
+const STARTER: &str = include_str!("../config/starter.toml");
 
 /// A configuration with where each value came from.
 pub struct Loaded {
@@ -68,12 +79,13 @@ pub struct Loaded {
 
 /// Reads the configuration. `overrides` are `section.key = value` from flags.
 pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Loaded, String> {
-    let mut figment = Figment::from(Serialized::defaults(Config::default()));
+    let mut figment = Figment::new();
     let file = match file {
         Some(file) if !file.is_file() => return Err(format!("{}: there is no such file", file.display())),
         Some(file) => Some(file.to_owned()),
         None => Some(PathBuf::from(DEFAULT_FILE)).filter(|file| file.is_file()),
     };
+    let has_file = file.is_some();
     if let Some(file) = file {
         figment = figment.merge(Toml::file_exact(file));
     }
@@ -82,8 +94,13 @@ pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Loade
         let value: figment::value::Value = value.parse().unwrap_or_else(|_| value.clone().into());
         figment = figment.merge(Serialized::default(key, value));
     }
-    let config: Config = figment.extract().map_err(|error| explain(&error))?;
-    Ok(Loaded { config, figment })
+    let defaults = Figment::from(Serialized::defaults(Config::default()));
+    let mut loaded = Loaded::of(defaults.clone().merge(figment.clone()))?;
+    let is_bare = !has_file && loaded.config.mapping.patterns() == 0;
+    if is_bare && loaded.config.broker.kind() == BrokerKind::Local {
+        loaded = Loaded::of(defaults.merge(Toml::string(STARTER)).merge(figment))?;
+    }
+    Ok(loaded)
 }
 
 /// `TRAQQ_SECTION__KEY`, secrets apart.
@@ -131,13 +148,30 @@ fn explain(error: &figment::Error) -> String {
     format!("{place}{key}{}", error.kind)
 }
 
+impl Broker {
+    /// The kind that is meant.
+    pub fn kind(&self) -> BrokerKind {
+        match self.kind {
+            BrokerKind::Auto if self.kafka == kafka::Config::default() => BrokerKind::Local,
+            BrokerKind::Auto => BrokerKind::Kafka,
+            kind => kind,
+        }
+    }
+}
+
 impl Loaded {
+    fn of(figment: Figment) -> Result<Self, String> {
+        let config: Config = figment.extract().map_err(|error| explain(&error))?;
+        Ok(Self { config, figment })
+    }
+
     /// Where a value came from: the file, the environment, a flag, or nowhere.
     pub fn origin(&self, key: &str) -> String {
         let Some(metadata) = self.figment.find_metadata(key) else { return "default".to_owned() };
         match &metadata.source {
             Some(figment::Source::File(file)) => file.display().to_string(),
             _ if metadata.name.contains("environment") => "environment".to_owned(),
+            _ if metadata.name.contains("TOML") => "starter".to_owned(),
             _ if key_is_default(&self.config, key) => "default".to_owned(),
             _ if SECRETS.contains(&key) => "environment".to_owned(),
             _ => "flag".to_owned(),
@@ -194,18 +228,51 @@ impl Config {
         Rules { mapping: self.mapping.clone(), events: self.events.clone(), buckets: self.buckets.clone() }
     }
 
+    /// The kind of store that is meant.
+    pub fn store_kind(&self) -> StoreKind {
+        let says_redis = self.store.redis != redis::Config::default();
+        match self.store.kind {
+            StoreKind::Auto if says_redis || self.broker.kind() == BrokerKind::Kafka => StoreKind::Redis,
+            StoreKind::Auto => StoreKind::Embedded,
+            kind => kind,
+        }
+    }
+
     /// What a worker needs, checked as far as that is possible without connecting.
     pub fn check_worker(&self) -> Result<ValidRules, String> {
         let rules = self.rules().validate().map_err(|error| error.to_string())?;
-        self.broker.kafka.check()?;
+        match self.broker.kind() {
+            BrokerKind::Kafka => self.broker.kafka.check()?,
+            _ if self.broker.kafka != kafka::Config::default() => {
+                return Err("broker.kind is \"local\", but [broker.kafka] is set; remove one of them".to_owned());
+            }
+            _ => self.broker.local.check()?,
+        }
+        self.data.check()?;
         self.worker.check()?;
-        self.check_server()?;
+        self.check_store()?;
+        self.server.check()?;
         Ok(rules)
+    }
+
+    fn check_store(&self) -> Result<(), String> {
+        match self.store_kind() {
+            StoreKind::Redis => redis::RedisStore::new(&self.store.redis).map(|_| ()),
+            _ if self.store.redis != redis::Config::default() => {
+                Err("store.kind is \"embedded\", but [store.redis] is set; remove one of them".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What a sidecar needs.
     pub fn check_server(&self) -> Result<(), String> {
-        redis::RedisStore::new(&self.store.redis)?;
+        if self.store_kind() == StoreKind::Embedded {
+            return Err("the embedded store belongs to one process, which answers queries itself: ask `traqq run`, or set store.redis.url for a \
+                        sidecar of Redis"
+                .to_owned());
+        }
+        self.check_store()?;
         self.server.check()
     }
 }
