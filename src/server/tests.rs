@@ -276,7 +276,9 @@ async fn the_openapi_document_describes_the_routes_that_there_are() {
     let described: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
     let routed: BTreeSet<&str> = ROUTES.iter().map(|(path, _)| *path).collect();
     assert_eq!(described, routed);
-    for path in routed {
+    let posted: Vec<&str> = routed.iter().copied().filter(|path| document["paths"][path]["post"].is_object()).collect();
+    assert_eq!(posted, ["/api/v1/events"]);
+    for path in routed.into_iter().filter(|path| !posted.contains(path)) {
         let answer = server.get(path).await;
         let responses = &document["paths"][path]["get"]["responses"];
         assert!(responses.get(answer.status.to_string()).is_some(), "{path} {}", answer.status);

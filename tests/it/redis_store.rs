@@ -10,11 +10,13 @@ use redis::aio::MultiplexedConnection;
 use redis::cmd;
 use tempfile::TempDir;
 use traqq::compile::{Folder, Part, Plan};
+use traqq::database::{Config as DataConfig, Database};
 use traqq::model::Secret;
 use traqq::model::{
     Bucket, BucketKind, Checkpoint, Elements, Fingerprint, KeyWrite, Metric, OTHER, Pattern, RecordBatch, Rules, Span,
     TopicPartition, Totals, WriteBatch, Writes,
 };
+use traqq::store::embedded::EmbeddedStore;
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{Config, Finding, RedisStore, checks, lane_tags};
 use traqq::store::{
@@ -238,7 +240,49 @@ async fn settle(
     }
 }
 
-/// Commits the same batches to both stores; returns values folded and elements saved.
+/// The embedded store, to be closed and opened again at any time.
+struct Embedded {
+    directory: TempDir,
+    memory_bytes: usize,
+    open: Option<(EmbeddedStore, Box<dyn Session>)>,
+}
+
+impl Embedded {
+    fn new(memory_bytes: usize) -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), memory_bytes, open: None }
+    }
+
+    fn open_store(&self) -> EmbeddedStore {
+        let config = DataConfig { directory: self.directory.path().join("data"), ..DataConfig::default() };
+        let database = Database::open(&config, 8 << 20).unwrap();
+        EmbeddedStore::open(&database, self.memory_bytes, now).unwrap()
+    }
+
+    async fn reopen(&mut self) {
+        // The session's thread lets go of the database when its channel is closed.
+        self.open = None;
+        let store = loop {
+            let config = DataConfig { directory: self.directory.path().join("data"), ..DataConfig::default() };
+            match Database::open(&config, 8 << 20) {
+                Ok(database) => break EmbeddedStore::open(&database, self.memory_bytes, now).unwrap(),
+                Err(error) if error.to_string().contains("in use") => {}
+                Err(error) => panic!("{error}"),
+            }
+        };
+        let session = store.session(0).await.unwrap();
+        self.open = Some((store, session));
+    }
+
+    async fn commit(&mut self, batch: &Arc<WriteBatch>, expected: &Applied) {
+        let (_, session) = self.open.as_mut().expect("it is open");
+        let Outcome::Applied(applied) = session.commit(Arc::clone(batch)).await.await.unwrap() else {
+            panic!("the embedded store refuses")
+        };
+        assert_eq!(applied, *expected);
+    }
+}
+
+/// Commits the same batches to all stores, of which the memory store is the reference; returns how many values were folded.
 async fn case(url: &str, lanes: usize, batches: &[Drawn]) -> u64 {
     let mut connection = raw(url).await;
     let () = cmd("FLUSHALL").query_async(&mut connection).await.unwrap();
@@ -251,6 +295,12 @@ async fn case(url: &str, lanes: usize, batches: &[Drawn]) -> u64 {
     let mut positions: Vec<Checkpoint> = (0..4).map(|n| Checkpoint::start(n * 10)).collect();
     meta.starts = (0..4).map(|n| (TopicPartition::new("t", n), i64::from(n) * 10)).collect();
     assert_eq!(ours.create(&meta).await.unwrap(), reference.create(&meta).await.unwrap());
+    // With next to no memory every value is read from disk.
+    let mut embedded = (lanes == 1).then(|| Embedded::new(if batches.len() % 2 == 0 { 1 } else { 1 << 20 }));
+    if let Some(embedded) = &mut embedded {
+        assert_eq!(embedded.open_store().create(&meta).await.unwrap(), meta);
+        embedded.reopen().await;
+    }
     let mut sessions = Vec::new();
     let mut expected_sessions = Vec::new();
     for lane in 0..lanes {
@@ -276,6 +326,12 @@ async fn case(url: &str, lanes: usize, batches: &[Drawn]) -> u64 {
         let Ok(Outcome::Applied(expected)) = expected_sessions[lane].commit(Arc::clone(&batch)).await.await else {
             panic!("the reference refuses")
         };
+        if let Some(embedded) = &mut embedded {
+            embedded.commit(&batch, &expected).await;
+            if drawn.settles {
+                embedded.reopen().await;
+            }
+        }
         in_flight.push((sessions[lane].commit(batch).await, expected));
     }
     settle(&mut in_flight, &mut folded).await;
@@ -285,6 +341,10 @@ async fn case(url: &str, lanes: usize, batches: &[Drawn]) -> u64 {
     let buckets: Vec<Bucket> = drawn_buckets(now).iter().map(|(bucket, _)| *bucket).collect();
     let reads = reads_of(&metrics, &buckets, &LABELS);
     assert_same(&ours, &reference, &reads, "drawn").await;
+    if let Some(Embedded { open: Some((embedded, _)), .. }) = &embedded {
+        assert_eq!(embedded.positions(0).await.unwrap(), reference.positions(0).await.unwrap());
+        assert_same(embedded, &reference, &reads, "embedded").await;
+    }
     assert_tracked(&mut connection, &drawn_buckets(now)).await;
     folded
 }
