@@ -172,6 +172,21 @@ impl Events {
         self.items.is_empty()
     }
 
+    /// Makes room for so many bytes of keys and values.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.buffer.reserve(bytes);
+    }
+
+    /// Keys and values end to end.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.buffer
+    }
+
+    /// Bytes of keys and values.
+    pub fn bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Key and value of each.
     pub fn iter(&self) -> impl Iterator<Item = (Option<&[u8]>, &[u8])> {
         let mut start = 0;

@@ -59,19 +59,18 @@ impl RecordBatch {
         Self { partition, generation, position: i64::MIN, slots: Vec::new(), arena: Vec::new() }
     }
 
-    /// Takes a buffer in which records stand end to end, each as key, value and headers ([`put_header`]), from `start` on. They follow one
-    /// another without gaps from `offset` on.
+    /// Takes a buffer in which records stand end to end, each as key, value and headers ([`put_header`]). Their offsets follow one
+    /// another from `offset` on.
     pub fn of_arena(
         partition: TopicPartition,
         generation: u64,
         offset: i64,
         timestamp_ms: i64,
         arena: Vec<u8>,
-        start: usize,
         lengths: impl ExactSizeIterator<Item = RecordLengths>,
     ) -> Self {
         let mut slots = Vec::with_capacity(lengths.len());
-        let mut start = start;
+        let mut start = 0;
         for (index, RecordLengths { key, value, headers }) in lengths.enumerate() {
             let len = |part: Option<u32>| part.unwrap_or(0) as usize;
             let (key_len, value_len) = (key.unwrap_or(ABSENT), value.unwrap_or(ABSENT));

@@ -1,13 +1,13 @@
 //! One metric over one bucket, or merged over many; lanes are always merged.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::answer::{Cell, CountRow, Data, Decimal, Reason, SumRow, UNIQUE_ERROR, UniqueRow, Value};
 use super::{Order, QueryError, QueryResult, READS_AT_ONCE, Run};
 use crate::hll::Hll;
 use crate::model::{Bucket, BucketSpan, Metric, OTHER, Pattern};
-use crate::store::{Read, Reply};
+use crate::store::{Read, Reply, Sums};
 
 #[derive(Clone, Copy)]
 pub(super) struct Ask<'a> {
@@ -110,8 +110,12 @@ impl Run<'_> {
         &self,
         buckets: &[Bucket],
         read: impl Fn(Bucket) -> Read + Send + Sync,
-    ) -> QueryResult<(HashMap<String, i128>, BTreeSet<i64>)> {
-        let mut sums: HashMap<String, i128> = HashMap::new();
+    ) -> QueryResult<(Sums, BTreeSet<i64>)> {
+        if let Some(sums) = self.sums_at_once(buckets, &read, self.limits.members_max).await? {
+            self.check_members(sums.len())?;
+            return Ok((sums, BTreeSet::new()));
+        }
+        let mut sums = Sums::default();
         let unreadable = self
             .each(buckets, read, |reply| {
                 let Reply::Values(values) = reply else { return Err(unexpected()) };
@@ -122,6 +126,26 @@ impl Run<'_> {
             })
             .await?;
         Ok((sums, unreadable))
+    }
+
+    /// What the stores have added up themselves, if they do that.
+    pub async fn sums_at_once(
+        &self,
+        buckets: &[Bucket],
+        read: &(impl Fn(Bucket) -> Read + Send + Sync),
+        values_max: usize,
+    ) -> QueryResult<Option<Sums>> {
+        let reads: Vec<Read> = buckets.iter().map(|bucket| read(*bucket)).collect();
+        let mut all: Option<Sums> = None;
+        for lane in 0..self.store.lanes() {
+            let Some(sums) = self.store.sums(lane, &reads, values_max).await? else { return Ok(None) };
+            match &mut all {
+                None => all = Some(sums),
+                Some(all) => sums.into_iter().for_each(|(label, value)| *all.entry(label).or_default() += value),
+            }
+        }
+        self.spend_keys(reads.len() * self.store.lanes())?;
+        Ok(all)
     }
 
     pub fn check_members(&self, members: usize) -> QueryResult<()> {

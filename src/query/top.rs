@@ -20,6 +20,9 @@ use crate::store::{Read, Reply};
 /// Members of one read in the third phase.
 const MEMBERS_AT_ONCE: usize = 1000;
 
+/// Up to so many values of all lists it is cheaper to add all of them up, where the store does that itself.
+const VALUES_AT_ONCE: usize = 100_000;
+
 pub(super) struct Ranked {
     /// Highest first, ties by name.
     pub members: Vec<(String, i128)>,
@@ -59,6 +62,14 @@ impl Run<'_> {
                 lists.len(),
                 self.limits.members_max
             )));
+        }
+        let first = |bucket| Read::TopFirst { bucket, of: of.clone(), limit: k };
+        if let Some(sums) = self.sums_at_once(buckets, &first, VALUES_AT_ONCE).await? {
+            let capped = sums.contains_key(OTHER);
+            let mut members: Vec<(String, i128)> = sums.into_iter().collect();
+            members.sort_unstable_by(|left, right| (Reverse(left.1), &left.0).cmp(&(Reverse(right.1), &right.0)));
+            members.truncate(k);
+            return Ok(Ranked { members, exact: true, capped, unreadable: BTreeSet::new() });
         }
         self.spend_keys(lists.len())?;
         let (capped, unreadable) = self.read_first(of, &mut lists, k).await?;

@@ -190,6 +190,7 @@ impl Judge {
 
     /// All events of a body. `Err` when it is no list of events at all.
     pub fn body(&mut self, body: &[u8], format: Format) -> Result<(), String> {
+        self.judged.events.reserve(body.len());
         let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
         match (format, first) {
             (_, None) => return Err("the body is empty; send one event, an array, or one event a line".to_owned()),

@@ -31,7 +31,7 @@ use crate::query::{Answer, Engine, Find, Range, Request, Selector};
 /// What a connection that sends nothing holds.
 const IDLE_BYTES: usize = 4 << 10;
 /// Read at once.
-const READ_BYTES: usize = 64 << 10;
+const READ_BYTES: usize = 128 << 10;
 /// One step to the log takes this many records,
 const STEP_RECORDS: usize = 4096;
 /// or bytes.
@@ -146,7 +146,7 @@ impl Connection {
                 self.hold = None;
                 stream.readable().await?;
             }
-            self.input.reserve(if self.input.is_empty() { READ_BYTES } else { READ_BYTES.min(self.input.len() * 2) });
+            self.input.reserve(READ_BYTES);
             if stream.read_buf(&mut self.input).await? == 0 {
                 return Ok(());
             }

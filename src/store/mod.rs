@@ -11,7 +11,7 @@ mod meta;
 mod read;
 pub mod redis;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -21,6 +21,9 @@ pub use meta::{AppliedRules, LAYOUT, Meta, Since, apply_rules, metric_name, metr
 pub use read::{Quarantined, Read, Reply};
 
 use crate::model::{Checkpoint, TopicPartition, WriteBatch};
+
+/// Values added up by label.
+pub type Sums = HashMap<String, i128, hashbrown::DefaultHashBuilder>;
 
 pub type Positions = BTreeMap<TopicPartition, Checkpoint>;
 
@@ -110,6 +113,12 @@ pub trait Store: Send + Sync {
 
     /// Keys of a lane whose counts are known to be incomplete.
     async fn quarantined(&self, lane: usize) -> StoreResult<Vec<Quarantined>>;
+
+    /// The values of all reads added up, where that is cheaper for the store than handing them out one by one; `None` where it is
+    /// not, or where there are more than `values_max` of them.
+    async fn sums(&self, _lane: usize, _reads: &[Read], _values_max: usize) -> StoreResult<Option<Sums>> {
+        Ok(None)
+    }
 
     /// Answers in the order of the reads.
     async fn read(&self, lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>>;

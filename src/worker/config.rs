@@ -54,7 +54,7 @@ impl Default for Config {
             batch_events: 100_000,
             batch_bytes: 64 << 20,
             batch_operations: 40_000,
-            batch_age_ms: 200,
+            batch_age_ms: 100,
             batches_in_flight: 3,
             fold_threads: 0,
             memory_max_bytes: 512 << 20,

@@ -168,7 +168,7 @@ fn worker_config(directory: &Path, redis: &str, more: &str) -> PathBuf {
         directory,
         &format!(
             "[broker.kafka]\nbrokers = \"{brokers}\"\ntopics = [\"no-such-topic\"]\n[store.redis]\nurl = \"{redis}\"\n\
-             [server]\nhttp = \"127.0.0.1:0\"\n{more}\n{MAPPING}"
+             [server]\nhttp = \"127.0.0.1:0\"\ntcp = \"off\"\n{more}\n{MAPPING}"
         ),
     )
 }

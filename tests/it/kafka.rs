@@ -1,13 +1,12 @@
 //! A worker process between a real Kafka and a real Redis: what does not fit into the chaos run.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::cli::{traqq, write_config};
+use crate::process::{PATIENCE, Process};
 use crate::servers::{Redis, kafka_brokers, poll_until};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn servers() -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers"))
@@ -48,45 +47,6 @@ fn events(count: usize) -> Vec<String> {
     (0..count).map(|n| format!(r#"{{"event":"e{}","ip":"10.0.0.{}"}}"#, n % 7, n % 250)).collect()
 }
 
-/// A worker process; killed when dropped.
-struct Process {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Process {
-    fn start(config: &Path) -> Self {
-        let log = config.with_extension("log");
-        let file = std::fs::File::create(&log).unwrap();
-        let child = traqq().arg("--config").arg(config).arg("run").stderr(file).spawn().unwrap();
-        Self { child, log }
-    }
-
-    fn wait_for_line(&self, part: &str) -> String {
-        poll_until(PATIENCE, &format!("{part:?} in the worker's log"), || {
-            let text = std::fs::read_to_string(&self.log).unwrap();
-            text.lines().find(|line| line.contains(part)).map(str::to_owned)
-        })
-    }
-
-    fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
-    }
-
-    fn stop(mut self) -> i32 {
-        self.signal("-TERM");
-        self.child.wait().unwrap().code().unwrap_or(-1)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Ended already, or ended now; a test that fails must not leave it behind.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// A topic, a Redis, and the configuration of a worker between them.
 struct Scene {
     topic: String,
@@ -103,7 +63,7 @@ impl Scene {
         let text = format!(
             "[broker.kafka]\nbrokers = \"{}\"\ntopics = [\"{topic}\"]\ngroup = \"{topic}\"\ndead_letter_topic = \"discard\"\n\
              [store.redis]\nurl = \"{}\"\nprefix = \"t\"\n[mapping]\nadd = [\"event\"]\nbitmap = [\"ip\"]\n\
-             [server]\nhttp = \"127.0.0.1:0\"\n[log]\nformat = \"text\"\n{more}",
+             [server]\nhttp = \"127.0.0.1:0\"\ntcp = \"off\"\n[log]\nformat = \"text\"\n{more}",
             kafka_brokers(),
             redis.url()
         );

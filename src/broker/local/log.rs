@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::block::Block;
 use super::config::Config;
+use super::watermark::Watermark;
 use super::{LocalConsumer, rows, writer};
 use crate::broker::{
     AppendError, Appended, Appender, BrokerError, Events, Idempotency, Message, ProduceError, Producer, Watermarks,
@@ -51,6 +52,7 @@ pub(super) struct Shared {
     pub reserves: bool,
     pub fresh_bytes_max: usize,
     pub clock: fn() -> i64,
+    pub watermark: Watermark,
     pub inner: Mutex<Inner>,
     pub appended: Condvar,
 }
@@ -71,6 +73,9 @@ impl LocalLog {
         fresh_bytes_max: usize,
         clock: fn() -> i64,
     ) -> DatabaseResult<Self> {
+        let directory = database.directory();
+        let (watermark, acknowledged) = Watermark::open(directory)
+            .map_err(|error| DatabaseError::Stop(format!("{}: {error}", directory.display())))?;
         let inner = Inner { epoch: 0, partitions: Vec::new(), fresh_bytes: 0, next_letter: 0 };
         let shared = Arc::new(Shared {
             database: Arc::clone(database),
@@ -78,11 +83,20 @@ impl LocalLog {
             reserves,
             fresh_bytes_max,
             clock,
+            watermark,
             inner: Mutex::new(inner),
             appended: Condvar::new(),
         });
         shared.settle_partitions()?;
-        drop(shared.current()?);
+        for (number, end) in (0..config.partitions).zip(acknowledged) {
+            let missing = shared.raise(number, end)?;
+            if missing > 0 {
+                tracing::error!(
+                    partition = number, missing, directory = %directory.display(),
+                    "acknowledged events are missing at the end of the log: the power was lost before they were on disk, or files are damaged"
+                );
+            }
+        }
         let (requests, queue) = mpsc::channel();
         let writer = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -112,14 +126,7 @@ impl LocalLog {
     /// Says that a store has counted up to here. Should the log end earlier, it has lost its tail: those offsets are not used
     /// again. Returns how many records are missing.
     pub fn raise(&self, partition: &TopicPartition, position: i64) -> DatabaseResult<i64> {
-        let (_, mut inner) = self.shared.current()?;
-        let Some(known) = inner.partitions.get_mut(partition.partition as usize) else { return Ok(0) };
-        let missing = (position - known.next).max(0);
-        known.next += missing;
-        if known.low + missing == known.next {
-            known.low = known.next;
-        }
-        Ok(missing)
+        self.shared.raise(partition.partition, position)
     }
 
     async fn ask<T>(
@@ -147,6 +154,18 @@ impl Shared {
             *inner = self.load(&open)?;
         }
         Ok((open, inner))
+    }
+
+    /// Offsets below `end` are not given any more; returns how many of them have no record.
+    fn raise(&self, number: i32, end: i64) -> DatabaseResult<i64> {
+        let (_, mut inner) = self.current()?;
+        let Some(partition) = inner.partitions.get_mut(number as usize) else { return Ok(0) };
+        let missing = (end - partition.next).max(0);
+        if partition.low == partition.next {
+            partition.low += missing;
+        }
+        partition.next += missing;
+        Ok(missing)
     }
 
     /// Waits for something new, at most so long.

@@ -4,6 +4,7 @@
 //! - `writer`     the thread that appends: everything that waits goes in one step
 //! - `consumer`   reads blocks in order
 //! - `retention`  removes what is old and counted
+//! - `watermark`  notices when acknowledged records are missing at the next start
 //! - `block`      how records lie on disk
 //! - `rows`       the keys of the tree `log`
 //!
@@ -17,6 +18,7 @@ mod retention;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod watermark;
 mod writer;
 
 pub use config::Config;

@@ -1,1 +1,222 @@
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
+use tempfile::TempDir;
+
+use super::{Config, LocalConsumer, LocalLog, retention};
+use crate::broker::{AppendError, Appended, Appender, Consumer, Event, Events, Idempotency, Mark, Opening, Start};
+use crate::database::{Config as DataConfig, Database, DatabaseError};
+use crate::model::{Retention, TopicPartition};
+
+const HOUR_MS: i64 = 3_600_000;
+
+/// Epoch milliseconds. One test moves it on, and no other looks at it.
+fn clock() -> i64 {
+    NOW_MS.load(Ordering::Relaxed)
+}
+
+static NOW_MS: AtomicI64 = AtomicI64::new(1_700_000_000_000);
+
+fn open_at(directory: &TempDir, config: &Config, reserves: bool) -> Result<LocalLog, DatabaseError> {
+    let data = DataConfig { directory: directory.path().join("data"), ..DataConfig::default() };
+    let database = Database::open(&data, 8 << 20)?;
+    LocalLog::open(&database, config, reserves, 1 << 20, clock)
+}
+
+fn open(directory: &TempDir, config: &Config) -> LocalLog {
+    open_at(directory, config, false).unwrap()
+}
+
+fn events(values: &[&str]) -> Events {
+    let mut events = Events::default();
+    values.iter().for_each(|value| events.push(Some(value.as_bytes()), value.as_bytes()));
+    events
+}
+
+async fn append(log: &LocalLog, values: &[&str]) {
+    assert_eq!(log.append(events(values), None).await, Ok(Appended::New));
+}
+
+fn at(number: i32) -> TopicPartition {
+    TopicPartition::new("events", number)
+}
+
+/// A consumer that reads a partition from an offset on.
+fn reader(log: &LocalLog, number: i32, offset: i64) -> LocalConsumer {
+    let mut consumer = log.consumer();
+    assert!(matches!(&consumer.poll(Duration::ZERO, 1).unwrap()[..], [Event::Assigned(_)]));
+    consumer.open(&[Opening { partition: at(number), offset, generation: 1 }]).unwrap();
+    consumer
+}
+
+/// Offset and value of what one poll brings, and the position after it.
+fn poll(consumer: &mut LocalConsumer) -> (Vec<(i64, String)>, i64) {
+    let (mut found, mut position) = (Vec::new(), -1);
+    for event in consumer.poll(Duration::from_millis(1), 1 << 20).unwrap() {
+        let Event::Records(batch) = event else { panic!("records are all there is") };
+        let value = |value: Option<&[u8]>| String::from_utf8(value.unwrap().to_vec()).unwrap();
+        found.extend(batch.iter().map(|record| (record.offset, value(record.value))));
+        position = batch.position;
+    }
+    (found, position)
+}
+
+#[tokio::test]
+async fn records_come_back_in_order_from_any_offset_and_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory, &Config::default());
+    append(&log, &["a", "b"]).await;
+    append(&log, &["c"]).await;
+    let expected = [(0, "a"), (1, "b"), (2, "c")].map(|(offset, value)| (offset, value.to_owned()));
+    for offset in [0, 1, 2] {
+        // From memory, then from disk.
+        for _ in 0..2 {
+            assert_eq!(poll(&mut reader(&log, 0, offset)), (expected[offset as usize..].to_vec(), 3));
+        }
+    }
+    assert_eq!(poll(&mut reader(&log, 0, 3)), (Vec::new(), -1));
+    log.close().await;
+    drop(log);
+    let log = open(&directory, &Config::default());
+    append(&log, &["d"]).await;
+    let (found, position) = poll(&mut reader(&log, 0, 2));
+    assert_eq!((found, position), (vec![(2, "c".to_owned()), (3, "d".to_owned())], 4));
+    let mut consumer = reader(&log, 0, 5);
+    assert!(matches!(consumer.poll(Duration::ZERO, 1).unwrap()[..], [Event::OutOfRange]));
+}
+
+#[tokio::test]
+async fn a_repeated_request_counts_once_also_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory, &Config::default());
+    let key = |fingerprint| Idempotency { key: "k".to_owned(), fingerprint, answer: b"first".to_vec() };
+    assert_eq!(log.append(events(&["a"]), Some(key(1))).await, Ok(Appended::New));
+    assert_eq!(log.append(events(&["a"]), Some(key(1))).await, Ok(Appended::Replayed(b"first".to_vec())));
+    assert_eq!(log.append(events(&["b"]), Some(key(2))).await, Err(AppendError::KeyReused));
+    // Two at once: they may meet in one step.
+    let twice = || Idempotency { key: "twice".to_owned(), fingerprint: 1, answer: Vec::new() };
+    let both = tokio::join!(log.append(events(&["c"]), Some(twice())), log.append(events(&["c"]), Some(twice())));
+    assert!(matches!(both, (Ok(Appended::New), Ok(Appended::Replayed(_)))), "{both:?}");
+    log.close().await;
+    drop(log);
+    let log = open(&directory, &Config::default());
+    assert_eq!(log.append(events(&["a"]), Some(key(1))).await, Ok(Appended::Replayed(b"first".to_vec())));
+    assert_eq!(poll(&mut reader(&log, 0, 0)).1, 2);
+}
+
+#[tokio::test]
+async fn a_key_always_leads_to_the_same_partition_and_partitions_only_grow() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = |partitions| Config { partitions, partition_by: Some("id".to_owned()), ..Config::default() };
+    let log = open(&directory, &config(3));
+    let values: Vec<String> = (0..30).map(|n| format!("v{n}")).collect();
+    let values: Vec<&str> = values.iter().map(String::as_str).collect();
+    append(&log, &values).await;
+    append(&log, &values).await;
+    let mut all = 0;
+    for number in 0..3 {
+        let (found, position) = poll(&mut reader(&log, number, 0));
+        assert_eq!(position, found.len() as i64);
+        let (first, second) = found.split_at(found.len() / 2);
+        assert!(first.iter().map(|(_, value)| value).eq(second.iter().map(|(_, value)| value)), "{found:?}");
+        assert!(!found.is_empty(), "thirty keys leave no partition of three empty");
+        all += found.len();
+    }
+    assert_eq!(all, 60);
+    log.close().await;
+    drop(log);
+    let error = open_at(&directory, &config(2), false).err().unwrap().to_string();
+    assert!(error.contains("3 partitions") && error.contains("broker.local.partitions"), "{error}");
+    assert_eq!(open(&directory, &config(4)).consumer().partitions().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn retention_removes_what_is_old_or_too_much_and_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config { retention: Retention::Seconds(7200), ..Config::default() };
+    let log = open(&directory, &config);
+    for value in ["a", "b", "c", "d"] {
+        append(&log, &[value]).await;
+    }
+    let mut consumer = log.consumer();
+    let low = |consumer: &mut LocalConsumer| consumer.watermarks(&at(0)).unwrap().low;
+    let start = NOW_MS.fetch_add(3 * HOUR_MS, Ordering::Relaxed);
+    retention::remove_old(log.shared()).unwrap();
+    assert_eq!(low(&mut consumer), 0, "nothing is counted yet");
+    consumer.commit(&[Mark { partition: at(0), position: 3, note: String::new() }], true).unwrap();
+    retention::remove_old(log.shared()).unwrap();
+    assert_eq!(low(&mut consumer), 2, "the last counted record stays, so that the log is recognised by it");
+    assert_eq!(poll(&mut reader(&log, 0, 2)).1, 4);
+    assert_eq!(consumer.starts(Start::TimeMs(start), &[at(0)]).unwrap(), [2]);
+    assert_eq!(consumer.starts(Start::TimeMs(start + HOUR_MS), &[at(0)]).unwrap(), [4]);
+    let mut old = reader(&log, 0, 1);
+    assert!(matches!(old.poll(Duration::ZERO, 1).unwrap()[..], [Event::OutOfRange]));
+    log.close().await;
+    drop((log, consumer, old));
+
+    let log = open(&directory, &Config { retention: Retention::Forever, retention_bytes: 1, ..config });
+    append(&log, &["e"]).await;
+    let mut consumer = log.consumer();
+    assert_eq!(low(&mut consumer), 2);
+    consumer.commit(&[Mark { partition: at(0), position: 5, note: String::new() }], true).unwrap();
+    retention::remove_old(log.shared()).unwrap();
+    assert_eq!(low(&mut consumer), 4);
+}
+
+#[tokio::test]
+async fn reserved_offsets_are_never_used_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open_at(&directory, &Config::default(), true).unwrap();
+    append(&log, &["a"]).await;
+    log.close().await;
+    drop(log);
+    let log = open_at(&directory, &Config::default(), true).unwrap();
+    append(&log, &["b"]).await;
+    assert_eq!(log.consumer().watermarks(&at(0)).unwrap().high, 2, "closed in order, nothing is left out");
+    // A process that is killed gives nothing back: here its directory is copied while it runs.
+    let copy = tempfile::tempdir().unwrap();
+    let status = std::process::Command::new("cp")
+        .args(["-r".as_ref(), directory.path().join("data").as_os_str(), copy.path().as_os_str()])
+        .status();
+    assert!(status.unwrap().success());
+    let log = open_at(&copy, &Config::default(), true).unwrap();
+    append(&log, &["c"]).await;
+    let mut consumer = reader(&log, 0, 1);
+    let (found, position) = poll(&mut consumer);
+    assert_eq!(found[0], (1, "b".to_owned()));
+    assert!(position > 1_000_000 && found[1] == (position - 1, "c".to_owned()), "{found:?} {position}");
+}
+
+#[tokio::test]
+async fn a_log_that_comes_back_shorter_is_noticed_and_its_offsets_are_not_used_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory, &Config::default());
+    append(&log, &["a"]).await;
+    // What a loss of power leaves: the file beside the database is newer.
+    log.shared().watermark.write([5].into_iter());
+    log.close().await;
+    drop(log);
+    let log = open(&directory, &Config::default());
+    append(&log, &["b"]).await;
+    assert_eq!(poll(&mut reader(&log, 0, 0)), (vec![(0, "a".to_owned()), (5, "b".to_owned())], 6));
+    assert_eq!(log.raise(&at(0), 8), Ok(2));
+    assert_eq!(poll(&mut reader(&log, 0, 6)), (Vec::new(), 8));
+}
+
+#[tokio::test]
+async fn a_directory_has_one_process_and_one_format() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory, &Config::default());
+    let error = open_at(&directory, &Config::default(), false).err().unwrap().to_string();
+    assert!(error.contains("in use by another traqq") && error.contains("data.directory"), "{error}");
+    log.close().await;
+    drop(log);
+    let file = directory.path().join("data/format");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace('1', "2")).unwrap();
+    let error = open_at(&directory, &Config::default(), false).err().unwrap().to_string();
+    assert!(error.contains("format 2") && error.contains("format 1"), "{error}");
+    std::fs::remove_file(&file).unwrap();
+    let error = open_at(&directory, &Config::default(), false).err().unwrap().to_string();
+    assert!(error.contains("is missing"), "{error}");
+}

@@ -17,6 +17,8 @@ use crate::model::{RecordLengths, put_header};
 const REQUESTS_MAX: usize = 4096;
 /// or bytes of records.
 const GROUP_BYTES: usize = 4 << 20;
+/// Events of one request are a block of their own from here on, which saves copying them.
+const WHOLE_BYTES: usize = 128 << 10;
 /// A block is cut at this many bytes before compression.
 const BLOCK_BYTES: usize = 512 << 10;
 /// Offsets reserved at a time.
@@ -97,7 +99,7 @@ impl Group {
                     Err(error) => _ = done.send(Err(error)),
                     Ok(Some(Some(answer))) => self.waiting.push(Waiting::Append(done, Appended::Replayed(answer))),
                     Ok(None | Some(None)) => {
-                        self.put(&events);
+                        self.put(events);
                         self.waiting.push(Waiting::Append(done, Appended::New));
                     }
                 }
@@ -125,8 +127,13 @@ impl Group {
         }
     }
 
-    fn put(&mut self, events: &Events) {
+    fn put(&mut self, events: Events) {
+        self.bytes += events.bytes();
         let partitions = self.blocks.len();
+        if partitions == 1 && events.bytes() >= WHOLE_BYTES {
+            self.blocks[0].push(BlockBuilder::of_events(events));
+            return;
+        }
         for (key, value) in events.iter() {
             let partition = match (partitions, key) {
                 (1, _) | (_, None) => 0,
@@ -136,14 +143,7 @@ impl Group {
             if blocks.last().is_none_or(|block| block.len() >= BLOCK_BYTES) {
                 blocks.push(BlockBuilder::default());
             }
-            let block = blocks.last_mut().expect("one was pushed");
-            let lengths =
-                RecordLengths { key: key.map(|key| key.len() as u32), value: Some(value.len() as u32), headers: 0 };
-            block.push(lengths, |arena| {
-                arena.extend_from_slice(key.unwrap_or_default());
-                arena.extend_from_slice(value);
-            });
-            self.bytes += value.len();
+            blocks.last_mut().expect("one was pushed").event(key, value);
         }
     }
 
@@ -251,6 +251,7 @@ fn write(shared: &Shared, group: &mut Group, compressor: &mut zstd::bulk::Compre
         }
         inner.fresh_bytes -= dropped;
     }
+    shared.watermark.write(inner.partitions.iter().map(|partition| partition.next));
     drop(inner);
     shared.appended.notify_all();
     Ok(())

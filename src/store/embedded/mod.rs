@@ -31,7 +31,7 @@ pub use expire::Expirer;
 use self::index::Index;
 use self::rows::{KeyRow, Value};
 use super::keys::Keys;
-use super::{Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult};
+use super::{Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, Sums};
 use crate::database::{Database, DatabaseError, Open};
 use crate::model::{Bucket, Checkpoint, Metric, TopicPartition, WriteBatch};
 
@@ -329,6 +329,11 @@ impl Store for EmbeddedStore {
         let (_, known) = self.inner.current()?;
         let pair = |(key, error): (&String, &String)| Quarantined { key: key.clone(), error: error.clone() };
         Ok(known.quarantined.iter().map(pair).collect())
+    }
+
+    async fn sums(&self, _lane: usize, reads: &[Read], values_max: usize) -> StoreResult<Option<Sums>> {
+        let open = self.inner.database.get()?;
+        self.inner.sums(&open, reads, values_max)
     }
 
     async fn read(&self, _lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>> {

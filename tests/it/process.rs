@@ -1,0 +1,56 @@
+//! The program itself, as a process.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use crate::cli::traqq;
+use crate::servers::poll_until;
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A worker process; killed when dropped.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    pub fn start(config: &Path) -> Self {
+        let log = config.with_extension("log");
+        let file = std::fs::File::create(&log).unwrap();
+        let child = traqq().arg("--config").arg(config).arg("run").stderr(file).spawn().unwrap();
+        Self { child, log }
+    }
+
+    pub fn wait_for_line(&self, part: &str) -> String {
+        poll_until(PATIENCE, &format!("{part:?} in the worker's log"), || {
+            let text = std::fs::read_to_string(&self.log).unwrap();
+            text.lines().find(|line| line.contains(part)).map(str::to_owned)
+        })
+    }
+
+    /// The most memory it has held.
+    pub fn peak_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    pub fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    pub fn stop(mut self) -> i32 {
+        self.signal("-TERM");
+        self.child.wait().unwrap().code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Ended already, or ended now; a test that fails must not leave it behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
