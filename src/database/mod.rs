@@ -15,10 +15,12 @@
 
 mod config;
 
+use std::cell::Cell;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Once, Weak};
 use std::time::{Duration, Instant};
 
 use fjall::{CompressionType, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch, PersistMode};
@@ -246,11 +248,47 @@ impl Open {
     }
 }
 
+/// The database panics over some kinds of damage to its journal; that is damage like any other.
 fn open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Open> {
+    quietly(|| try_open(directory, cache_bytes, epoch)).unwrap_or_else(|| {
+        let text = damaged(directory, "its journal is not what was written");
+        Err(DatabaseError::Stop(text))
+    })
+}
+
+thread_local! {
+    static IS_QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// `None` when the work panicked, about which nothing is printed.
+fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !IS_QUIET.get() {
+                others(info);
+            }
+        }));
+    });
+    IS_QUIET.set(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    IS_QUIET.set(false);
+    result.ok()
+}
+
+fn damaged(directory: &Path, what: &str) -> String {
+    format!(
+        "{} is damaged ({what}); restore it from a backup, or begin anew with another data.directory",
+        directory.display()
+    )
+}
+
+fn try_open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Open> {
     let failed = |error: &fjall::Error| {
         let text = explain(directory, error);
         match error {
-            fjall::Error::Io(_) if epoch > 1 => DatabaseError::Retry(text),
+            fjall::Error::Io(_) if epoch > 1 && !is_damage(error) => DatabaseError::Retry(text),
             _ => DatabaseError::Stop(text),
         }
     };
@@ -272,24 +310,29 @@ fn open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Open> 
 /// Whether data on the disk is not what was written.
 fn is_damage(error: &fjall::Error) -> bool {
     match error {
-        fjall::Error::Io(_) | fjall::Error::Poisoned => false,
-        fjall::Error::Storage(error) => !matches!(error, fjall::LsmError::Io(_)),
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => says_damage(error),
+        fjall::Error::Poisoned => false,
         _ => true,
     }
 }
 
+/// Whether reading failed for what is in a file, or for a file that is not there.
+fn says_damage(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
+    matches!(error.kind(), InvalidData | InvalidInput | NotFound | UnexpectedEof)
+}
+
 fn explain(directory: &Path, error: &fjall::Error) -> String {
-    let directory = directory.display();
+    let place = directory.display();
     match error {
         fjall::Error::Locked => {
-            format!("{directory} is in use by another traqq; stop it, or set data.directory to another place")
+            format!("{place} is in use by another traqq; stop it, or set data.directory to another place")
         }
-        fjall::Error::Poisoned => format!("{directory}: a write failed before"),
-        fjall::Error::Io(error) => format!("{directory}: {error}"),
-        fjall::Error::Storage(fjall::LsmError::Io(error)) => format!("{directory}: {error}"),
-        error => format!(
-            "{directory} is damaged ({error:?}); restore it from a backup, or begin anew with another data.directory"
-        ),
+        fjall::Error::Poisoned => format!("{place}: a write failed before"),
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) if !says_damage(error) => {
+            format!("{place}: {error}")
+        }
+        error => damaged(directory, &format!("{error:?}")),
     }
 }
 
@@ -304,8 +347,9 @@ fn check_format(directory: &Path) -> DatabaseResult<()> {
     let stop = |error: std::io::Error| DatabaseError::Stop(format!("{}: {error}", directory.display()));
     let file = directory.join(FORMAT_FILE);
     let is_new = !directory.join("database").exists();
-    match fs::read_to_string(&file) {
-        Ok(text) => {
+    match fs::read(&file) {
+        Ok(bytes) => {
+            let text = String::from_utf8_lossy(&bytes);
             let found: Option<u32> = text.trim().strip_prefix(FORMAT_PREFIX).and_then(|number| number.parse().ok());
             match found {
                 Some(FORMAT) => Ok(()),
@@ -316,7 +360,10 @@ fn check_format(directory: &Path) -> DatabaseResult<()> {
                 ))),
                 // A crash between making the file and filling it.
                 None if is_new && text.is_empty() => mark(&file).map_err(stop),
-                None => Err(DatabaseError::Stop(format!("{} is not a file of traqq", file.display()))),
+                None => Err(DatabaseError::Stop(format!(
+                    "{} is not what was written: it should say {FORMAT_PREFIX:?} and a number; is data.directory right?",
+                    file.display()
+                ))),
             }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && is_new => {

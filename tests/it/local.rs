@@ -18,7 +18,7 @@ use traqq::database::{Config as DataConfig, Database};
 use traqq::model::{Bucket, BucketKind, Checkpoint, RecordBatch, TopicPartition};
 use traqq::store::embedded::EmbeddedStore;
 use traqq::store::memory::MemoryStore;
-use traqq::store::{Meta, Store, metrics_of};
+use traqq::store::{Meta, Store, StoreError, metrics_of};
 
 use crate::cli::{traqq, write_config};
 use crate::model::Random;
@@ -178,10 +178,10 @@ impl Remains {
         ids
     }
 
-    /// The counts are those of a single fold over these records, up to the stored position.
-    async fn assert_exact(self, log: Vec<RecordBatch>, config: &Path) {
+    /// The counts are those of a single fold over these records, up to the stored position. `Err` when they cannot be read.
+    async fn check(self, log: Vec<RecordBatch>, config: &Path) -> Result<(), StoreError> {
         let partition = TopicPartition::new("events", 0);
-        let position = self.store.positions(0).await.unwrap().get(&partition).map_or(0, |stored| stored.position);
+        let position = self.store.positions(0).await?.get(&partition).map_or(0, |stored| stored.position);
         let rules = load(Some(config), &[]).unwrap().config.check_worker().unwrap();
         let metrics = metrics_of(&rules.rules);
         let plan = Arc::new(Plan::new(rules));
@@ -189,28 +189,37 @@ impl Remains {
         reference.set_now(now());
         let mut meta = Meta::new(&plan.rules, "g", Vec::new());
         meta.starts.insert(partition.clone(), 0);
-        reference.create(&meta).await.unwrap();
-        let mut session = reference.session(0).await.unwrap();
+        reference.create(&meta).await?;
+        let mut session = reference.session(0).await?;
         let (mut from, mut labels) = (Checkpoint::start(0), BTreeSet::new());
-        for mut records in log {
-            let too_many = records.iter().filter(|record| record.offset >= position).count();
-            records = first_of(&records, records.len() - too_many);
+        for records in log {
+            let count = records.iter().filter(|record| record.offset < position).count();
+            let records = first_of(&records, count);
             for record in records.iter() {
                 let event: Value = serde_json::from_slice(record.value.unwrap()).unwrap();
                 labels.insert(event["event"].as_str().unwrap().to_owned());
             }
             let to = records.checkpoint_after(from);
             for folded in Folder::new(Arc::clone(&plan), usize::MAX).fold(&[Part { records, from }]) {
-                session.commit(Arc::new(folded.batch)).await.await.unwrap();
+                session.commit(Arc::new(folded.batch)).await.await?;
             }
             from = to;
         }
         let today = now().div_euclid(86_400) * 86_400;
         let buckets = [0, 1].map(|days| Bucket { kind: BucketKind::Day, start: today - days * 86_400 });
         let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        let reads = reads_of(&metrics, &buckets, &labels);
+        self.store.read(0, &reads).await?;
         if position > 0 {
-            assert_same(&self.store, &reference, &reads_of(&metrics, &buckets, &labels), "after the kills").await;
+            assert_same(&self.store, &reference, &reads, "against a single fold").await;
         }
+        Ok(())
+    }
+
+    fn assert_exact(self, config: &Path) {
+        let log = copy_of(&self.log);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(self.check(log, config)).unwrap();
     }
 }
 
@@ -340,9 +349,7 @@ fn kill_at_random(durability: &str, kills: usize, seed: u64) {
         assert!(acknowledged.contains(id) || uncertain.contains(id), "{id} was never sent");
         assert_eq!(*count, 1, "{id}");
     }
-    let log = copy_of(&remains.log);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(remains.assert_exact(log, &site.config));
+    remains.assert_exact(&site.config);
 }
 
 #[test]
@@ -405,10 +412,12 @@ fn a_torn_or_damaged_file_is_noticed_and_never_a_wrong_count() {
     assert_eq!(total, 4000);
     drop(whole.store);
     let files: Vec<PathBuf> = files_below(&original).into_iter().filter(|file| written_bytes(file) > 0).collect();
-    let mut random = Random(7);
+    // More of them, or others, on request.
+    let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (rounds, mut random) = (number("DAMAGE_ROUNDS", 120), Random(number("DAMAGE_SEED", 7)));
     let (mut refused, mut recovered) = (0, 0);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    for round in 0..120 {
+    for round in 0..rounds {
         let copy = tempfile::tempdir().unwrap();
         let directory = copy.path().join("data");
         let copied =
@@ -434,31 +443,20 @@ fn a_torn_or_damaged_file_is_noticed_and_never_a_wrong_count() {
             std::fs::write(&file, bytes).unwrap();
             format!("round {round}: {} flipped at {at} of {written}", file.display())
         };
-        let opened = std::panic::catch_unwind(|| open_remains(&directory));
-        match opened.unwrap_or_else(|_| panic!("{what}: a panic")) {
+        let checked = std::panic::catch_unwind(|| {
+            let remains = open_remains(&directory)?;
+            let position = runtime.block_on(remains.store.positions(0)).map_err(|error| error.to_string())?;
+            let position = position.values().next().map_or(0, |stored| stored.position);
+            assert!(position <= total as i64, "{position} of {total}");
+            runtime.block_on(remains.check(copy_of(&log), &site.config)).map_err(|error| error.to_string())
+        });
+        match checked.unwrap_or_else(|_| panic!("{what}: a panic, or a wrong count")) {
+            Ok(()) => recovered += 1,
             Err(error) => {
-                assert!(
-                    error.contains("damaged")
-                        || error.contains("not what was written")
-                        || error.contains("format")
-                        || error.contains("data.directory")
-                        || error.contains(&*directory.to_string_lossy()),
-                    "{what}: {error}"
-                );
+                let is_said =
+                    error.contains("damaged") || error.contains("not what was written") || error.contains("has format");
+                assert!(is_said && error.contains(&*directory.to_string_lossy()), "{what}: {error}");
                 refused += 1;
-            }
-            Ok(remains) => {
-                let store = remains.store.clone();
-                let positions = runtime.block_on(store.positions(0)).unwrap();
-                let position = positions.values().next().map_or(0, |stored| stored.position);
-                let log_end = remains.log.last().map_or(0, |records| records.position);
-                assert!(position <= log_end.max(total as i64), "{what}: {position} {log_end}");
-                let records = copy_of(&log);
-                let exact = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    runtime.block_on(remains.assert_exact(records, &site.config));
-                }));
-                assert!(exact.is_ok(), "{what}: the counts are wrong");
-                recovered += 1;
             }
         }
     }
@@ -548,9 +546,7 @@ fn fill_the_disk(reserve_bytes: u64) {
     let remains = open_remains(&data).unwrap();
     let ids = remains.ids();
     assert_eq!((ids.len(), ids.values().copied().max()), (acknowledged, Some(1)));
-    let log = copy_of(&remains.log);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(remains.assert_exact(log, &site.config));
+    remains.assert_exact(&site.config);
 }
 
 #[test]
@@ -757,7 +753,5 @@ fn sigterm_drains_and_a_second_process_is_refused() {
     let in_log = remains.ids();
     assert!(in_log.values().all(|count| *count == 1));
     assert!(in_log.len() >= accepted.load(Ordering::Relaxed) && !in_log.is_empty());
-    let log = copy_of(&remains.log);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(remains.assert_exact(log, &site.config));
+    remains.assert_exact(&site.config);
 }

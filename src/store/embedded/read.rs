@@ -34,12 +34,7 @@ impl Inner {
             }
             Read::SumTotals { of, add_key, .. } => {
                 let metric = Metric::Sum { of: of.clone(), add_key: add_key.as_str().into() };
-                self.with_row(bucket, &metric, Reply::none, |state| {
-                    let totals = state.row.totals;
-                    let Some((min, max)) = totals.bounds else { return Reply::none() };
-                    let named = [("count", totals.count), ("max", max), ("min", min), ("sum", totals.sum)];
-                    Reply::Values(named.map(|(name, value)| (name.to_owned(), value)).into())
-                })
+                Ok(self.totals(bucket, &metric))
             }
             Read::Unique { of, .. } => self.registers(open, bucket, &Metric::Unique { of: of.clone() }, ""),
             Read::UniqueBy { of, by, value, .. } => {
@@ -117,6 +112,19 @@ impl Inner {
         Ok(Some(sums))
     }
 
+    /// They stand beside the key and need none of its values.
+    fn totals(&self, bucket: Bucket, metric: &Metric) -> Reply {
+        let Some(key) = self.index.get(&self.key_name(bucket, metric)) else { return Reply::none() };
+        let row = key.lock().row;
+        match row.totals.bounds {
+            Some((min, max)) if !row.has_expired((self.clock)()) => {
+                let named = [("count", row.totals.count), ("max", max), ("min", min), ("sum", row.totals.sum)];
+                Reply::Values(named.map(|(name, value)| (name.to_owned(), value)).into())
+            }
+            _ => Reply::none(),
+        }
+    }
+
     fn registers(&self, open: &Arc<Open>, bucket: Bucket, metric: &Metric, label: &str) -> StoreResult<Reply> {
         let none = || Reply::Registers(Box::default());
         self.with(open, bucket, metric, none, |state| {
@@ -134,30 +142,18 @@ impl Inner {
         none: impl FnOnce() -> Reply,
         answer: impl FnOnce(&KeyState) -> Reply,
     ) -> StoreResult<Reply> {
-        let mut result = Ok(());
-        let reply = self.with_row(bucket, metric, none, |state| {
-            if !state.is_complete {
-                result = self.complete(open, state, metric);
-            }
-            answer(state)
-        })?;
-        self.index.evict();
-        result.map(|()| reply)
-    }
-
-    fn with_row(
-        &self,
-        bucket: Bucket,
-        metric: &Metric,
-        none: impl FnOnce() -> Reply,
-        answer: impl FnOnce(&mut KeyState) -> Reply,
-    ) -> StoreResult<Reply> {
         let Some(key) = self.index.get(&self.key_name(bucket, metric)) else { return Ok(none()) };
         let mut state = key.lock();
         if state.row.has_expired((self.clock)()) {
             return Ok(none());
         }
-        Ok(answer(&mut state))
+        if !state.is_complete {
+            self.complete(open, &mut state, metric)?;
+        }
+        let reply = answer(&state);
+        drop(state);
+        self.index.evict();
+        Ok(reply)
     }
 
     /// Reads the values that are missing. A commit waits for the key meanwhile, and then says what it changed.
