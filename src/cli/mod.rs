@@ -10,6 +10,9 @@ macro_rules! say {
     }};
 }
 
+mod answer;
+mod chart;
+mod client;
 mod config;
 mod doctor;
 mod explain;
@@ -18,7 +21,9 @@ mod mapping;
 mod position;
 mod query;
 mod run;
+mod show;
 mod table;
+mod terminal;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -134,6 +139,12 @@ impl Arguments {
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map(|runtime| runtime.block_on(future)).map_err(|error| Failure::Failed(error.to_string()))
+}
+
+/// A document that is printed as it came.
+pub(crate) fn print_document(body: &[u8]) -> Outcome {
+    say!("{}", String::from_utf8_lossy(body).trim_end());
+    Ok(())
 }
 
 pub(crate) fn print_json(value: &serde_json::Value) -> Outcome {
