@@ -12,8 +12,9 @@ use super::chart::grouped;
 
 /// Reads a whole document.
 pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
-    serde_json::from_slice(body)
-        .map_err(|error| Failure::Failed(format!("the answer cannot be read ({error}); is it another version of traqq?")))
+    serde_json::from_slice(body).map_err(|error| {
+        Failure::Failed(format!("the answer cannot be read ({error}); is it another version of traqq?"))
+    })
 }
 
 #[derive(Deserialize)]
@@ -35,7 +36,6 @@ pub struct FindAnswer {
     pub to: String,
     pub buckets: u64,
     pub time_zone: String,
-    pub merged: bool,
     pub since: Option<String>,
     pub results: Vec<Both<Span, Cell>>,
 }

@@ -234,7 +234,8 @@ impl Reply {
             detail: String,
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            return "the server wants its token; set server.token, or TRAQQ_SERVER__TOKEN in the environment".to_owned();
+            return "the server wants its token; set server.token, or TRAQQ_SERVER__TOKEN in the environment"
+                .to_owned();
         }
         match serde_json::from_slice::<Problem>(&self.body) {
             Ok(problem) => problem.detail,

@@ -92,6 +92,8 @@ fn show(metric: &str, answer: &FindAnswer, terminal: &Terminal) -> Vec<String> {
         results => {
             lines.push(String::new());
             lines.extend(buckets_table(results, &answer.bucket).lines(terminal));
+            let remarks = remarks_of(results, &answer.bucket);
+            lines.extend(remarks.iter().map(|remark| terminal.paint(Style::Yellow, &terminal.fit(remark))));
             let values = values_table(results, terminal);
             if let Some(values) = values {
                 lines.push(String::new());
@@ -107,19 +109,29 @@ fn buckets_table(results: &[Both<Span, Cell>], kind: &str) -> Table {
     // A leaderboard has no total; its rows below say all there is.
     let size = |cell: &Cell| cell.data.as_ref().and_then(|data| data.number().map(super::answer::Number::size));
     let max = results.iter().filter_map(|Both(_, cell)| size(cell)).fold(0.0, f64::max);
-    let mut table = Table::new(&["bucket", "total", "", ""]);
+    let mut table = Table::new(&["bucket", "total", ""]);
     for Both(span, cell) in results {
         let number = cell.data.as_ref().and_then(|data| data.number());
-        // How many values there are is said by the rows below.
-        let remarks: Vec<String> = remarks(cell).into_iter().filter(|remark| !remark.contains("--limit")).collect();
         table.row([
             bucket_name(&span.start, kind).into(),
             number.map_or_else(String::new, ToString::to_string).into(),
             table::Cell::Bar(size(cell).map_or(0.0, |size| size / max)),
-            remarks.join("; ").into(),
         ]);
     }
     table
+}
+
+/// What must be known about some of the buckets, each remark once.
+fn remarks_of(results: &[Both<Span, Cell>], kind: &str) -> Vec<String> {
+    let mut buckets: BTreeMap<String, Vec<&Span>> = BTreeMap::new();
+    for Both(span, cell) in results {
+        remarks(cell).into_iter().for_each(|remark| buckets.entry(remark).or_default().push(span));
+    }
+    let lines = buckets.into_iter().map(|(remark, spans)| match &spans[..] {
+        [first, _, ..] => format!("{} and {} more: {remark}", bucket_name(&first.start, kind), spans.len() - 1),
+        spans => format!("{}: {remark}", bucket_name(&spans[0].start, kind)),
+    });
+    lines.collect()
 }
 
 /// One row per value, with a line over the buckets; `None` if there are no values.
@@ -182,11 +194,11 @@ mod tests {
         let lines = show("add/event", &answer, &Terminal::test(false, 80)).join("\n");
         for part in [
             "add/event  2026-01-01T00:00:00Z to 2026-01-04T00:00:00Z, 3 buckets (UTC)",
-            "2026-01-01                 ",
-            "not known: retention has passed",
+            "2026-01-01: not known: retention has passed",
+            "2026-01-02    800  ██████████████████▉\n",
             "view     1,600   1,600  ·▄█",
             "buy        100     100  ·▁█",
-            "partial: counting",
+            "2026-01-03: partial: counting",
         ] {
             assert!(lines.contains(part), "{part:?} is not in\n{lines}");
         }

@@ -15,13 +15,17 @@ mod chart;
 mod client;
 mod config;
 mod doctor;
+mod events;
 mod explain;
 mod find;
+mod import;
 mod mapping;
 mod position;
 mod query;
+mod record;
 mod run;
 mod show;
+mod status_line;
 mod table;
 mod terminal;
 
@@ -55,6 +59,9 @@ enum Command {
     Run(run::Run),
     /// Answer queries only: the sidecar
     Serve,
+    /// Send one event
+    Record(record::Record),
+    Import(import::Import),
     /// Every metric, per bucket
     Query(query::Query),
     /// One metric, per bucket or merged over a range
@@ -73,7 +80,9 @@ enum Command {
     /// Look at everything a worker relies on, and say how to mend what is wrong
     Doctor(doctor::Doctor),
     /// Print completions for a shell
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        shell: clap_complete::Shell,
+    },
 }
 
 fn parse_override(text: &str) -> Result<(String, String), String> {
@@ -86,6 +95,13 @@ pub(crate) enum Failure {
     /// The command line or the configuration is wrong.
     Usage(String),
     Failed(String),
+}
+
+impl Failure {
+    pub(crate) fn text(&self) -> String {
+        let (Self::Usage(text) | Self::Failed(text)) = self;
+        text.clone()
+    }
 }
 
 impl From<anyhow::Error> for Failure {
@@ -123,6 +139,8 @@ impl Arguments {
         match self.command.unwrap_or(Command::Run(run::Run::default())) {
             Command::Run(command) => command.run(&loaded.config),
             Command::Serve => run::serve(&loaded.config),
+            Command::Record(command) => command.run(&loaded.config),
+            Command::Import(command) => command.run(&loaded.config),
             Command::Query(command) => command.run(&loaded.config),
             Command::Find(command) => command.run(&loaded.config),
             Command::Explain(command) => command.run(&loaded.config),

@@ -86,7 +86,8 @@ struct Column {
 /// The columns' widths: bars take what is left over, and words give way to numbers.
 fn fit(columns: &[Column], terminal: &Terminal) -> Vec<usize> {
     let mut widths: Vec<usize> = columns.iter().map(|column| column.longest).collect();
-    let room = terminal.columns.saturating_sub(GAP.len() * columns.len().saturating_sub(1));
+    let bars = columns.iter().filter(|column| column.is_bar).count();
+    let room = terminal.columns.saturating_sub(GAP.len() * (columns.len() - bars).saturating_sub(1));
     while terminal.is_terminal && widths.iter().sum::<usize>() > room {
         let words = (0..columns.len()).filter(|index| !columns[*index].is_number && !columns[*index].is_bar);
         let Some(widest) = words.max_by_key(|index| widths[*index]).filter(|index| widths[*index] > TEXT_COLUMNS_MIN)
@@ -95,8 +96,7 @@ fn fit(columns: &[Column], terminal: &Terminal) -> Vec<usize> {
         };
         widths[widest] -= 1;
     }
-    let bars = columns.iter().filter(|column| column.is_bar).count();
-    let left = room.saturating_sub(widths.iter().sum());
+    let left = room.saturating_sub(widths.iter().sum::<usize>() + GAP.len() * bars);
     for (column, width) in columns.iter().zip(&mut widths).filter(|(column, _)| column.is_bar) {
         *width = (left / bars + column.longest).min(BAR_COLUMNS_MAX);
     }
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn words_give_way_to_numbers() {
         let lines = table().lines(&Terminal::test(true, 20));
-        assert_eq!(lines, ["value          count", "日本語のペ…    1,200", "/cart?a=b&c=d      7"]);
+        assert_eq!(lines, ["value          count", "日本語のペー…  1,200", "/cart?a=b&c=d      7"]);
     }
 
     #[test]

@@ -71,6 +71,11 @@ impl Terminal {
         format!("\x1b[{code}m{text}\x1b[0m")
     }
 
+    /// A part of the terminal, without colours.
+    pub fn part(&self, columns: usize) -> Self {
+        Self { columns, colors: false, ..*self }
+    }
+
     /// The text, cut where a line of the terminal ends; whole where output is no terminal.
     pub fn fit(&self, text: &str) -> String {
         if self.is_terminal { cut(text, self.columns) } else { text.to_owned() }
@@ -104,7 +109,9 @@ pub fn cut(text: &str, columns: usize) -> String {
 
 /// Texts come from events and servers: nothing in them may move the cursor or change the direction of a line.
 pub fn printable(text: &str) -> String {
-    let moves = |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let moves = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
     text.chars().map(|c| if moves(c) { '\u{fffd}' } else { c }).collect()
 }
 
