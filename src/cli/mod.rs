@@ -14,6 +14,7 @@ mod answer;
 mod chart;
 mod client;
 mod config;
+mod demo;
 mod doctor;
 mod events;
 mod explain;
@@ -62,6 +63,7 @@ enum Command {
     /// Send one event
     Record(record::Record),
     Import(import::Import),
+    Demo(demo::Demo),
     /// Every metric, per bucket
     Query(query::Query),
     /// One metric, per bucket or merged over a range
@@ -141,6 +143,7 @@ impl Arguments {
             Command::Serve => run::serve(&loaded.config),
             Command::Record(command) => command.run(&loaded.config),
             Command::Import(command) => command.run(&loaded.config),
+            Command::Demo(command) => command.run(&loaded.config),
             Command::Query(command) => command.run(&loaded.config),
             Command::Find(command) => command.run(&loaded.config),
             Command::Explain(command) => command.run(&loaded.config),
