@@ -29,6 +29,7 @@ mod show;
 mod status_line;
 mod table;
 mod terminal;
+mod top;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -68,6 +69,7 @@ enum Command {
     Query(query::Query),
     /// One metric, per bucket or merged over a range
     Find(find::Find),
+    Top(top::Top),
     /// Show what an event becomes
     Explain(explain::Explain),
     /// The mapping that a prefix is counted by
@@ -144,6 +146,7 @@ impl Arguments {
             Command::Record(command) => command.run(&loaded.config),
             Command::Import(command) => command.run(&loaded.config),
             Command::Demo(command) => command.run(&loaded.config),
+            Command::Top(command) => command.run(&loaded.config),
             Command::Query(command) => command.run(&loaded.config),
             Command::Find(command) => command.run(&loaded.config),
             Command::Explain(command) => command.run(&loaded.config),
