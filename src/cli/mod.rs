@@ -31,12 +31,12 @@ mod table;
 mod terminal;
 mod top;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use self::terminal::{Style, Terminal};
 use crate::config::{Loaded, load};
 
 /// Exact counts from event streams.
@@ -125,8 +125,7 @@ impl Arguments {
                     Failure::Usage(text) => (text, 2),
                     Failure::Failed(text) => (text, 1),
                 };
-                let red = if std::io::stderr().is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-                eprintln!("{}error:{} {text}", red.0, red.1);
+                eprintln!("{} {text}", Terminal::stderr().paint(Style::Red, "error:"));
                 ExitCode::from(code)
             }
         }
