@@ -12,7 +12,10 @@ use super::client::{Client, ClientError, Reply};
 
 const PATH: &str = "/api/v1/events";
 const WAIT_FIRST: Duration = Duration::from_millis(100);
-const WAIT_MAX: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+const KEYS_REFUSED: &str = "this server stands in front of Kafka, where it cannot notice what is sent twice; \
+                            --at-least-once sends without keys";
 
 /// How the events of a body are written down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,16 +101,17 @@ pub fn judge(reply: &Reply) -> Result<Taken, PostError> {
         | StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => Err(again()),
-        StatusCode::NOT_IMPLEMENTED => Err(PostError::Stop(
-            "this server stands in front of Kafka, where it cannot notice what was sent twice; \
-             --at-least-once sends all the same"
-                .to_owned(),
-        )),
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
             Err(PostError::Stop(format!("this server takes no events ({}); see --server", reply.problem())))
         }
         _ => Err(PostError::Stop(reply.problem())),
     }
+}
+
+/// Whether the server takes events without a key. Nothing is sent to find out: no events are a bad request.
+async fn takes_events(client: &mut Client) -> bool {
+    let reply = post(client, Encoding::Ndjson, Bytes::new(), None).await;
+    reply.is_ok_and(|reply| reply.status == StatusCode::BAD_REQUEST)
 }
 
 /// Sends NDJSON until the server has it. `waiting` is told why it has to be sent again, each time. Nobody at the other end is
@@ -126,6 +130,9 @@ pub async fn post_until_taken(
         let result = match post(client, Encoding::Ndjson, body.clone(), key).await {
             Ok(reply) => {
                 reached.store(true, Ordering::Relaxed);
+                if reply.status == StatusCode::NOT_IMPLEMENTED && key.is_some() && takes_events(client).await {
+                    return Err(KEYS_REFUSED.to_owned());
+                }
                 judge(&reply)
             }
             Err(ClientError::Unreachable(why)) if !reached.load(Ordering::Relaxed) => Err(PostError::Stop(why)),
@@ -176,9 +183,7 @@ mod tests {
         let dated = judge(&reply(503, &[("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT")], "{}"));
         assert!(matches!(dated, Err(PostError::Again { after: None, .. })), "{dated:?}");
 
-        for (status, part) in
-            [(400, "detail"), (413, "detail"), (422, "detail"), (500, "detail"), (501, "--at-least-once")]
-        {
+        for (status, part) in [(400, "detail"), (413, "detail"), (422, "detail"), (500, "detail"), (501, "detail")] {
             let stop = judge(&reply(status, &[], r#"{"detail":"the detail"}"#));
             assert!(matches!(&stop, Err(PostError::Stop(text)) if text.contains(part)), "{status}: {stop:?}");
         }
