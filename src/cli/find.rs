@@ -91,7 +91,7 @@ fn show(metric: &str, answer: &FindAnswer, terminal: &Terminal) -> Vec<String> {
         }
         results => {
             lines.push(String::new());
-            lines.extend(buckets_table(results, &answer.bucket).lines(terminal));
+            lines.extend(buckets_table(results, &answer.bucket).iter().flat_map(|table| table.lines(terminal)));
             let remarks = remarks_of(results, &answer.bucket);
             lines.extend(remarks.iter().map(|remark| terminal.paint(Style::Yellow, &terminal.fit(remark))));
             let values = values_table(results, terminal);
@@ -104,9 +104,8 @@ fn show(metric: &str, answer: &FindAnswer, terminal: &Terminal) -> Vec<String> {
     lines
 }
 
-/// One row per bucket, with its total.
-fn buckets_table(results: &[Both<Span, Cell>], kind: &str) -> Table {
-    // A leaderboard has no total; its rows below say all there is.
+/// One row per bucket, with its total; `None` for a leaderboard, which has no totals.
+fn buckets_table(results: &[Both<Span, Cell>], kind: &str) -> Option<Table> {
     let size = |cell: &Cell| cell.data.as_ref().and_then(|data| data.number().map(super::answer::Number::size));
     let max = results.iter().filter_map(|Both(_, cell)| size(cell)).fold(0.0, f64::max);
     let mut table = Table::new(&["bucket", "total", ""]);
@@ -118,7 +117,7 @@ fn buckets_table(results: &[Both<Span, Cell>], kind: &str) -> Table {
             table::Cell::Bar(size(cell).map_or(0.0, |size| size / max)),
         ]);
     }
-    table
+    results.iter().any(|Both(_, cell)| size(cell).is_some()).then_some(table)
 }
 
 /// What must be known about some of the buckets, each remark once.

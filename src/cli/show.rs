@@ -78,7 +78,7 @@ pub fn remarks(cell: &Cell) -> Vec<String> {
                 Some(0) => remarks.push("nothing was counted".to_owned()),
                 Some(seen) if seen > shown && data.values.is_some() => {
                     let more = grouped(&(seen - shown).to_string());
-                    remarks.push(format!("and {more} more values, see --limit"));
+                    remarks.push(format!("and {more} more values"));
                 }
                 None if data.exact.is_some() && shown == 0 => remarks.push("nothing was counted".to_owned()),
                 _ => {}

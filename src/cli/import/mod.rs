@@ -30,7 +30,6 @@ use crate::config::Config;
 /// remembers that for 24 hours. Names and compression of files do not matter for it, only what is in them; a file that has grown
 /// meanwhile is to be imported when it is complete, for its last events are sent again together with the new ones.
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
 pub struct Import {
     /// Files, also compressed with gzip or zstd; - is standard input
     #[arg(required = true, value_name = "FILE")]
@@ -162,7 +161,9 @@ impl Import {
         for rejection in tally.rejections(&self.files) {
             eprintln!("{rejection}");
         }
-        say!("{}", tally.summary(&self.files));
+        if failure.is_none() || tally.events() > 0 {
+            say!("{}", tally.summary(&self.files));
+        }
         match (failure, tally.rejected()) {
             (Some(why), _) => Err(Failure::Failed(super::terminal::printable(&why))),
             (None, 0) => Ok(()),

@@ -93,12 +93,9 @@ async fn live(mut watch: Watch, interval: Duration) -> Outcome {
 fn quit_key() -> mpsc::Receiver<()> {
     let (sender, quit) = mpsc::channel(1);
     std::thread::spawn(move || {
-        let keys = std::io::stdin().lock().bytes().map_while(Result::ok);
-        if keys.into_iter().any(|key| key.eq_ignore_ascii_case(&b'q')) {
+        // Where keys end without one there is still Ctrl-C.
+        if std::io::stdin().lock().bytes().map_while(Result::ok).any(|key| key.eq_ignore_ascii_case(&b'q')) {
             let _ = sender.blocking_send(());
-        } else {
-            // Without keys there is still Ctrl-C: the receiver must not see the end as a key.
-            std::mem::forget(sender);
         }
     });
     quit

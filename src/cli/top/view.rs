@@ -13,6 +13,8 @@ use crate::cli::terminal::{Style, Terminal, printable, width};
 /// Wide enough for two leaders side by side.
 const TWO_COLUMNS: usize = 100;
 const GAP: usize = 4;
+/// Wide enough for the offsets of partitions.
+const OFFSETS_COLUMNS: usize = 64;
 
 /// `/api/v1/stats`.
 #[derive(Clone, Default, Deserialize)]
@@ -153,13 +155,21 @@ fn partitions(partitions: &[Partition], terminal: &Terminal, rows: usize) -> Vec
     if partitions.is_empty() {
         return Vec::new();
     }
-    let mut table = Table::new(&["partition", "state", "position", "end", "behind", "by", ""]);
+    // Where there is little room, how far behind it is says more than where that is.
+    let is_narrow = terminal.columns < OFFSETS_COLUMNS;
+    let shown = |cells: [String; 7]| -> Vec<String> {
+        let offsets = [2, 3];
+        let cells = cells.into_iter().enumerate().filter(|(index, _)| !(is_narrow && offsets.contains(index)));
+        cells.map(|(_, cell)| cell).collect()
+    };
+    let heads = shown(["partition", "state", "position", "end", "behind", "by", ""].map(str::to_owned));
+    let mut table = Table::new(&heads.iter().map(String::as_str).collect::<Vec<_>>());
     // Those that wait for a person first, then those with the most to do.
     let mut sorted: Vec<&Partition> = partitions.iter().collect();
     sorted.sort_by_key(|partition| (partition.reason.is_none(), std::cmp::Reverse(partition.lag_records)));
     let number = |number: i64| grouped(&number.to_string());
     for partition in sorted.iter().take(rows) {
-        table.row([
+        table.row(shown([
             format!("{}/{}", partition.topic, partition.partition),
             partition.state.clone(),
             number(partition.position),
@@ -167,7 +177,7 @@ fn partitions(partitions: &[Partition], terminal: &Terminal, rows: usize) -> Vec
             number(partition.lag_records),
             format!("{:.0} s", partition.lag_seconds),
             partition.reason.clone().unwrap_or_default(),
-        ]);
+        ]));
     }
     let mut lines = table.lines(terminal);
     if sorted.len() > rows {
