@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -240,6 +240,7 @@ fn rows_become_events() {
 fn kafka_takes_no_keys() {
     let stand = Stand::start(|_, request| match request.header("idempotency-key") {
         Some(_) => reply("501 Not Implemented", r#"{"detail":"Kafka is in the way"}"#),
+        None if request.body.is_empty() => reply("400 Bad Request", r#"{"detail":"the body is empty"}"#),
         None => taken(request),
     });
     let files = Files::new();
@@ -327,52 +328,140 @@ fn interrupt(child: &Child) {
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
 }
 
-/// A sidecar that ends with the value.
-struct Sidecar {
+/// A real server that ends with the value.
+struct Traqq {
     child: Child,
+    command: &'static str,
+    port: u16,
     config: PathBuf,
     _directory: tempfile::TempDir,
 }
 
-impl Sidecar {
-    fn start(redis: &Redis) -> Self {
+impl Traqq {
+    /// `config` has everything but the addresses.
+    fn start(command: &'static str, config: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let port = free_port();
+        let data = directory.path().join("data");
         let config = format!(
-            "[store.redis]\nurl = \"{}\"\n[server]\nhttp = \"0.0.0.0:{port}\"\ntoken = \"hush\"\n[mapping]\ntop = [\"geo\"]\n",
-            redis.url()
+            "[server]\nhttp = \"0.0.0.0:{port}\"\ntcp = \"off\"\ntoken = \"hush\"\n[data]\ndirectory = {data:?}\n{config}"
         );
         let config = write_config(directory.path(), &config);
-        let child = traqq().arg("--config").arg(&config).arg("serve").stderr(Stdio::null()).spawn().unwrap();
-        poll_until(Duration::from_secs(20), "the sidecar listens", || TcpStream::connect(("127.0.0.1", port)).ok());
-        Self { child, config, _directory: directory }
+        let child = Self::launch(command, &config, port);
+        Self { child, command, port, config, _directory: directory }
+    }
+
+    fn launch(command: &str, config: &Path, port: u16) -> Child {
+        let mut traqq = traqq();
+        traqq.arg("--config").arg(config).arg(command).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = traqq.spawn().unwrap();
+        poll_until(Duration::from_secs(20), "traqq listens", || TcpStream::connect(("127.0.0.1", port)).ok());
+        child
+    }
+
+    fn kill9(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.child = Self::launch(self.command, &self.config, self.port);
+    }
+
+    fn client(&self, arguments: &[&str]) -> Command {
+        let mut client = traqq();
+        client.arg("--config").arg(&self.config).args(arguments);
+        client.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        client
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        traqq().arg("--config").arg(&self.config).args(arguments).output().unwrap()
+        self.client(arguments).output().unwrap()
+    }
+
+    /// The count of an event, today.
+    fn count(&self, event: &str) -> i64 {
+        let output = self.run(&["find", "add/event", "--value", event, "--json"]);
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        answer["results"][0]["data"]["count"].as_i64().unwrap_or(0)
     }
 }
 
-impl Drop for Sidecar {
+impl Drop for Traqq {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
+/// Killed at the worst moments, the server has every event of the file once; and so it has after a second import.
+#[test]
+fn an_import_through_killed_servers_is_exact() {
+    const EVENTS: i64 = 300_000;
+    let mut server = Traqq::start("run", "[mapping]\nadd = [\"event\"]\n");
+    let files = Files::new();
+    let file = files.write("events.ndjson", ndjson(EVENTS as usize));
+    let import = server.client(&["import", &file]).spawn().unwrap();
+    for part in [1, 2] {
+        poll_until(Duration::from_secs(60), "some events are counted", || {
+            (server.count("view") >= EVENTS * part / 10).then_some(())
+        });
+        server.kill9();
+        server.restart();
+    }
+    let output = import.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "imported 300,000 events\n");
+    let counted = |count: i64| {
+        poll_until(Duration::from_secs(60), "all is counted", || (server.count("view") >= count).then_some(()));
+        assert_eq!(server.count("view"), count);
+    };
+    counted(EVENTS);
+    let output = server.run(&["import", &file]);
+    assert_eq!(text(&output.stdout), "imported 0 events, skipped 300,000 that were there already\n");
+    let output = server.run(&["import", "--again", &file]);
+    assert_eq!(text(&output.stdout), "imported 300,000 events\n");
+    counted(2 * EVENTS);
+}
+
+/// What a person sees of events that were just sent.
+#[test]
+fn events_come_back_in_tables() {
+    let server = Traqq::start("run", "[mapping]\nadd = [\"event\"]\ntop = [\"geo\"]\nbitmap = [\"ip\"]\n");
+    for event in [r#"{"event":"buy","geo":"US","ip":"1.1.1.1"}"#, r#"{"event":"buy","geo":"DE","ip":"1.1.1.2"}"#] {
+        let output = server.run(&["record", event]);
+        assert_eq!(text(&output.stdout), "accepted 1 event\n", "{}", text(&output.stderr));
+    }
+    let output = server.run(&["record", r#"{"evnt":"buy"}"#]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains("no_event"), "{}", complaint(&output));
+    poll_until(Duration::from_secs(20), "both are counted", || (server.count("buy") == 2).then_some(()));
+    let shown = text(&server.run(&["query"]).stdout);
+    for part in ["add/event  2\n", "buy  2  █", "top/geo\n", "US  1  █", "bitmap/ip  2 unique, ± 1 (95 %)\n"] {
+        assert!(shown.contains(part), "{part:?} is not in\n{shown}");
+    }
+    let shown = text(&server.run(&["find", "add/event", "--days", "3", "--per-bucket"]).stdout);
+    assert!(shown.contains("3 buckets") && shown.contains('█'), "{shown}");
+}
+
 /// The configuration says where the server is and what its token is.
 #[test]
 fn questions_go_to_the_server_of_the_configuration() {
     let redis = Redis::start(&[]);
-    let sidecar = Sidecar::start(&redis);
+    let config = format!("[store.redis]\nurl = \"{}\"\n[mapping]\ntop = [\"geo\"]\n", redis.url());
+    let sidecar = Traqq::start("serve", &config);
     for question in [&["query"][..], &["find", "top/geo", "--days", "7"], &["query", "--json"]] {
         let output = sidecar.run(question);
         assert_eq!(output.status.code(), Some(1));
         assert!(complaint(&output).contains("nothing has been counted"), "{}", complaint(&output));
     }
-    let output = sidecar.run(&["record", "{\"event\":\"a\"}"]);
-    assert_eq!(output.status.code(), Some(1));
-    complaint(&output);
+    let file = sidecar.config.with_file_name("events.ndjson");
+    std::fs::write(&file, ndjson(1)).unwrap();
+    for sent in [&["record", "{\"event\":\"a\"}"], &["import", file.to_str().unwrap()]] {
+        let output = sidecar.run(sent);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("only answers queries"), "{}", text(&output.stderr));
+    }
     let output = sidecar.run(&["top"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let shown = text(&output.stdout);
