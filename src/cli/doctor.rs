@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::terminal::{Style, Terminal};
 use super::{Failure, Outcome, block_on, print_json};
 use crate::app;
 use crate::broker::kafka;
@@ -96,17 +97,14 @@ async fn counts(config: &Config) -> Vec<Check> {
 }
 
 fn print(sections: &[(&str, Vec<Check>)]) {
-    use std::io::IsTerminal;
-    let is_terminal = std::io::stdout().is_terminal();
-    let paint =
-        |color: &str, mark: &str| if is_terminal { format!("\x1b[{color}m{mark}\x1b[0m") } else { mark.to_owned() };
+    let terminal = Terminal::stdout();
     for (section, checks) in sections {
         say!("{section}");
         for Check { name, finding } in checks {
             let (mark, text) = match finding {
-                Finding::Good(text) => (paint("32", "ok  "), text),
-                Finding::Warning(text) => (paint("33", "warn"), text),
-                Finding::Bad(text) => (paint("31", "BAD "), text),
+                Finding::Good(text) => (terminal.paint(Style::Green, "ok  "), text),
+                Finding::Warning(text) => (terminal.paint(Style::Yellow, "warn"), text),
+                Finding::Bad(text) => (terminal.paint(Style::Red, "BAD "), text),
             };
             say!("  {mark}  {name}: {text}");
         }

@@ -10,22 +10,33 @@ macro_rules! say {
     }};
 }
 
+mod answer;
+mod chart;
+mod client;
 mod config;
+mod demo;
 mod doctor;
+mod events;
 mod explain;
 mod find;
+mod import;
 mod mapping;
 mod position;
 mod query;
+mod record;
 mod run;
+mod show;
+mod status_line;
 mod table;
+mod terminal;
+mod top;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use self::terminal::{Style, Terminal};
 use crate::config::{Loaded, load};
 
 /// Exact counts from event streams.
@@ -50,10 +61,15 @@ enum Command {
     Run(run::Run),
     /// Answer queries only: the sidecar
     Serve,
+    /// Send one event
+    Record(record::Record),
+    Import(import::Import),
+    Demo(demo::Demo),
     /// Every metric, per bucket
     Query(query::Query),
     /// One metric, per bucket or merged over a range
     Find(find::Find),
+    Top(top::Top),
     /// Show what an event becomes
     Explain(explain::Explain),
     /// The mapping that a prefix is counted by
@@ -68,7 +84,9 @@ enum Command {
     /// Look at everything a worker relies on, and say how to mend what is wrong
     Doctor(doctor::Doctor),
     /// Print completions for a shell
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        shell: clap_complete::Shell,
+    },
 }
 
 fn parse_override(text: &str) -> Result<(String, String), String> {
@@ -81,6 +99,13 @@ pub(crate) enum Failure {
     /// The command line or the configuration is wrong.
     Usage(String),
     Failed(String),
+}
+
+impl Failure {
+    pub(crate) fn text(&self) -> String {
+        let (Self::Usage(text) | Self::Failed(text)) = self;
+        text.clone()
+    }
 }
 
 impl From<anyhow::Error> for Failure {
@@ -100,8 +125,7 @@ impl Arguments {
                     Failure::Usage(text) => (text, 2),
                     Failure::Failed(text) => (text, 1),
                 };
-                let red = if std::io::stderr().is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-                eprintln!("{}error:{} {text}", red.0, red.1);
+                eprintln!("{} {text}", Terminal::stderr().paint(Style::Red, "error:"));
                 ExitCode::from(code)
             }
         }
@@ -118,6 +142,10 @@ impl Arguments {
         match self.command.unwrap_or(Command::Run(run::Run::default())) {
             Command::Run(command) => command.run(&loaded.config),
             Command::Serve => run::serve(&loaded.config),
+            Command::Record(command) => command.run(&loaded.config),
+            Command::Import(command) => command.run(&loaded.config),
+            Command::Demo(command) => command.run(&loaded.config),
+            Command::Top(command) => command.run(&loaded.config),
             Command::Query(command) => command.run(&loaded.config),
             Command::Find(command) => command.run(&loaded.config),
             Command::Explain(command) => command.run(&loaded.config),
@@ -134,6 +162,12 @@ impl Arguments {
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map(|runtime| runtime.block_on(future)).map_err(|error| Failure::Failed(error.to_string()))
+}
+
+/// A document that is printed as it came.
+pub(crate) fn print_document(body: &[u8]) -> Outcome {
+    say!("{}", String::from_utf8_lossy(body).trim_end());
+    Ok(())
 }
 
 pub(crate) fn print_json(value: &serde_json::Value) -> Outcome {

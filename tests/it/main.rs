@@ -2,6 +2,7 @@
 
 mod architecture;
 mod cli;
+mod client;
 mod deploy;
 mod hll;
 mod kafka;

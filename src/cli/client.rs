@@ -1,0 +1,308 @@
+//! A client of a running traqq: HTTP/1.1 without TLS, one connection that is kept alive.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::net::TcpStream;
+
+use super::Failure;
+use crate::server;
+
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Longer than a server takes by default to give up by itself.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
+const USER_AGENT: &str = concat!("traqq/", env!("CARGO_PKG_VERSION"));
+
+/// Which server a client command asks.
+#[derive(Args)]
+pub struct ServerArgument {
+    /// Where traqq runs, as http://HOST:PORT [default: server.http of the configuration]
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+}
+
+impl ServerArgument {
+    /// The server of `--server`, or else the one that the configuration describes; the token is the configuration's.
+    pub fn client(&self, config: &server::Config) -> Result<Client, Failure> {
+        let target = match &self.server {
+            Some(url) => Target::parse(url),
+            None => local_url(&config.http).and_then(|url| Target::parse(&url)),
+        };
+        let authorization = config.token.as_ref().map(|token| HeaderValue::try_from(format!("Bearer {}", token.0)));
+        let authorization = authorization.transpose().map_err(|_| {
+            Failure::Usage("server.token has characters that an Authorization header cannot carry".to_owned())
+        })?;
+        Ok(Client { target: Arc::new(target.map_err(Failure::Usage)?), authorization, connection: None })
+    }
+}
+
+/// Where a server that listens on `address` is reached from this machine.
+fn local_url(address: &str) -> Result<String, String> {
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    if port.parse::<u16>().unwrap_or(0) == 0 {
+        return Err(format!("server.http = {address:?} has no fixed port; say where traqq runs with --server"));
+    }
+    let host = match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) if address.is_unspecified() => "127.0.0.1",
+        Ok(IpAddr::V6(address)) if address.is_unspecified() => "[::1]",
+        _ => host,
+    };
+    Ok(format!("http://{host}:{port}"))
+}
+
+/// A parsed `http://HOST:PORT/PREFIX`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Target {
+    host: String,
+    port: u16,
+    /// As the `Host` header has it.
+    authority: String,
+    /// In front of every path; empty or without a slash at its end.
+    prefix: String,
+}
+
+impl Target {
+    fn parse(url: &str) -> Result<Self, String> {
+        let wrong = || format!("--server {url:?} is not a URL like http://127.0.0.1:9877");
+        if url.starts_with("https://") {
+            return Err(format!("--server {url:?}: TLS is not spoken here; use http://, or a tunnel or proxy to it"));
+        }
+        let uri: Uri = url.parse().map_err(|_| wrong())?;
+        let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(wrong)?;
+        if authority.as_str().contains('@') || uri.query().is_some() {
+            return Err(wrong());
+        }
+        Ok(Self {
+            host: authority.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: authority.port_u16().unwrap_or(80),
+            authority: authority.to_string(),
+            prefix: uri.path().trim_end_matches('/').to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.authority, self.prefix)
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ClientError {
+    /// The request has not left this process.
+    Unreachable(String),
+    /// The request may have been taken.
+    Lost(String),
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Unreachable(text) | Self::Lost(text)) = self;
+        f.write_str(text)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// One connection to a server, made when it is needed and again after it was lost. A clone has its own.
+pub struct Client {
+    target: Arc<Target>,
+    authorization: Option<HeaderValue>,
+    connection: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Clone for Client {
+    fn clone(&self) -> Self {
+        Self { target: Arc::clone(&self.target), authorization: self.authorization.clone(), connection: None }
+    }
+}
+
+impl Client {
+    /// `http://HOST:PORT`, for a person.
+    pub fn url(&self) -> String {
+        self.target.to_string()
+    }
+
+    /// A GET whose answer must be 200.
+    pub async fn get(&mut self, path: &str) -> Result<Bytes, Failure> {
+        let reply = self.send(Method::GET, path, &[], Bytes::new()).await?;
+        if reply.status == StatusCode::OK { Ok(reply.body) } else { Err(Failure::Failed(reply.problem())) }
+    }
+
+    /// Sends one request. An answer of any status is `Ok`.
+    pub async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(header::HeaderName, HeaderValue)],
+        body: Bytes,
+    ) -> Result<Reply, ClientError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.target.prefix))
+            .header(header::HOST, &self.target.authority)
+            .header(header::USER_AGENT, USER_AGENT)
+            .body(Full::new(body))
+            .expect("a method, a path and known headers");
+        request.headers_mut().extend(headers.iter().cloned());
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        }
+        let mut connection = self.connection().await?;
+        let answer = tokio::time::timeout(ANSWER_MAX, async {
+            let response = connection.send_request(request).await?;
+            let (head, body) = response.into_parts();
+            Ok::<_, hyper::Error>(Reply {
+                status: head.status,
+                headers: head.headers,
+                body: body.collect().await?.to_bytes(),
+            })
+        });
+        let url = &self.target;
+        match answer.await {
+            Ok(Ok(reply)) => {
+                self.connection = Some(connection);
+                Ok(reply)
+            }
+            Ok(Err(error)) if error.is_parse() => {
+                Err(ClientError::Lost(format!("what answers at {url} does not speak HTTP; see --server")))
+            }
+            Ok(Err(_)) => Err(ClientError::Lost(format!("the connection to {url} was lost before the answer"))),
+            Err(_) => Err(ClientError::Lost(format!("no answer from {url} within {} s", ANSWER_MAX.as_secs()))),
+        }
+    }
+
+    /// The connection at hand if it can take a request, else a new one.
+    async fn connection(&mut self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+        if let Some(mut connection) = self.connection.take()
+            && connection.ready().await.is_ok()
+        {
+            return Ok(connection);
+        }
+        let url = &self.target;
+        let connecting = TcpStream::connect((url.host.as_str(), url.port));
+        let stream = match tokio::time::timeout(CONNECT_MAX, connecting).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                return Err(ClientError::Unreachable(format!(
+                    "nothing answers at {url}; start one with `traqq`, or say where it is with --server"
+                )));
+            }
+            Ok(Err(error)) => return Err(ClientError::Unreachable(format!("{url} cannot be reached: {error}"))),
+            Err(_) => {
+                let seconds = CONNECT_MAX.as_secs();
+                return Err(ClientError::Unreachable(format!("{url} cannot be reached: no connection in {seconds} s")));
+            }
+        };
+        // Requests are whole: there is nothing to wait for.
+        let _ = stream.set_nodelay(true);
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = handshake.map_err(|error| ClientError::Unreachable(error.to_string()))?;
+        // It ends with the sender, or when the server closes; a request that it takes along sees the error.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+}
+
+/// An answer, read to its end.
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Reply {
+    /// What a person is told about an answer that is no success: the problem document's `detail`.
+    pub fn problem(&self) -> String {
+        #[derive(Deserialize)]
+        struct Problem {
+            detail: String,
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            return "the server wants its token; set server.token, or TRAQQ_SERVER__TOKEN in the environment"
+                .to_owned();
+        }
+        match serde_json::from_slice::<Problem>(&self.body) {
+            Ok(problem) => problem.detail,
+            Err(_) => format!("the server answered {}; is it a traqq?", self.status),
+        }
+    }
+
+    /// `Retry-After` in seconds; its other form, a date, is not read.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let seconds = self.headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+        Some(Duration::from_secs(seconds))
+    }
+}
+
+/// A path with a query string of what is there.
+pub fn path_with(path: &str, parameters: &[(&str, Option<&str>)]) -> String {
+    let mut text = path.to_owned();
+    let given = parameters.iter().filter_map(|(name, value)| value.map(|value| (name, value)));
+    for (index, (name, value)) in given.enumerate() {
+        text.push(if index == 0 { '?' } else { '&' });
+        text.push_str(name);
+        text.push('=');
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                text.push(char::from(byte));
+            } else {
+                text.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_reached_where_it_listens() {
+        for (listens, url) in [
+            ("127.0.0.1:9877", "http://127.0.0.1:9877"),
+            ("0.0.0.0:80", "http://127.0.0.1:80"),
+            ("[::]:1", "http://[::1]:1"),
+            ("[::1]:1", "http://[::1]:1"),
+            ("localhost:1", "http://localhost:1"),
+        ] {
+            assert_eq!(local_url(listens).unwrap(), url);
+        }
+        assert!(local_url("127.0.0.1:0").unwrap_err().contains("--server"));
+    }
+
+    #[test]
+    fn urls_are_read() {
+        let target = Target::parse("http://[::1]:8080/traqq/").unwrap();
+        assert_eq!((target.host.as_str(), target.port, target.prefix.as_str()), ("::1", 8080, "/traqq"));
+        assert_eq!(target.to_string(), "http://[::1]:8080/traqq");
+        assert_eq!(Target::parse("http://traqq.test").unwrap().port, 80);
+        for wrong in ["", "localhost:9877", "127.0.0.1", "http://", "http://u:p@h", "http://h?x=1", "ftp://h"] {
+            assert!(Target::parse(wrong).unwrap_err().contains("http://127.0.0.1:9877"), "{wrong}");
+        }
+        assert!(Target::parse("https://h").unwrap_err().contains("TLS"));
+    }
+
+    #[test]
+    fn parameters_are_escaped() {
+        let path = path_with("/p", &[("a", None), ("q", Some("add/x~y")), ("value", Some("ä &=+%"))]);
+        assert_eq!(path, "/p?q=add%2Fx~y&value=%C3%A4%20%26%3D%2B%25");
+        assert_eq!(path_with("/p", &[("a", None)]), "/p");
+    }
+}

@@ -1,0 +1,107 @@
+//! Lines of NDJSON, none longer than a bound.
+
+use std::io::BufRead;
+
+use super::Item;
+
+pub struct Lines<R> {
+    input: R,
+    /// Of the last line that was begun, from 1.
+    line: u64,
+    bytes_max: usize,
+}
+
+impl<R: BufRead> Lines<R> {
+    pub fn new(input: R, bytes_max: usize) -> Self {
+        Self { input, line: 0, bytes_max }
+    }
+
+    /// The next line that is not blank, appended to `body` without its end.
+    pub fn next(&mut self, body: &mut Vec<u8>) -> Result<Option<Item>, String> {
+        let start = body.len();
+        loop {
+            self.line += 1;
+            let (is_whole, is_end) = self.read(body)?;
+            if !is_whole {
+                body.truncate(start);
+                let why = format!("longer than {} bytes", self.bytes_max);
+                return Ok(Some(Item { line: self.line, result: Err(why) }));
+            }
+            if body[start..].trim_ascii().is_empty() {
+                body.truncate(start);
+                if is_end {
+                    return Ok(None);
+                }
+                continue;
+            }
+            if self.line == 1 && body[start..].trim_ascii().first() == Some(&b'[') {
+                return Err("begins with an array, and an event is an object on a line of its own; \
+                            `jq -c '.[]' FILE | traqq import -` imports the objects of an array"
+                    .to_owned());
+            }
+            return Ok(Some(Item { line: self.line, result: Ok(()) }));
+        }
+    }
+
+    /// Appends a line, as much of it as is allowed. Says whether that was all, and whether the input ended with it.
+    fn read(&mut self, body: &mut Vec<u8>) -> Result<(bool, bool), String> {
+        let mut length = 0_usize;
+        loop {
+            let buffer = self.input.fill_buf().map_err(|error| format!("after line {}: {error}", self.line - 1))?;
+            if buffer.is_empty() {
+                return Ok((length <= self.bytes_max, true));
+            }
+            let end = memchr::memchr(b'\n', buffer);
+            let part = &buffer[..end.unwrap_or(buffer.len())];
+            length = length.saturating_add(part.len());
+            if length <= self.bytes_max {
+                body.extend_from_slice(part);
+            }
+            let consumed = part.len() + usize::from(end.is_some());
+            self.input.consume(consumed);
+            if end.is_some() {
+                return Ok((length <= self.bytes_max, false));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufReader;
+
+    use super::*;
+
+    fn lines(text: &str, bytes_max: usize) -> Vec<(u64, Result<String, String>)> {
+        // A small buffer, so that lines go over its end.
+        let mut lines = Lines::new(BufReader::with_capacity(3, text.as_bytes()), bytes_max);
+        let mut found = Vec::new();
+        loop {
+            let mut body = b"before".to_vec();
+            let Some(item) = lines.next(&mut body).unwrap() else { return found };
+            let text = String::from_utf8(body.split_off("before".len())).unwrap();
+            found.push((item.line, item.result.map(|()| text)));
+        }
+    }
+
+    #[test]
+    fn blank_lines_count_but_are_none() {
+        let ok = |text: &str| Ok(text.to_owned());
+        assert_eq!(lines("\n{\"a\":1}\r\n \n\n{}", 100), [(2, ok("{\"a\":1}\r")), (5, ok("{}"))]);
+        assert_eq!(lines("", 100), []);
+        assert_eq!(lines("\n\n", 100), []);
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_named_and_passed_over() {
+        let found = lines("12345678\n1234567\n123456789", 7);
+        let long = || Err("longer than 7 bytes".to_owned());
+        assert_eq!(found, [(1, long()), (2, Ok("1234567".to_owned())), (3, long())]);
+    }
+
+    #[test]
+    fn an_array_is_recognised() {
+        let error = Lines::new(&b" [\n{}]"[..], 9).next(&mut Vec::new()).err().unwrap();
+        assert!(error.contains("jq"), "{error}");
+    }
+}
