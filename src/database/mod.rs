@@ -14,6 +14,7 @@
 //! as soon as that is possible, under a new epoch: whoever keeps something in memory about it compares epochs and reads again.
 
 mod config;
+mod verify;
 
 use std::cell::Cell;
 use std::fs;
@@ -292,7 +293,10 @@ fn try_open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Op
             _ => DatabaseError::Stop(text),
         }
     };
-    let database = fjall::Database::builder(directory.join("database"))
+    let place = directory.join("database");
+    verify::verify(&place)
+        .map_err(|error| DatabaseError::Stop(damaged(directory, &format!("{error}: not what was written"))))?;
+    let database = fjall::Database::builder(place)
         .cache_size(cache_bytes)
         .journal_compression(CompressionType::None)
         .worker_threads(2)

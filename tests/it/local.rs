@@ -443,6 +443,9 @@ fn a_torn_or_damaged_file_is_noticed_and_never_a_wrong_count() {
             std::fs::write(&file, bytes).unwrap();
             format!("round {round}: {} flipped at {at} of {written}", file.display())
         };
+        if std::env::var_os("DAMAGE_SEED").is_some() {
+            eprintln!("{what}");
+        }
         let checked = std::panic::catch_unwind(|| {
             let remains = open_remains(&directory)?;
             let position = runtime.block_on(remains.store.positions(0)).map_err(|error| error.to_string())?;
