@@ -27,6 +27,7 @@ mod record;
 mod run;
 mod show;
 mod status_line;
+mod store;
 mod table;
 mod terminal;
 mod top;
@@ -81,6 +82,9 @@ enum Command {
     /// Where counting stands in the log
     #[command(subcommand)]
     Position(position::Position),
+    /// Move counts from one store to another
+    #[command(subcommand)]
+    Store(store::Store),
     /// Look at everything a worker relies on, and say how to mend what is wrong
     Doctor(doctor::Doctor),
     /// Print completions for a shell
@@ -152,6 +156,7 @@ impl Arguments {
             Command::Mapping(command) => command.run(&loaded.config),
             Command::Config(command) => command.run(&loaded),
             Command::Position(command) => command.run(&loaded.config),
+            Command::Store(command) => command.run(&loaded.config),
             Command::Doctor(command) => command.run(&loaded.config),
             Command::Completions { .. } => unreachable!("handled above"),
         }

@@ -10,7 +10,7 @@ use super::*;
 use crate::compile::{Folder, Part, Plan};
 use crate::model::{Checkpoint, RecordBatch, Rules, TopicPartition};
 use crate::store::memory::MemoryStore;
-use crate::store::{Outcome, Positions, Quarantined, Session, Since, StoreResult};
+use crate::store::{KeyDump, Outcome, Positions, Quarantined, Session, Since, StoreResult, StoredKey};
 
 /// 2023-11-14T00:00:00Z.
 const DAY_0: i64 = 1_699_920_000;
@@ -429,8 +429,20 @@ impl Store for Faulty {
         self.inner.meta().await
     }
 
-    async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
-        self.inner.create(meta).await
+    async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
+        self.inner.create_at(meta, positions).await
+    }
+
+    async fn keys(&self, lane: usize) -> StoreResult<Vec<StoredKey>> {
+        self.inner.keys(lane).await
+    }
+
+    async fn restore_keys(&self, lane: usize, keys: &[KeyDump]) -> StoreResult<()> {
+        self.inner.restore_keys(lane, keys).await
+    }
+
+    async fn restore_quarantine(&self, lane: usize, quarantined: &[Quarantined]) -> StoreResult<()> {
+        self.inner.restore_quarantine(lane, quarantined).await
     }
 
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()> {

@@ -50,6 +50,16 @@ impl Keys {
         format!("{}:k:{}:{}", self.prefix, bucket.kind, bucket.start)
     }
 
+    /// What stands before kind and start in the names of those sets, and a pattern for SCAN that finds them all.
+    pub fn tracking_names(&self) -> (String, String) {
+        let before = format!("{}:k:", self.prefix);
+        let literal: String = before
+            .chars()
+            .flat_map(|c| if matches!(c, '*' | '?' | '[' | ']' | '\\') { vec!['\\', c] } else { vec![c] })
+            .collect();
+        (before, literal + "*")
+    }
+
     pub fn unique(&self, bucket: Bucket, of: &Pattern) -> String {
         self.key("bmp", bucket, &encode(of.as_str()))
     }

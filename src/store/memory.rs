@@ -10,7 +10,10 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use super::{Applied, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult};
+use super::{
+    Applied, Contents, KeyDump, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError,
+    StoreResult, StoredKey,
+};
 use crate::hll::Hll;
 use crate::model::{
     Bucket, Checkpoint, KeyWrite, Metric, OTHER, Rules, TopicPartition, WriteBatch, Writes, increments,
@@ -241,14 +244,14 @@ impl Store for MemoryStore {
         Ok(self.lock().state.meta.clone())
     }
 
-    async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
+    async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
         let mut inner = self.lock();
         if let Some(existing) = &inner.state.meta {
             return Ok(existing.clone());
         }
-        for (partition, start) in &meta.starts {
+        for (partition, checkpoint) in positions {
             let lane = &mut inner.state.lanes[partition.lane(self.lanes)];
-            lane.positions.insert(partition.clone(), Checkpoint::start(*start));
+            lane.positions.insert(partition.clone(), *checkpoint);
         }
         inner.state.meta = Some(meta.clone());
         Ok(meta.clone())
@@ -303,6 +306,43 @@ impl Store for MemoryStore {
     async fn quarantined(&self, lane: usize) -> StoreResult<Vec<Quarantined>> {
         let quarantined = self.lock().state.lanes[lane].quarantined.clone();
         Ok(quarantined.into_iter().map(|(key, error)| Quarantined { key, error }).collect())
+    }
+
+    async fn keys(&self, lane: usize) -> StoreResult<Vec<StoredKey>> {
+        let inner = self.lock();
+        let lane = &inner.state.lanes[lane];
+        let stored = |key: &(Bucket, Metric)| StoredKey {
+            bucket: key.0,
+            metric: key.1.clone(),
+            expires_at: lane.expiries.get(key).copied(),
+        };
+        Ok(lane.keys.keys().map(stored).collect())
+    }
+
+    async fn restore_keys(&self, lane: usize, keys: &[KeyDump]) -> StoreResult<()> {
+        let mut inner = self.lock();
+        let lane = &mut inner.state.lanes[lane];
+        for KeyDump { key, contents } in keys {
+            let value = match contents.clone() {
+                Contents::Counts(values) => Value::Count(values.into_iter().collect()),
+                Contents::Sums(values, [sum, count, min, max]) => Value::Sum {
+                    values: values.into_iter().map(|(label, sum, count)| (label, (sum, count))).collect(),
+                    totals: [("sum", sum), ("count", count), ("min", min), ("max", max)].into(),
+                },
+                Contents::Unique(registers) => Value::Unique(registers),
+                Contents::UniqueBy(values) => Value::UniqueBy(values.into_iter().collect()),
+            };
+            let name = (key.bucket, key.metric.clone());
+            key.expires_at.map(|expiry| lane.expiries.insert(name.clone(), expiry));
+            lane.keys.insert(name, value);
+        }
+        Ok(())
+    }
+
+    async fn restore_quarantine(&self, lane: usize, quarantined: &[Quarantined]) -> StoreResult<()> {
+        let pairs = quarantined.iter().map(|quarantined| (quarantined.key.clone(), quarantined.error.clone()));
+        self.lock().state.lanes[lane].quarantined.extend(pairs);
+        Ok(())
     }
 
     async fn read(&self, lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>> {

@@ -4,6 +4,7 @@
 //! the positions before it. [`Store`] is everything else: meta, positions, and reads for queries. The memory store is the
 //! reference in which the rules are easiest to see; every other store must give the same answers.
 
+pub mod dump;
 pub mod embedded;
 mod keys;
 pub mod memory;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
+pub use dump::{Contents, KeyDump, StoredKey};
 pub use meta::{AppliedRules, LAYOUT, Meta, Since, apply_rules, metric_name, metrics_of};
 pub use read::{Quarantined, Read, Reply};
 
@@ -86,7 +88,13 @@ pub trait Store: Send + Sync {
     async fn meta(&self) -> StoreResult<Option<Meta>>;
 
     /// Writes meta and the start position of every partition, unless there is a meta already; returns what is there then.
-    async fn create(&self, meta: &Meta) -> StoreResult<Meta>;
+    async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
+        let start = |(name, start): (&TopicPartition, &i64)| (name.clone(), Checkpoint::start(*start));
+        self.create_at(meta, &meta.starts.iter().map(start).collect()).await
+    }
+
+    /// The same with positions that were reached already.
+    async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta>;
 
     /// Adds partitions that appeared after the first start. Those that are known already are left alone.
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()>;
@@ -113,6 +121,14 @@ pub trait Store: Send + Sync {
 
     /// Keys of a lane whose counts are known to be incomplete.
     async fn quarantined(&self, lane: usize) -> StoreResult<Vec<Quarantined>>;
+
+    /// The keys of a lane that belong to metrics of the rules in meta and have not expired.
+    async fn keys(&self, lane: usize) -> StoreResult<Vec<StoredKey>>;
+
+    /// Writes keys into a store that has no meta yet, in place of what they held.
+    async fn restore_keys(&self, lane: usize, keys: &[KeyDump]) -> StoreResult<()>;
+
+    async fn restore_quarantine(&self, lane: usize, quarantined: &[Quarantined]) -> StoreResult<()>;
 
     /// The values of all reads added up, where that is cheaper for the store than handing them out one by one; `None` where it is
     /// not, or where there are more than `values_max` of them.

@@ -16,6 +16,7 @@ use traqq::model::{
     Bucket, BucketKind, Checkpoint, Elements, Fingerprint, KeyWrite, Metric, OTHER, Pattern, RecordBatch, Rules, Span,
     TopicPartition, Totals, WriteBatch, Writes,
 };
+use traqq::store::dump::{export, import};
 use traqq::store::embedded::EmbeddedStore;
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{Config, Finding, RedisStore, checks, lane_tags};
@@ -254,21 +255,19 @@ impl Embedded {
 
     fn open_store(&self) -> EmbeddedStore {
         let config = DataConfig { directory: self.directory.path().join("data"), ..DataConfig::default() };
-        let database = Database::open(&config, 8 << 20).unwrap();
-        EmbeddedStore::open(&database, self.memory_bytes, now).unwrap()
-    }
-
-    async fn reopen(&mut self) {
-        // The session's thread lets go of the database when its channel is closed.
-        self.open = None;
-        let store = loop {
-            let config = DataConfig { directory: self.directory.path().join("data"), ..DataConfig::default() };
+        loop {
             match Database::open(&config, 8 << 20) {
-                Ok(database) => break EmbeddedStore::open(&database, self.memory_bytes, now).unwrap(),
+                Ok(database) => return EmbeddedStore::open(&database, self.memory_bytes, now).unwrap(),
+                // The session's thread lets go of it when its channel is closed.
                 Err(error) if error.to_string().contains("in use") => {}
                 Err(error) => panic!("{error}"),
             }
-        };
+        }
+    }
+
+    async fn reopen(&mut self) {
+        self.open = None;
+        let store = self.open_store();
         let session = store.session(0).await.unwrap();
         self.open = Some((store, session));
     }
@@ -344,9 +343,39 @@ async fn case(url: &str, lanes: usize, batches: &[Drawn]) -> u64 {
     if let Some(Embedded { open: Some((embedded, _)), .. }) = &embedded {
         assert_eq!(embedded.positions(0).await.unwrap(), reference.positions(0).await.unwrap());
         assert_same(embedded, &reference, &reads, "embedded").await;
+        assert_moves(embedded, url, &reference, &reads).await;
     }
     assert_tracked(&mut connection, &drawn_buckets(now)).await;
     folded
+}
+
+/// From the embedded store to Redis and back: every answer stays the same.
+async fn assert_moves(embedded: &EmbeddedStore, url: &str, reference: &MemoryStore, reads: &[Read]) {
+    let mut file = Vec::new();
+    let exported = export(embedded, &mut file).await.unwrap();
+    let redis = RedisStore::new(&Config { prefix: "moved".to_owned(), ..config(url, 1) }).unwrap();
+    for cut in [file.len() - 2, file.len() / 2, 10] {
+        // Whatever is missing is noticed, and the store stays empty to whoever looks.
+        import(&redis, &file[..cut]).await.unwrap_err();
+        assert_eq!(redis.meta().await.unwrap(), None);
+    }
+    assert_eq!(import(&redis, &file[..]).await.unwrap(), exported);
+    assert!(import(&redis, &file[..]).await.unwrap_err().to_string().contains("has counts already"));
+    assert_same(&redis, reference, reads, "moved to Redis").await;
+    let mut back = Vec::new();
+    assert_eq!(export(&redis, &mut back).await.unwrap(), exported);
+    let site = Embedded::new(1 << 20);
+    let again = site.open_store();
+    assert_eq!(import(&again, &back[..]).await.unwrap(), exported);
+    assert_same(&again, reference, reads, "moved back").await;
+    let mut connection = raw(url).await;
+    for store in [&redis as &dyn Store, &again] {
+        assert_eq!(store.meta().await.unwrap(), reference.meta().await.unwrap());
+        assert_eq!(store.positions(0).await.unwrap(), reference.positions(0).await.unwrap());
+        assert_eq!(store.keys(0).await.unwrap(), embedded.keys(0).await.unwrap());
+    }
+    let keys: Vec<String> = cmd("KEYS").arg("moved*").query_async(&mut connection).await.unwrap();
+    let () = cmd("DEL").arg(keys).query_async(&mut connection).await.unwrap();
 }
 
 /// Every data key is in its bucket's set and expires with it, and the set holds nothing else.

@@ -4,6 +4,7 @@
 //! - `index`   what of it is in memory
 //! - `commit`  a batch: fence, positions and writes in one step
 //! - `read`    queries
+//! - `restore` writes what another store held
 //! - `expire`  removes keys whose time is over
 //!
 //! There is one lane, and one process. What a batch adds is read from memory when its key was used lately, and value by value from
@@ -13,6 +14,7 @@ mod commit;
 mod expire;
 mod index;
 mod read;
+mod restore;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -31,7 +33,10 @@ pub use expire::Expirer;
 use self::index::Index;
 use self::rows::{KeyRow, Value};
 use super::keys::Keys;
-use super::{Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, Sums};
+use super::{
+    KeyDump, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey,
+    Sums,
+};
 use crate::database::{Database, DatabaseError, Open};
 use crate::model::{Bucket, Checkpoint, Metric, TopicPartition, WriteBatch};
 
@@ -237,7 +242,7 @@ impl Store for EmbeddedStore {
         Ok(self.inner.current()?.1.meta.clone())
     }
 
-    async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
+    async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
         let _writing = self.inner.writing();
         let (open, known) = self.inner.current()?;
         if let Some(existing) = &known.meta {
@@ -246,13 +251,13 @@ impl Store for EmbeddedStore {
         drop(known);
         let mut batch = open.batch();
         put_meta(&open, &mut batch, meta);
-        for (partition, start) in &meta.starts {
-            put_position(&open, &mut batch, partition, Checkpoint::start(*start));
+        for (partition, checkpoint) in positions {
+            put_position(&open, &mut batch, partition, *checkpoint);
         }
         self.inner.write(&open, batch)?;
         let mut known = self.inner.known(&open)?;
         known.set_meta(meta.clone())?;
-        known.positions.extend(meta.starts.iter().map(|(name, start)| (name.clone(), Checkpoint::start(*start))));
+        known.positions.clone_from(positions);
         Ok(meta.clone())
     }
 
@@ -329,6 +334,18 @@ impl Store for EmbeddedStore {
         let (_, known) = self.inner.current()?;
         let pair = |(key, error): (&String, &String)| Quarantined { key: key.clone(), error: error.clone() };
         Ok(known.quarantined.iter().map(pair).collect())
+    }
+
+    async fn keys(&self, _lane: usize) -> StoreResult<Vec<StoredKey>> {
+        self.inner.stored_keys()
+    }
+
+    async fn restore_keys(&self, _lane: usize, keys: &[KeyDump]) -> StoreResult<()> {
+        self.inner.restore(keys)
+    }
+
+    async fn restore_quarantine(&self, _lane: usize, quarantined: &[Quarantined]) -> StoreResult<()> {
+        self.inner.restore_quarantine(quarantined)
     }
 
     async fn sums(&self, _lane: usize, reads: &[Read], values_max: usize) -> StoreResult<Option<Sums>> {

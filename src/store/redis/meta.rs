@@ -8,8 +8,8 @@ use redis::cmd;
 use super::commit::Limits;
 use super::{Keys, RedisStore, StoreError, StoreResult};
 use crate::model::{Checkpoint, TopicPartition};
-use crate::store::Meta;
 use crate::store::meta::start_field;
+use crate::store::{Meta, Positions};
 
 /// Writes the fields of ARGV unless there is a meta; the first number says how many pairs go to meta, the rest to ckpt.
 const CREATE: &str = "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
@@ -44,16 +44,16 @@ pub async fn limits(store: &RedisStore) -> StoreResult<Limits> {
     })
 }
 
-pub async fn create(store: &RedisStore, meta: &Meta) -> StoreResult<Meta> {
+pub async fn create(store: &RedisStore, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
     if store.lanes.len() > 1 {
         for (lane, keys) in store.lanes.iter().enumerate() {
-            let starts = meta.starts.iter().filter(|(partition, _)| partition.lane(store.lanes.len()) == lane);
-            create_at(store, keys, meta, &starts.collect::<Vec<_>>()).await?;
+            let of_lane = positions.iter().filter(|(partition, _)| partition.lane(store.lanes.len()) == lane);
+            create_at(store, keys, meta, &of_lane.collect::<Vec<_>>()).await?;
         }
         // The bare prefix comes last: a meta there says that every lane has one.
         create_at(store, &store.root, meta, &[]).await?;
     } else {
-        create_at(store, &store.root, meta, &meta.starts.iter().collect::<Vec<_>>()).await?;
+        create_at(store, &store.root, meta, &positions.iter().collect::<Vec<_>>()).await?;
     }
     load(store).await?.ok_or_else(|| StoreError::Retry("meta vanished while it was written".to_owned()))
 }
@@ -62,7 +62,7 @@ async fn create_at(
     store: &RedisStore,
     keys: &Keys,
     meta: &Meta,
-    starts: &[(&TopicPartition, &i64)],
+    positions: &[(&TopicPartition, &Checkpoint)],
 ) -> StoreResult<()> {
     let fields = meta.to_fields();
     let mut command = cmd("EVAL");
@@ -70,8 +70,8 @@ async fn create_at(
     for (name, value) in &fields {
         command.arg(name).arg(value);
     }
-    for (partition, start) in starts {
-        command.arg(partition.to_string()).arg(Checkpoint::start(**start).to_string());
+    for (partition, checkpoint) in positions {
+        command.arg(partition.to_string()).arg(checkpoint.to_string());
     }
     store.run(&command).await.map(|_| ())
 }

@@ -5,6 +5,7 @@
 //! - `shadow`   the copy of registers that saves sending elements twice
 //! - `meta`     what the prefix knows about itself
 //! - `read`     queries
+//! - `restore`  keys as a whole, to and from another store
 //! - `explain`  a batch as commands a person can read
 //! - `error`    what an error means
 
@@ -14,6 +15,7 @@ mod error;
 mod explain;
 mod meta;
 mod read;
+mod restore;
 mod shadow;
 
 use async_trait::async_trait;
@@ -27,7 +29,7 @@ pub use explain::commands;
 use self::connect::Connector;
 use super::keys::Keys;
 pub use super::keys::lane_tags;
-use super::{Meta, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult};
+use super::{KeyDump, Meta, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey};
 use crate::model::{Checkpoint, TopicPartition};
 
 pub struct RedisStore {
@@ -116,8 +118,8 @@ impl Store for RedisStore {
         meta::load(self).await
     }
 
-    async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
-        meta::create(self, meta).await
+    async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
+        meta::create(self, meta, positions).await
     }
 
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()> {
@@ -169,6 +171,18 @@ impl Store for RedisStore {
     async fn quarantined(&self, lane: usize) -> StoreResult<Vec<Quarantined>> {
         let pairs: Vec<(String, String)> = self.query(cmd("HGETALL").arg(self.lanes[lane].quarantine())).await?;
         Ok(pairs.into_iter().map(|(key, error)| Quarantined { key, error }).collect())
+    }
+
+    async fn keys(&self, lane: usize) -> StoreResult<Vec<StoredKey>> {
+        restore::keys(self, &self.lanes[lane]).await
+    }
+
+    async fn restore_keys(&self, lane: usize, keys: &[KeyDump]) -> StoreResult<()> {
+        restore::restore(self, &self.lanes[lane], keys).await
+    }
+
+    async fn restore_quarantine(&self, lane: usize, quarantined: &[Quarantined]) -> StoreResult<()> {
+        restore::restore_quarantine(self, &self.lanes[lane], quarantined).await
     }
 
     async fn read(&self, lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>> {
