@@ -255,6 +255,14 @@ impl Config {
         Ok(rules)
     }
 
+    /// Where counts live, for a person.
+    pub fn store_place(&self) -> String {
+        match self.store_kind() {
+            StoreKind::Redis => format!("prefix {:?}", self.store.redis.prefix),
+            _ => self.data.directory.display().to_string(),
+        }
+    }
+
     fn check_store(&self) -> Result<(), String> {
         match self.store_kind() {
             StoreKind::Redis => redis::RedisStore::new(&self.store.redis).map(|_| ()),

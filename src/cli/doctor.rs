@@ -6,7 +6,8 @@ use super::terminal::{Style, Terminal};
 use super::{Failure, Outcome, block_on, print_json};
 use crate::app;
 use crate::broker::kafka;
-use crate::config::Config;
+use crate::config::{BrokerKind, Config, StoreKind};
+use crate::database::{Database, Durability};
 use crate::store::redis::{self, Check, Finding};
 
 #[derive(Args)]
@@ -18,20 +19,26 @@ pub struct Doctor {
 impl Doctor {
     pub fn run(self, config: &Config) -> Outcome {
         let mut sections: Vec<(&str, Vec<Check>)> = vec![("configuration", vec![configuration(config)])];
-        sections.push(("redis", block_on(redis::checks(&config.store.redis, app::now()))?));
-        if !sections[1].1.iter().any(|check| check.name == "connection" && matches!(check.finding, Finding::Bad(_))) {
+        let uses_redis = config.store_kind() == StoreKind::Redis;
+        let uses_kafka = config.broker.kind() == BrokerKind::Kafka;
+        let mut has_counts = true;
+        if !uses_redis || !uses_kafka {
+            let (checks, is_usable) = data_directory(config);
+            sections.push(("data directory", checks));
+            has_counts = uses_redis || is_usable;
+        }
+        if uses_redis {
+            let checks = block_on(redis::checks(&config.store.redis, app::now()))?;
+            let is_lost = |check: &Check| check.name == "connection" && matches!(check.finding, Finding::Bad(_));
+            has_counts &= !checks.iter().any(is_lost);
+            sections.push(("redis", checks));
+        }
+        if has_counts {
             sections.push(("counts", block_on(counts(config))?));
         }
-        sections.push((
-            "kafka",
-            vec![Check {
-                name: "topics",
-                finding: match kafka::checks(&config.broker.kafka) {
-                    Ok(()) => Finding::Good(config.broker.kafka.brokers.clone()),
-                    Err(text) => Finding::Bad(text),
-                },
-            }],
-        ));
+        if uses_kafka {
+            sections.push(("kafka", vec![topics(config)]));
+        }
         let bad =
             sections.iter().flat_map(|(_, checks)| checks).filter(|check| matches!(check.finding, Finding::Bad(_)));
         let bad = bad.count();
@@ -52,6 +59,49 @@ fn configuration(config: &Config) -> Check {
     Check { name: "configuration", finding }
 }
 
+fn topics(config: &Config) -> Check {
+    let finding = match kafka::checks(&config.broker.kafka) {
+        Ok(()) => Finding::Good(config.broker.kafka.brokers.clone()),
+        Err(text) => Finding::Bad(text),
+    };
+    Check { name: "topics", finding }
+}
+
+/// Where it is, how much room there is, and what an acknowledged event survives; whether there are counts to be looked at.
+fn data_directory(config: &Config) -> (Vec<Check>, bool) {
+    let data = &config.data;
+    let directory = data.directory.display();
+    let mut is_usable = false;
+    let found = match Database::inspect(data) {
+        Ok(None) => Finding::Good(format!("{directory} is made by the first run")),
+        Ok(Some(format)) => {
+            is_usable = true;
+            Finding::Good(format!("{directory}, format {format}"))
+        }
+        Err(error) if error.to_string().contains("in use") => {
+            Finding::Warning(format!("{directory} is in use by a running traqq, which says more: `traqq top`"))
+        }
+        Err(error) => Finding::Bad(error.to_string()),
+    };
+    let free = match Database::free_bytes(data) {
+        Ok(bytes) if bytes < data.reserve_bytes => Finding::Bad(format!(
+            "{} MiB are free and {} are kept in reserve: no events are taken; free some space, or lower data.reserve_bytes",
+            bytes >> 20,
+            data.reserve_bytes >> 20
+        )),
+        Ok(bytes) => Finding::Good(format!("{} MiB", bytes >> 20)),
+        Err(error) => Finding::Bad(error.to_string()),
+    };
+    let promise = format!("{}: {}", data.durability.name(), data.durability.promise());
+    let promise = if data.durability == Durability::None { Finding::Warning(promise) } else { Finding::Good(promise) };
+    let checks = vec![
+        Check { name: "directory", finding: found },
+        Check { name: "free space", finding: free },
+        Check { name: "durability", finding: promise },
+    ];
+    (checks, is_usable)
+}
+
 /// Meta, plan and quarantined keys of the prefix.
 async fn counts(config: &Config) -> Vec<Check> {
     let mut checks = Vec::new();
@@ -59,12 +109,12 @@ async fn counts(config: &Config) -> Vec<Check> {
         Ok(store) => store,
         Err(error) => return vec![Check { name: "store", finding: Finding::Bad(error.to_string()) }],
     };
-    let prefix = &config.store.redis.prefix;
+    let place = config.store_place();
     checks.push(Check {
         name: "meta",
         finding: match store.meta().await {
-            Ok(Some(meta)) => Finding::Good(format!("prefix {prefix:?}, {} partitions", meta.starts.len())),
-            Ok(None) => Finding::Good(format!("prefix {prefix:?} is empty; the first worker begins it")),
+            Ok(Some(meta)) => Finding::Good(format!("{place}, {} partitions", meta.starts.len())),
+            Ok(None) => Finding::Good(format!("{place} is empty; the first worker begins it")),
             Err(error) => Finding::Bad(error.to_string()),
         },
     });
@@ -84,16 +134,27 @@ async fn counts(config: &Config) -> Vec<Check> {
             Ok(quarantined) => checks.extend(quarantined.into_iter().map(|quarantined| Check {
                 name: "quarantined keys",
                 finding: Finding::Bad(format!(
-                    "{key}: {error}; its counts are incomplete. Rename or delete the key, then `redis-cli HDEL {prefix}:quarantine {key}`; \
-                     to have them whole again count once more under a new store.redis.prefix",
-                    key = quarantined.key,
-                    error = quarantined.error,
+                    "{}: {}; its counts are incomplete. {}",
+                    quarantined.key,
+                    quarantined.error,
+                    way_back(config, &quarantined.key)
                 )),
             })),
             Err(error) => checks.push(Check { name: "quarantined keys", finding: Finding::Bad(error.to_string()) }),
         }
     }
     checks
+}
+
+fn way_back(config: &Config, key: &str) -> String {
+    if config.store_kind() != StoreKind::Redis {
+        return "To have them whole again count once more into a new data.directory".to_owned();
+    }
+    let prefix = &config.store.redis.prefix;
+    format!(
+        "Rename or delete the key, then `redis-cli HDEL {prefix}:quarantine {key}`; to have them whole again count once more under a new \
+         store.redis.prefix"
+    )
 }
 
 fn print(sections: &[(&str, Vec<Check>)]) {

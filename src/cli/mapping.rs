@@ -52,8 +52,8 @@ impl Mapping {
 fn show(config: &Config, json: bool) -> Outcome {
     let store = app::store(config)?;
     let meta = block_on(store.meta())?.map_err(|error| Failure::Failed(error.to_string()))?;
-    let prefix = &config.store.redis.prefix;
-    let meta = meta.ok_or_else(|| Failure::Failed(format!("nothing has been counted under prefix {prefix:?} yet")))?;
+    let place = config.store_place();
+    let meta = meta.ok_or_else(|| Failure::Failed(format!("nothing has been counted under {place} yet")))?;
     let rules = meta.valid_rules().map_err(Failure::Failed)?;
     if json {
         let rules = serde_json::to_value(&rules.rules).map_err(|error| Failure::Failed(error.to_string()))?;

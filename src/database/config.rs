@@ -30,6 +30,16 @@ pub enum Durability {
 }
 
 impl Durability {
+    /// As it is written in a configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::EveryWrite => "every-write",
+            Self::Periodic => "periodic",
+            Self::Os => "os",
+            Self::None => "none",
+        }
+    }
+
     /// What an acknowledged event survives, in words.
     pub const fn promise(self) -> &'static str {
         match self {

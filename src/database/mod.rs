@@ -119,6 +119,30 @@ impl Database {
         Ok(database)
     }
 
+    /// The format of a directory that nobody uses; `None` when there is no directory yet. Changes nothing.
+    pub fn inspect(config: &Config) -> DatabaseResult<Option<u32>> {
+        let directory = &config.directory;
+        let database = directory.join("database");
+        if !database.exists() {
+            return Ok(None);
+        }
+        if let Ok(lock) = fs::File::open(database.join("lock"))
+            && lock.try_lock().is_err()
+        {
+            return Err(DatabaseError::Stop(explain(directory, &fjall::Error::Locked)));
+        }
+        check_format(directory)?;
+        Ok(Some(FORMAT))
+    }
+
+    /// Room on the disk of a directory, or of the nearest one above it that exists.
+    pub fn free_bytes(config: &Config) -> DatabaseResult<u64> {
+        let directory = std::path::absolute(&config.directory)
+            .map_err(|error| DatabaseError::Stop(format!("{}: {error}", config.directory.display())))?;
+        let existing = directory.ancestors().find(|place| place.exists()).unwrap_or(&directory);
+        free_bytes(existing)
+    }
+
     pub fn directory(&self) -> &Path {
         &self.directory
     }

@@ -220,7 +220,7 @@ impl Connection {
                 Err(error) => self.fail(&error),
             },
             other => {
-                self.fail(&format!("there is no command {other:?}; there are record, query, query_days, find, auth"))
+                self.fail(&format!("there is no command {other:?}; there are record, query, query_days, find, auth"));
             }
         }
     }

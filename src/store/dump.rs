@@ -160,10 +160,8 @@ async fn dump_key(store: &dyn Store, lane: usize, key: StoredKey) -> StoreResult
         }
         Metric::Unique { of } => Contents::Unique(registers(Read::Unique { bucket, of }).await?),
         Metric::UniqueBy { of, by } => {
-            let labels = match read(Read::UniqueByValues { bucket, of: of.clone(), by: by.clone() }).await? {
-                Reply::Labels(labels) => labels,
-                _ => return Err(unexpected()),
-            };
+            let question = Read::UniqueByValues { bucket, of: of.clone(), by: by.clone() };
+            let Reply::Labels(labels) = read(question).await? else { return Err(unexpected()) };
             let mut all = Vec::with_capacity(labels.len());
             for value in labels {
                 let question = Read::UniqueBy { bucket, of: of.clone(), by: by.clone(), value: value.clone() };

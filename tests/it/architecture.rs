@@ -3,22 +3,51 @@
 use std::path::{Path, PathBuf};
 
 /// Folder or file under `src`, and what of the crate it may import.
-const MAY_IMPORT: [(&str, &[&str]); 14] = [
+const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("model", &["hll"]),
     ("hll", &[]),
     ("telemetry", &[]),
     ("decode", &["model"]),
     ("compile", &["model", "decode", "hll"]),
-    ("broker", &["model"]),
-    ("store", &["model", "hll"]),
+    ("database", &[]),
+    ("broker", &["model", "hll", "database"]),
+    ("store", &["model", "hll", "database"]),
     ("worker", &["model", "hll", "broker", "decode", "compile", "store", "telemetry"]),
     ("query", &["model", "hll", "store", "decode", "compile"]),
-    ("server", &["model", "query", "broker", "store", "hll", "compile"]),
-    ("config.rs", &["model", "broker", "store", "worker", "server", "telemetry"]),
-    ("app.rs", &["model", "broker", "compile", "config", "decode", "query", "server", "store", "telemetry", "worker"]),
+    ("server", &["model", "query", "broker", "hll", "compile", "decode", "telemetry"]),
+    ("config.rs", &["model", "broker", "database", "store", "worker", "server", "telemetry"]),
+    (
+        "app.rs",
+        &[
+            "model",
+            "broker",
+            "compile",
+            "config",
+            "database",
+            "decode",
+            "query",
+            "server",
+            "store",
+            "telemetry",
+            "worker",
+        ],
+    ),
     (
         "cli",
-        &["app", "broker", "compile", "config", "decode", "model", "query", "server", "store", "telemetry", "worker"],
+        &[
+            "app",
+            "broker",
+            "compile",
+            "config",
+            "database",
+            "decode",
+            "model",
+            "query",
+            "server",
+            "store",
+            "telemetry",
+            "worker",
+        ],
     ),
     ("main.rs", &["cli"]),
 ];

@@ -295,7 +295,7 @@ async fn case(url: &str, lanes: usize, batches: &[Drawn]) -> u64 {
     meta.starts = (0..4).map(|n| (TopicPartition::new("t", n), i64::from(n) * 10)).collect();
     assert_eq!(ours.create(&meta).await.unwrap(), reference.create(&meta).await.unwrap());
     // With next to no memory every value is read from disk.
-    let mut embedded = (lanes == 1).then(|| Embedded::new(if batches.len() % 2 == 0 { 1 } else { 1 << 20 }));
+    let mut embedded = (lanes == 1).then(|| Embedded::new(if batches.len().is_multiple_of(2) { 1 } else { 1 << 20 }));
     if let Some(embedded) = &mut embedded {
         assert_eq!(embedded.open_store().create(&meta).await.unwrap(), meta);
         embedded.reopen().await;

@@ -49,7 +49,8 @@ impl LocalConsumer {
             while partition.fresh.front().is_some_and(|(first, block)| first + i64::from(block.count) <= next) {
                 freed += partition.fresh.pop_front().map_or(0, |(_, block)| block.payload_len());
             }
-            let fresh = partition.fresh.pop_front_if(|(first, _)| *first <= next);
+            let is_next = partition.fresh.front().is_some_and(|(first, _)| *first <= next);
+            let fresh = if is_next { partition.fresh.pop_front() } else { None };
             freed += fresh.as_ref().map_or(0, |(_, block)| block.payload_len());
             let end = partition.next;
             inner.fresh_bytes -= freed;

@@ -264,7 +264,7 @@ fn table_of_registers(values: &Values) -> Option<&Table<Hll>> {
 }
 
 fn raise(registers: &mut Hll, elements: &Elements) -> bool {
-    elements.iter().fold(false, |changed, element| registers.add(element) || changed)
+    elements.iter().filter(|element| registers.add(element)).count() > 0
 }
 
 /// `false` when it would overflow; the value stays as it was.

@@ -49,7 +49,7 @@ impl Inner {
                     || Reply::Labels(Vec::new()),
                     |state| {
                         let Some(Values::Registers(table)) = &state.values else { return Reply::Labels(Vec::new()) };
-                        Reply::Labels(table.keys().map(|label| label.to_string()).collect())
+                        Reply::Labels(table.keys().map(ToString::to_string).collect())
                     },
                 )
             }
