@@ -9,6 +9,7 @@
 mod config;
 mod guard;
 mod listen;
+mod page;
 mod params;
 mod problem;
 mod routes;
