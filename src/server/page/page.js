@@ -176,6 +176,9 @@ const KINDS = {
   bitmap_by: { group: "Unique counts by value", eyebrow: "Unique count by value", title: (m) => `Unique ${fields(m.of)} by ${fields(m.pattern)}`, label: (m) => `${fields(m.of)} by ${fields(m.pattern)}` },
   top: { group: "Leaderboards", eyebrow: "Leaderboard", title: (m) => `Top ${fields(m.pattern)}`, label: (m) => fields(m.pattern) },
 };
+// Pairs come by themselves, and are many: last.
+const GROUPS = [...Object.values(KINDS).map(({ group }) => group), "Counters of several fields"];
+const groupOf = ({ metric, pattern }) => (metric === "add" && pattern.includes("~") ? GROUPS.at(-1) : KINDS[metric].group);
 const RANGES = [
   { value: "1h", label: "1 h", minutes: 60, buckets: "m" },
   { value: "6h", label: "6 h", minutes: 360, buckets: "m" },
@@ -362,7 +365,9 @@ function showStats(stats, at) {
   setText($("rate"), rate === null ? UNKNOWN : rate > 0 && rate < 10 ? formats.tenth.format(rate) : count(rate));
   const peak = Math.max(0, ...rates.map(([, each]) => each ?? 0));
   setText($("rate-sub"), rates.length > 1 ? `peak ${count(peak)} in ${ago(Math.min(RATE_WINDOW_S, at - rates[0][0]) * 1000)}` : "measuring");
-  setText($("events"), count(stats.totals?.events));
+  const events = stats.totals?.events;
+  setText($("events"), events >= 1e9 ? formats.short.format(events) : count(events));
+  $("events").title = count(events);
 
   const lag = stats.lag_records ?? 0;
   const seconds = Math.max(0, ...partitions.map((partition) => partition.lag_seconds ?? 0));
@@ -465,7 +470,7 @@ function showPicker() {
   const signature = shown.map(keyOf).join("\n");
   if (list.dataset.shown !== signature) {
     list.dataset.shown = signature;
-    const groups = Object.entries(KINDS).map(([kind, { group }]) => ({ group, metrics: shown.filter((metric) => metric.metric === kind) }));
+    const groups = GROUPS.map((group) => ({ group, metrics: shown.filter((metric) => groupOf(metric) === group) }));
     list.replaceChildren(...groups.filter(({ metrics }) => metrics.length).flatMap(({ group, metrics }) => [
       make("h3", { text: group }),
       ...metrics.map((metric) => {
@@ -677,7 +682,7 @@ async function loadView() {
 }
 
 /** The buckets that are over, compared with as many of the period before. Half a day against a whole one says nothing. */
-async function loadDelta({ base, previous, picks, isFiltered }, extra) {
+async function loadDelta({ base, previous, isFiltered }, extra) {
   if (!previous || state.measure === "average") return null;
   const now = serverNow();
   const over = base.results.filter((result) => result.end_epoch <= now).length;
@@ -696,7 +701,7 @@ async function loadDelta({ base, previous, picks, isFiltered }, extra) {
     const [unique, uniqueBefore] = await Promise.all([merged(current), merged(before)]);
     return unique === null || uniqueBefore === null ? null : { over, current: unique, before: uniqueBefore };
   }
-  return picks.length ? null : null;
+  return null;
 }
 
 // ---- The view: words ------------------------------------------------------------------------------------------------
@@ -766,7 +771,7 @@ function kpisOf(view) {
     const around = margin(data.unique, data.error);
     return [
       kpi("Unique", `${count(data.unique)} ± ${count(around)}`, more, direction),
-      kpi("95 % sure", `${count(Math.max(0, data.unique - around))} – ${count(data.unique + around)}`, `each ${nounOf(view.bucket)}’s visitors once, the union of all`.replace("visitors", "values")),
+      kpi("95 % interval", `${count(Math.max(0, data.unique - around))} – ${count(data.unique + around)}`, `the union of all ${nounOf(view.bucket)}s: nothing counts twice`),
       ...peak(),
     ];
   };
@@ -815,7 +820,7 @@ function rangeText(answer) {
 
 function showQuestion(id, path) { setText($(id), path ? `GET /${decodeURI(path)}` : ""); }
 
-function showRanking({ ranking, metric }) {
+function showRanking({ ranking, metric, base }) {
   setHidden($("ranking"), !ranking);
   if (!ranking) return;
   const data = ranking.results[0].data;
@@ -868,7 +873,8 @@ function showRanking({ ranking, metric }) {
   setText($("ranking-title"), metric.metric === "top" ? "Leaderboard" : "Values");
   setText($("ranking-sub"), `${seen > named ? `${count(named)} of ${count(seen)} values` : plural(named, "value")} over the whole range. Choose one to see it alone.`);
   setHidden($("ranking-none"), rows.length > 0);
-  showNotes("ranking-notes", notesOf(ranking));
+  const above = notesOf(base);
+  showNotes("ranking-notes", notesOf(ranking).filter((note) => !above.includes(note)));
 }
 
 function showProblem(text) {
@@ -936,19 +942,20 @@ function modelOf(view) {
   return { ...model, mode: "stack", series: layers, overall: null, previous: previous ? sums("previous") : null };
 }
 
-/** The data of uPlot: x, series back to front, and the period before. */
+/** The data of uPlot: x, series back to front, the period before and its halo. */
 function dataOf(model) {
   const x = Array.from({ length: model.size }, (_, at) => at);
+  const twice = model.previous ? [model.previous, model.previous] : [];
   if (model.mode === "stack") {
     const sums = [];
     for (const { values } of model.series) {
       const below = sums.at(-1);
       sums.push(values.map((value, at) => (value === null ? below?.[at] ?? null : value + (below?.[at] ?? 0))));
     }
-    return [x, ...sums.reverse(), ...(model.previous ? [model.previous] : [])];
+    return [x, ...sums.reverse(), ...twice];
   }
   const befores = model.series.filter((each) => each.previous).map((each) => each.previous);
-  return [x, ...model.series.map((each) => each.values), ...befores, ...(model.overall && model.mode === "lines" ? [model.overall] : []), ...(model.previous ? [model.previous] : [])];
+  return [x, ...model.series.map((each) => each.values), ...befores, ...(model.overall && model.mode === "lines" ? [model.overall] : []), ...twice];
 }
 
 function seriesOptions(model) {
@@ -958,6 +965,8 @@ function seriesOptions(model) {
   const filled = (each) => (isBars
     ? { fill: () => color(each.color), paths: bars, width: 0, points: { show: false } }
     : { fill: () => color(each.color) + (model.mode === "single" ? "26" : "d9"), stroke: () => color(each.color), width: model.mode === "single" ? 1.75 : 0.5, points: { show: false } });
+  // What lies under the dashes is kept away from them.
+  const halo = { stroke: () => color("--card"), width: 4, alpha: 0.6, points: { show: false } };
   const options = [{}];
   if (model.mode === "lines") {
     const points = model.size <= 40 ? { show: true, size: 6, fill: () => color("--card") } : { show: false };
@@ -967,7 +976,7 @@ function seriesOptions(model) {
   } else {
     options.push(...[...model.series].reverse().map(filled));
   }
-  if (model.previous) options.push(dashed("--previous"));
+  if (model.previous) options.push(halo, dashed("--previous"));
   return options;
 }
 
@@ -1061,6 +1070,7 @@ function drawOver(plot) {
   const x = (value) => plot.valToPos(value, "x", true);
   const y = (value) => plot.valToPos(value, "y", true);
   ctx.save();
+  ctx.setLineDash([]);
   ctx.beginPath();
   ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
   ctx.clip();
@@ -1121,7 +1131,8 @@ function reading(model, at) {
   const rows = model.series.map((each) => {
     const value = each.values[at];
     const around = model.error && value !== null ? ` ± ${count(margin(value, model.error))}` : "";
-    return { text: each.text, color: each.color, value: `${model.format(value)}${around}` };
+    const before = each.previous && model.mode === "lines" ? `, before ${model.format(each.previous[at])}` : "";
+    return { text: each.text, color: each.color, value: `${model.format(value)}${around}${before}` };
   });
   if (model.overall && model.series.length > 1) rows.push({ text: model.mode === "lines" ? "over all values" : "total", value: model.format(model.overall[at]) });
   const before = model.previousResults[at];
@@ -1200,6 +1211,8 @@ function showNumbers(model) {
   if (model.error) heads.push("±");
   if (model.overall) heads.push("total");
   if (model.previous) heads.push("before");
+  const befores = model.mode === "lines" ? model.series.filter((each) => each.previous) : [];
+  heads.push(...befores.map((each) => `${each.text}, before`));
   heads[0] = heads[0][0].toUpperCase() + heads[0].slice(1);
   setList($("numbers-head"), [make("tr", {}, ...heads.map((text, at) => make("th", { text, scope: "col", class: at ? "num" : "" })))]);
   fillTable($("numbers-rows"), model.results.map((result, at) => {
@@ -1207,6 +1220,7 @@ function showNumbers(model) {
     if (model.error) cells.push(model.mode === "single" && model.series[0].values[at] !== null ? count(margin(model.series[0].values[at], model.error)) : percent(model.error * Z95));
     if (model.overall) cells.push(model.format(model.overall[at]));
     if (model.previous) cells.push(model.format(model.previous[at]));
+    cells.push(...befores.map((each) => model.format(each.previous[at])));
     return cells;
   }));
 }
@@ -1396,10 +1410,12 @@ function isUncounted(error) {
 function askToken() {
   clearTimeout(viewTimer);
   clearTimeout(statsTimer);
-  setHidden($("token-wrong"), !(wantsToken === false && token()));
+  // Several questions may be refused at once.
+  if (wantsToken) return;
   wantsToken = true;
+  setHidden($("token-wrong"), !token());
   showHealth("warn", "Token needed");
-  if (!$("token-dialog").open) $("token-dialog").showModal();
+  $("token-dialog").showModal();
 }
 
 function giveToken(event) {
