@@ -1022,7 +1022,13 @@ function drawChart(model) {
     height: box.clientHeight,
     legend: { show: false },
     padding: [10, 8, 0, 0],
-    cursor: { y: false, drag: { x: false, y: false }, points: { show: false } },
+    cursor: {
+      y: false,
+      drag: { x: false, y: false },
+      points: { show: false },
+      // From bucket to bucket: there is nothing between two of them.
+      move: (plot, left, top) => [left < 0 ? left : plot.valToPos(plot.posToIdx(left), "x"), top],
+    },
     scales: {
       x: { time: false, range: (plot) => (isBars ? [-0.5, chart.model.size - 0.5] : [0, Math.max(1, chart.model.size - 1)]) },
       y: { range: (_, low, high) => yRange(low, high) },
