@@ -213,6 +213,7 @@ class Given:
         check(self.kinds, "this traqq has counted nothing in 7 days: the test needs one with data")
         check("add" in self.kinds, "this traqq counts no `add`; the test needs one")
         self.range = "range=7&bucket=d"
+        self.before = (self.today - datetime.timedelta(days=13), self.today - datetime.timedelta(days=6))
         # Days that are over do not change while they are looked at.
         past = self.today - datetime.timedelta(days=1)
         first = past - datetime.timedelta(days=2)
@@ -221,6 +222,13 @@ class Given:
         self.is_over = bool(data and data["count"])
         if self.is_over:
             self.range = f"range=custom&from={first}&to={past}&bucket=d"
+            self.before = (first - datetime.timedelta(days=3), first)
+
+    def had_before(self, scene, metric):
+        """Whether the period before has anything: a line along zero is hardly to be seen."""
+        answer = scene.ask(f"/api/v1/find?q={key(metric)}&from={self.before[0]}&to={self.before[1]}")
+        found = [result["data"] or {} for result in answer["results"]]
+        return any(data.get("unique") or data.get("values") for data in found)
 
     def fragment(self, kind, extra=""):
         return f"#q={key(self.kinds[kind])}&{self.range}{extra}"
@@ -261,7 +269,7 @@ def every_kind_shows_what_the_interface_answers(scene, given):
             page.locator("#chart").focus()
             page.keyboard.press("Home")
             expect(page.locator(".tip")).to_contain_text(re.compile(r"±.*, before \d"))
-        else:
+        elif given.had_before(scene, metric):
             check(pixels["previous"] > 5, f"{kind}: the period before is not drawn: {pixels}")
         expect(page.locator("#legend")).to_contain_text("period before")
         if kind == "bitmap":
@@ -436,7 +444,7 @@ def a_keyboard_is_enough(scene, given):
     until("Enter chooses the metric", lambda: f"q={key(wanted)}&" in shown_path(page, "chart"))
 
     page.locator("#range input:checked").focus()
-    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft" if given.is_over else "ArrowRight")
     until("an arrow changes the range", lambda: given.range.split("&")[0] + "&" not in page.url)
     settle(page)
     page.locator("#chart").focus()
@@ -448,8 +456,8 @@ def a_keyboard_is_enough(scene, given):
     page.keyboard.press("Escape")
     expect(page.locator(".tip")).to_be_hidden()
 
-    page.goto("about:blank")
-    page.goto(f"{scene.url}/{given.fragment('add')}")
+    page.evaluate(f"location.hash = {json.dumps(given.fragment('add'))}")
+    until("the page follows the hash", lambda: f"q={key(given.kinds['add'])}&" in shown_path(page, "chart"))
     settle(page)
     page.locator("#ranking-rows button").first.focus()
     page.keyboard.press("Enter")
