@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Config;
+use super::page::is_page;
 use super::problem::{Kind, Problem};
 
 /// Routes that need no token, because what probes them has none.
@@ -36,7 +37,7 @@ impl Guard {
     fn admits(&self, request: &Request) -> bool {
         let path = request.uri().path();
         let Some(token) = &self.token else { return true };
-        if OPEN.contains(&path) || (self.metrics_public && path == "/metrics") {
+        if OPEN.contains(&path) || is_page(path) || (self.metrics_public && path == "/metrics") {
             return true;
         }
         let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().split_first_chunk());

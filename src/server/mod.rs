@@ -11,6 +11,7 @@ mod events;
 mod guard;
 mod ingest;
 mod listen;
+mod page;
 mod params;
 mod problem;
 mod routes;

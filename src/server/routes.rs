@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::guard::{Guard, guard};
 use super::ingest::Ingest;
 use super::problem::{Kind, Problem};
-use super::{Config, events, params};
+use super::{Config, events, page, params};
 use crate::query::{Engine, QueryResult, Request};
 
 const OPENAPI: &str = include_str!("openapi.json");
@@ -43,7 +43,7 @@ type Method = fn() -> MethodRouter<Arc<Context>>;
 
 /// Every path, with what answers it.
 pub(super) const ROUTES: [(&str, Method); 11] = [
-    ("/", || get(index)),
+    ("/", || get(page::index)),
     ("/api/v1/events", || post(events::events)),
     ("/api/v1/query", || get(query)),
     ("/api/v1/find", || get(find)),
@@ -68,7 +68,7 @@ pub(super) fn router_at(
     clock: fn() -> i64,
 ) -> Router {
     let routes = ROUTES.iter().fold(Router::new(), |router, (path, answer)| router.route(path, answer()));
-    routes
+    page::add_to(routes)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(Guard::new(config), guard))
@@ -78,12 +78,6 @@ pub(super) fn router_at(
 fn wall_clock() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
-}
-
-async fn index() -> Response {
-    let text = "traqq counts. GET /api/v1/query?days=7, /api/v1/find?q=top/geo&days=7&merge=true, /api/v1/catalog, \
-                /api/v1/stats; /api/v1/openapi.json describes them.\n";
-    text.into_response()
 }
 
 async fn query(State(context): Shared, uri: Uri, headers: HeaderMap) -> Response {
@@ -121,7 +115,7 @@ async fn try_answer(context: &Context, headers: &HeaderMap, request: QueryResult
 }
 
 /// Whether `If-None-Match` names the tag; compared weakly, as RFC 9110 wants it.
-fn is_known(headers: &HeaderMap, tag: &str) -> bool {
+pub(super) fn is_known(headers: &HeaderMap, tag: &str) -> bool {
     let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
     let given = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     given.flat_map(|value| value.split(',')).any(|given| given.trim() == "*" || opaque(given) == opaque(tag))

@@ -228,10 +228,10 @@ async fn what_is_wrong_is_a_problem_document() {
 }
 
 #[tokio::test]
-async fn a_token_guards_everything_but_the_health_checks() {
+async fn a_token_guards_everything_but_the_health_checks_and_the_page() {
     let config = Config { token: Some(Secret("s3cret".to_owned())), ..local() };
     let server = start(&config).await;
-    for path in ["/", "/api/v1/query", "/api/v1/openapi.json", "/metrics", "/nothing"] {
+    for path in ["/api/v1/query", "/api/v1/openapi.json", "/metrics", "/nothing", "/page.js/"] {
         for header in
             ["", "authorization: Bearer s3cre\r\n", "authorization: Basic s3cret\r\n", "authorization: s3cret\r\n"]
         {
@@ -241,7 +241,7 @@ async fn a_token_guards_everything_but_the_health_checks() {
             answer.problem();
         }
     }
-    for path in ["/health", "/livez", "/readyz"] {
+    for path in ["/health", "/livez", "/readyz", "/", "/page.css", "/page.js", "/uplot.css", "/uplot.js"] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
     for header in ["Authorization: Bearer s3cret\r\n", "authorization: bearer s3cret\r\n"] {
@@ -249,6 +249,42 @@ async fn a_token_guards_everything_but_the_health_checks() {
     }
     let open = start(&Config { metrics_public: true, ..config }).await;
     assert_eq!((open.get("/metrics").await.status, open.get("/api/v1/stats").await.status), (200, 401));
+}
+
+#[tokio::test]
+async fn the_page_is_five_files_that_run_nothing_else() {
+    let server = start(&local()).await;
+    let page = server.get("/").await;
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"),
+        "{policy}"
+    );
+    for inline in [" style=", " onclick=", "<style", "<script>", "http://", "https://", "//cdn"] {
+        let found = page.body.replace("http://www.w3.org/2000/svg", "").contains(inline);
+        assert!(!found, "the policy forbids {inline}");
+    }
+    for (path, content_type) in [
+        ("/page.css", "text/css; charset=utf-8"),
+        ("/page.js", "text/javascript; charset=utf-8"),
+        ("/uplot.css", "text/css; charset=utf-8"),
+        ("/uplot.js", "text/javascript; charset=utf-8"),
+    ] {
+        assert!(page.body.contains(&format!("=\"{}\"", &path[1..])), "{path} is on the page");
+        let file = server.get(path).await;
+        assert_eq!((file.status, file.header("content-type")), (200, Some(content_type)), "{path}");
+        for (name, value) in
+            [("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer"), ("cache-control", "no-cache")]
+        {
+            assert_eq!(file.header(name), Some(value), "{path}");
+        }
+        let again = server.send("GET", path, &format!("if-none-match: {}\r\n", file.header("etag").unwrap())).await;
+        assert_eq!((again.status, &*again.body), (304, ""), "{path}");
+        let other = server.send("GET", path, &format!("if-none-match: {}\r\n", page.header("etag").unwrap())).await;
+        assert_eq!((other.status, other.body), (200, file.body), "{path}");
+    }
+    assert!(server.get("/uplot.js").await.body.contains("The MIT License"));
 }
 
 #[tokio::test]
