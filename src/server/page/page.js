@@ -1081,10 +1081,13 @@ function drawOver(plot) {
   ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
   ctx.clip();
   if (isBars && model.current >= 0 && model.mode !== "lines") {
+    // Taken away rather than painted over, so that the ground keeps its colour.
+    ctx.globalCompositeOperation = "destination-out";
     ctx.globalAlpha = 0.42;
-    ctx.fillStyle = color("--card");
+    ctx.fillStyle = "#000";
     ctx.fillRect(x(model.current - 0.5), bbox.top, x(model.current + 0.5) - x(model.current - 0.5), bbox.height);
     ctx.globalAlpha = 1;
+    ctx.globalCompositeOperation = "source-over";
   }
   if (model.mode === "single" && model.error) drawError(ctx, model, x, y, isBars, ratio);
   if (model.size === 1 && model.previous?.[0] != null) {
