@@ -175,7 +175,7 @@ impl Loop {
                     partition: name.partition,
                     state,
                     position,
-                    end: partition.end,
+                    end: partition.end.max(position),
                     lag_records,
                     lag_seconds,
                     reason,
