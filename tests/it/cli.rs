@@ -88,7 +88,15 @@ fn wrong_configurations_are_named() {
         (format!("{topics}[mapping]\nadd = [\"a~b\", \"b~a\"]\n"), &["mapping.add", "twice"]),
         (format!("{topics}[mapping]\nadd = [\"a~\"]\n"), &["mapping.add", "empty"]),
         (topics.to_owned(), &["mapping", "empty"]),
-        (MAPPING.to_owned(), &["broker.kafka.topics"]),
+        (format!("[broker]\nkind = \"kafka\"\n{MAPPING}"), &["broker.kafka.topics"]),
+        (format!("{topics}[broker]\nkind = \"local\"\n{MAPPING}"), &["broker.kind", "remove one"]),
+        (
+            format!("{topics}[store]\nkind = \"embedded\"\n[store.redis]\nprefix = \"p\"\n{MAPPING}"),
+            &["store.kind", "remove one"],
+        ),
+        (format!("[broker.local]\npartitions = 2\n{MAPPING}"), &["broker.local.partition_by"]),
+        (format!("[data]\nreserve_bytes = 5\n{MAPPING}"), &["data.reserve_bytes"]),
+        (format!("[data]\ndurability = \"always\"\n{MAPPING}"), &["data.durability", "every-write"]),
         (
             format!("{topics}{MAPPING}[broker.kafka.properties]\n\"enable.auto.commit\" = \"true\"\n"),
             &["enable.auto.commit", "belongs to traqq"],

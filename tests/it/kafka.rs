@@ -1,12 +1,14 @@
 //! A worker process between a real Kafka and a real Redis: what does not fit into the chaos run.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::cli::{traqq, write_config};
 use crate::process::{PATIENCE, Process};
-use crate::servers::{Redis, kafka_brokers, poll_until};
+use crate::servers::{Redis, free_port, kafka_brokers, poll_until};
 
 fn servers() -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers"))
@@ -31,7 +33,6 @@ fn create_topic(name: &str, partitions: i32) {
 
 /// Lines through kcat, a client that is not ours.
 fn produce(topic: &str, lines: &[String]) {
-    use std::io::Write;
     let mut kcat = Command::new("kcat")
         .args(["-b", &kafka_brokers(), "-t", topic, "-P", "-z", "lz4"])
         .stdin(Stdio::piped())
@@ -250,4 +251,60 @@ fn a_worker_without_its_store_does_not_stall_the_group() {
     poll_until(PATIENCE, "events of the other worker", || (total(&redis) > 0).then_some(()));
     drop(worker);
     assert_eq!(other.stop(), 0);
+}
+
+/// Events over HTTP and TCP go into the topic, keyed, and are answered when the broker has them.
+#[test]
+fn events_come_in_in_front_of_kafka() {
+    let scene = Scene::new("it-ingest", 3, "");
+    let (http, tcp) = (free_port(), free_port());
+    let config = std::fs::read_to_string(&scene.file).unwrap();
+    let config = config
+        .replace(
+            "http = \"127.0.0.1:0\"\ntcp = \"off\"",
+            &format!("http = \"127.0.0.1:{http}\"\ntcp = \"127.0.0.1:{tcp}\""),
+        )
+        .replace("[store.redis]", "key_field = \"ip\"\n[store.redis]");
+    std::fs::write(&scene.file, config).unwrap();
+    let worker = Process::start(&scene.file);
+    worker.wait_for_line("listening for TCP");
+    let post = |headers: &str, body: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", http)).unwrap();
+        let length = body.len();
+        let head = format!(
+            "POST /api/v1/events HTTP/1.1\r\nhost: t\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
+        );
+        stream.write_all((head + body).as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let lines = events(500).join("\n");
+    let answer = post("content-type: application/x-ndjson\r\n", &format!("{lines}\nnot json\n"));
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"accepted\":500,\"rejected\":1"), "{answer}");
+    let refused = post("idempotency-key: k\r\n", &lines);
+    assert!(refused.starts_with("HTTP/1.1 501") && refused.contains("Idempotency-Key"), "{refused}");
+    let mut stream = TcpStream::connect(("127.0.0.1", tcp)).unwrap();
+    let records: String =
+        events(100).iter().map(|event| format!("{{\"cmd\":\"record\",\"event\":{event}}}\n")).collect();
+    stream.write_all(records.as_bytes()).unwrap();
+    let answers: Vec<String> = BufReader::new(stream).lines().take(100).map(Result::unwrap).collect();
+    assert!(answers.iter().all(|answer| answer == "{\"success\":true}"), "{answers:?}");
+    wait_for_total(&scene.redis, 600);
+    assert_eq!(worker.stop(), 0);
+    // In the topic, as any consumer sees it.
+    let output = Command::new("kcat")
+        .args(["-b", &kafka_brokers(), "-t", &scene.topic, "-C", "-e", "-q", "-f", "%p %k %s\\n"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut partition_of = std::collections::BTreeMap::new();
+    assert_eq!(text.lines().count(), 600);
+    for line in text.lines() {
+        let (partition, rest) = line.split_once(' ').unwrap();
+        let (key, value) = rest.split_once(' ').unwrap();
+        assert!(value.contains(&format!("\"ip\":\"{key}\"")), "{line}");
+        assert_eq!(partition_of.entry(key.to_owned()).or_insert(partition), &partition, "{key}");
+    }
+    assert!(partition_of.values().collect::<std::collections::BTreeSet<_>>().len() > 1);
 }

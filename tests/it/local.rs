@@ -1,7 +1,7 @@
 //! The program on one machine: local log, embedded store, events over HTTP and TCP, and everything that can happen to it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ use crate::cli::{traqq, write_config};
 use crate::model::Random;
 use crate::process::{PATIENCE, Process};
 use crate::redis_store::{assert_same, now, reads_of};
-use crate::servers::{free_port, poll_until};
+use crate::servers::{Redis, free_port, poll_until};
 
 const MAPPING: &str = "[mapping]\nbitmap = [\"ip\"]\nadd = [\"event\", \"id\"]\nauto_pairs = false\n\
     add_value = [{ key = \"event\", add_key = \"amount\" }]\ntop = [\"id\"]\nbitmap_by = [{ key = \"event\", of = \"ip\" }]\n";
@@ -59,6 +59,12 @@ impl Site {
         let process = Process::start(&self.config);
         process.wait_for_line("listening for TCP");
         process
+    }
+
+    /// A command that succeeds.
+    fn run(&self, arguments: &[&str]) {
+        let output = traqq().arg("--config").arg(&self.config).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     fn data_directory(&self) -> PathBuf {
@@ -216,11 +222,60 @@ impl Remains {
         Ok(())
     }
 
+    /// The oracle folds this log too, and finds the same in a Redis that the counts were moved to.
+    fn assert_oracle_agrees(self, site: &Site) {
+        let redis = Redis::start(&[]);
+        let directory = tempfile::tempdir().unwrap();
+        let (records, file) = (directory.path().join("records"), directory.path().join("counts.zst"));
+        self.write_records(&records);
+        // The directory has one user at a time.
+        drop(self);
+        site.run(&["store", "export", &file.to_string_lossy()]);
+        let url = format!("store.redis.url={}", redis.url());
+        site.run(&["--set", &url, "store", "import", &file.to_string_lossy()]);
+        assert_oracle_agrees(&site.config, &records, &redis);
+    }
+
+    fn write_records(&self, file: &Path) {
+        let mut out = BufWriter::new(std::fs::File::create(file).unwrap());
+        for record in self.log.iter().flat_map(RecordBatch::iter) {
+            let line = json!({"topic": "events", "partition": 0, "offset": record.offset, "timestamp_ms": record.timestamp_ms,
+                "value_b64": base64(record.value.unwrap())});
+            writeln!(out, "{line}").unwrap();
+        }
+    }
+
     fn assert_exact(self, config: &Path) {
         let log = copy_of(&self.log);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(self.check(log, config)).unwrap();
     }
+}
+
+/// Everything in Redis is what the oracle, which shares no code with us, makes of these records.
+fn assert_oracle_agrees(config: &Path, records: &Path, redis: &Redis) {
+    let python = std::env::var("TRAQQ_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let check = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle/check.py");
+    let output = std::process::Command::new(python)
+        .args([&check, config])
+        .arg("--records")
+        .arg(records)
+        .args(["--redis", &redis.url(), "--jobs", "1"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains(" 0 differences") && !text.contains(" 0 metrics"), "{text}");
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let three = |chunk: &[u8]| {
+        let number = (0..3).fold(0, |number, at| number << 8 | u32::from(chunk.get(at).copied().unwrap_or(0)));
+        (0..4)
+            .map(|at| if at > chunk.len() { '=' } else { DIGITS[(number >> (18 - 6 * at) & 63) as usize] as char })
+            .collect::<String>()
+    };
+    bytes.chunks(3).map(three).collect()
 }
 
 /// The first records of a batch.
@@ -349,7 +404,9 @@ fn kill_at_random(durability: &str, kills: usize, seed: u64) {
         assert!(acknowledged.contains(id) || uncertain.contains(id), "{id} was never sent");
         assert_eq!(*count, 1, "{id}");
     }
+    drop((acknowledged, uncertain));
     remains.assert_exact(&site.config);
+    open_remains(&site.data_directory()).unwrap().assert_oracle_agrees(&site);
 }
 
 #[test]
@@ -360,6 +417,47 @@ fn kill_minus_nine_at_random_moments_every_write() {
 #[test]
 fn kill_minus_nine_at_random_moments_periodic() {
     kill_at_random("periodic", 50, 2);
+}
+
+/// From the embedded store to Redis, under the same log: counting goes on where it stood, also through kill -9.
+#[test]
+fn a_store_that_moves_to_redis_goes_on_exactly() {
+    let site = Site::new("", "");
+    let send = |name: &str, number: usize| {
+        let lines: Vec<String> = (0..50).map(|at| event(&format!("{name}-{number}-{at}"), at + number)).collect();
+        let headers = format!("{NDJSON}idempotency-key: {name}-{number}\r\n");
+        poll_until(PATIENCE, "the log takes it", || {
+            site.post(&headers, lines.join("\n").as_bytes()).ok().filter(|answer| answer.status == 200).map(|_| ())
+        });
+    };
+    let process = site.start();
+    (0..20).for_each(|number| send("before", number));
+    site.wait_until_counted();
+    assert_eq!(process.stop(), 0);
+    let redis = Redis::start(&[]);
+    let file = site.config.with_extension("zst");
+    site.run(&["store", "export", &file.to_string_lossy()]);
+    let config = std::fs::read_to_string(&site.config).unwrap();
+    std::fs::write(&site.config, format!("{config}\n[store.redis]\nurl = \"{}\"\n", redis.url())).unwrap();
+    site.run(&["store", "import", &file.to_string_lossy()]);
+    for round in 0..5 {
+        let process = site.start();
+        (0..10).for_each(|number| send(&format!("after{round}"), number));
+        std::thread::sleep(Duration::from_millis(40 * round));
+        drop(process);
+    }
+    let process = site.start();
+    send("last", 0);
+    site.wait_until_counted();
+    assert_eq!(process.stop(), 0);
+    let remains = open_remains(&site.data_directory()).unwrap();
+    assert_eq!(remains.ids().len(), (20 + 50 + 1) * 50);
+    let offsets: Vec<i64> = remains.log.iter().flat_map(RecordBatch::iter).map(|record| record.offset).collect();
+    assert!(offsets.is_sorted_by(|left, right| left < right));
+    assert!(*offsets.last().unwrap() > 1_000_000, "a killed process leaves a gap: offsets are never used twice");
+    let records = site.config.with_extension("records");
+    remains.write_records(&records);
+    assert_oracle_agrees(&site.config, &records, &redis);
 }
 
 // ---- damaged files ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ mod local;
 mod model;
 mod process;
 mod proxy;
+mod readme;
 mod redis_aof;
 mod redis_store;
 mod redis_worker;

@@ -1,0 +1,75 @@
+//! The quick start: every command of it is run, in its order, as it stands there.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::servers::{free_port, poll_until};
+
+/// What a test that runs has done already.
+const DONE: [&str; 2] = ["git clone https://github.com/traqq/traqq && cd traqq", "cargo build --release"];
+
+/// What runs in the background; it ends with the test.
+struct Background(Vec<Child>);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn commands() -> Vec<String> {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let section = readme.split("\n## Quick start\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let lines = section.lines().filter_map(|line| line.strip_prefix("    "));
+    lines.map(|line| line.split("  #").next().unwrap().trim().to_owned()).collect()
+}
+
+#[test]
+fn every_command_of_the_quick_start_works() {
+    let directory = tempfile::tempdir().unwrap();
+    let (http, tcp) = (free_port(), free_port());
+    let run = |command: &str| {
+        let command = command
+            .replace("target/release/traqq", env!("CARGO_BIN_EXE_traqq"))
+            .replace("localhost:9877", &format!("localhost:{http}"));
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("exec {command}")]).current_dir(directory.path());
+        shell
+            .env("TRAQQ_SERVER__HTTP", format!("127.0.0.1:{http}"))
+            .env("TRAQQ_SERVER__TCP", format!("127.0.0.1:{tcp}"));
+        shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        shell
+    };
+    let commands = commands();
+    assert_eq!(commands[..2], DONE);
+    let mut background = Background(Vec::new());
+    let mut outputs = Vec::new();
+    for command in &commands[2..] {
+        if let Some(command) = command.strip_suffix('&') {
+            background.0.push(run(command).stdout(Stdio::null()).spawn().unwrap());
+            // The next line is typed by a person.
+            poll_until(Duration::from_secs(60), "the server answers", || {
+                std::net::TcpStream::connect(("127.0.0.1", http)).ok().map(drop)
+            });
+            continue;
+        }
+        let mut child = run(command).spawn().unwrap();
+        let mut output = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+        assert!(child.wait().unwrap().success(), "{command}: {output}");
+        outputs.push(output);
+    }
+    assert!(outputs.len() >= 6 && outputs.iter().all(|output| !output.trim().is_empty()), "{outputs:?}");
+    assert!(outputs[0].contains("\"accepted\":1"), "{}", outputs[0]);
+    poll_until(Duration::from_secs(60), "the event of the quick start in the answer", || {
+        let output = run("target/release/traqq find add/event~geo --json").output().unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let is_it = |row: &serde_json::Value| row["value"] == serde_json::json!(["purchase", "GB"]);
+        answer["results"][0]["data"]["values"].as_array()?.iter().find(|row| is_it(row)).map(|_| ())
+    });
+}
