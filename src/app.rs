@@ -14,8 +14,9 @@ use crate::compile::{GateRules, Plan};
 use crate::config::{BrokerKind, Config, StoreKind};
 use crate::database::Database;
 use crate::decode::Reason;
+use crate::model::RecordBatch;
 use crate::query::Engine;
-use crate::server::{self, Ingest, Live};
+use crate::server::{self, DeadLetters, Ingest, Live};
 use crate::store::embedded::{EmbeddedStore, Expirer};
 use crate::store::redis::{self, Finding, RedisStore, lane_tags};
 use crate::store::{Meta, Store};
@@ -209,7 +210,8 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
         shutdown: watch,
         now_ms,
     };
-    let live = live(Arc::clone(&status), metrics);
+    let log = backends.local.as_ref().and_then(|local| local.log.clone());
+    let live = live(Arc::clone(&status), metrics, log);
     let engine = Arc::new(Engine::new(store, config.server.limits()));
     let router = server::router(&config.server, Arc::clone(&engine), live, ingest.clone());
     // The server outlives the worker, so that a probe sees the draining and not a closed port.
@@ -247,7 +249,7 @@ pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result
     let status = Arc::new(Status::default());
     status.clear("worker");
     let engine = Engine::new(store(config)?, config.server.limits());
-    let router = server::router(&config.server, engine, live(status, metrics), None);
+    let router = server::router(&config.server, engine, live(status, metrics, None), None);
     let listening = server::serve(&config.server, router, std::future::pending()).await.context("server")?;
     tracing::info!(address = %listening.address(), "listening");
     interrupted().await;
@@ -285,7 +287,7 @@ fn announce_metrics() {
     }
 }
 
-fn live(status: Arc<Status>, metrics: PrometheusHandle) -> Live {
+fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>) -> Live {
     let upkeep = metrics.clone();
     tokio::spawn(async move {
         let mut interval = tokio::time::interval(UPKEEP);
@@ -299,7 +301,23 @@ fn live(status: Arc<Status>, metrics: PrometheusHandle) -> Live {
         readiness: Box::new(move || readiness.readiness()),
         stats: Box::new(move || status.to_json()),
         metrics: Box::new(move || metrics.render()),
+        dead_letters: log.map(|log| Box::new(move |limit| dead_letters(&log, limit)) as DeadLetters),
     }
+}
+
+fn dead_letters(log: &LocalLog, limit: usize) -> Result<serde_json::Value, String> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let letters = log.dead_letters(limit).map_err(|error| error.to_string())?;
+    let letters = letters.iter().flat_map(RecordBatch::iter).map(|letter| {
+        let header = |(name, value): (&str, Option<&[u8]>)| (name.to_owned(), value.map(text).into());
+        serde_json::json!({
+            "number": letter.offset,
+            "at": letter.timestamp_ms,
+            "headers": letter.headers().map(header).collect::<serde_json::Map<_, _>>(),
+            "value": letter.value.map(text),
+        })
+    });
+    Ok(letters.collect())
 }
 
 async fn refuse_bad_kafka(config: &kafka::Config) -> anyhow::Result<()> {

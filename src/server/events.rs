@@ -20,6 +20,9 @@ const KEY_MAX: usize = 255;
 /// Bodies up to this size are judged where they were read; larger ones would hold up other requests.
 const INLINE_MAX: usize = 16 << 10;
 
+/// Of the threads that judge large bodies and do nothing else.
+const JUDGE_NICE: i32 = 5;
+
 /// What the head of a request says about its body.
 struct Head {
     format: Format,
@@ -52,6 +55,7 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
         let (ingest, bytes_max) = (Arc::clone(ingest), context.body_bytes_max);
         let (format, coding) = (head.format, head.coding);
         let work = move || {
+            let _ = rustix::process::setpriority_process(None, JUDGE_NICE);
             let head = Head { format, coding, key: None };
             judge(&ingest, body, &head, bytes_max, &mut hold).map(|judged| (judged, hold))
         };

@@ -22,5 +22,5 @@ mod tests;
 pub use config::Config;
 pub use ingest::Ingest;
 pub use listen::{Listening, serve};
-pub use routes::{Live, router};
+pub use routes::{DeadLetters, Live, router};
 pub use tcp::serve as serve_tcp;

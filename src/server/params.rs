@@ -50,6 +50,11 @@ pub(super) fn find(uri: &Uri) -> QueryResult<Request> {
     }))
 }
 
+/// For a route that knows `limit` and nothing else.
+pub(super) fn limit_only(uri: &Uri) -> QueryResult<Option<usize>> {
+    Params::parse(uri, &["limit"])?.limit()
+}
+
 /// For routes without parameters.
 pub(super) fn none(uri: &Uri) -> QueryResult<()> {
     Params::parse(uri, &[]).map(|_| ())

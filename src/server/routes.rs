@@ -16,7 +16,14 @@ use super::problem::{Kind, Problem};
 use super::{Config, events, page, params};
 use crate::query::{Engine, QueryResult, Request};
 
+/// Dead letters of an answer, unless a number is given, and at most.
+const DEAD_LETTERS_DEFAULT: usize = 100;
+const DEAD_LETTERS_MAX: usize = 1000;
+
 const OPENAPI: &str = include_str!("openapi.json");
+
+/// `Err` says why they cannot be read.
+pub type DeadLetters = Box<dyn Fn(usize) -> Result<Value, String> + Send + Sync>;
 
 /// What the process says about itself.
 pub struct Live {
@@ -26,6 +33,8 @@ pub struct Live {
     pub stats: Box<dyn Fn() -> Value + Send + Sync>,
     /// The text of `/metrics`.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// So many of the newest dead letters; `None` when they are somewhere else.
+    pub dead_letters: Option<DeadLetters>,
 }
 
 pub(super) struct Context {
@@ -42,13 +51,14 @@ type Shared = State<Arc<Context>>;
 type Method = fn() -> MethodRouter<Arc<Context>>;
 
 /// Every path, with what answers it.
-pub(super) const ROUTES: [(&str, Method); 11] = [
+pub(super) const ROUTES: [(&str, Method); 12] = [
     ("/", || get(page::index)),
     ("/api/v1/events", || post(events::events)),
     ("/api/v1/query", || get(query)),
     ("/api/v1/find", || get(find)),
     ("/api/v1/catalog", || get(catalog)),
     ("/api/v1/stats", || get(stats)),
+    ("/api/v1/dead-letters", || get(dead_letters)),
     ("/api/v1/openapi.json", || get(openapi)),
     ("/metrics", || get(metrics)),
     ("/health", || get(health)),
@@ -125,6 +135,22 @@ async fn stats(State(context): Shared, uri: Uri) -> Response {
     match params::none(&uri) {
         Ok(()) => ([(header::CACHE_CONTROL, "no-store")], Json((context.live.stats)())).into_response(),
         Err(error) => Problem::of(error, uri.path()).into_response(),
+    }
+}
+
+async fn dead_letters(State(context): Shared, uri: Uri) -> Response {
+    let problem = |kind, detail: String| Problem::new(kind, detail, uri.path()).into_response();
+    let limit = match params::limit_only(&uri) {
+        Ok(limit) => limit.unwrap_or(DEAD_LETTERS_DEFAULT).min(DEAD_LETTERS_MAX),
+        Err(error) => return Problem::of(error, uri.path()).into_response(),
+    };
+    match context.live.dead_letters.as_ref().map(|read| read(limit)) {
+        Some(Ok(letters)) => ([(header::CACHE_CONTROL, "no-store")], Json(letters)).into_response(),
+        Some(Err(error)) => problem(Kind::Unavailable, error),
+        None => {
+            let detail = "dead letters are not kept here; with Kafka they are in broker.kafka.dead_letter_topic";
+            problem(Kind::NotFound, detail.to_owned())
+        }
     }
 }
 

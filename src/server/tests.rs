@@ -129,6 +129,7 @@ async fn start(config: &Config) -> Server {
         readiness: Box::new(move || if ready.load(Ordering::Relaxed) { Ok(()) } else { Err("draining".to_owned()) }),
         stats: Box::new(|| json!({"records": 7})),
         metrics: Box::new(|| "traqq_up 1\n".to_owned()),
+        dead_letters: None,
     };
     let engine = Arc::new(Engine::new(Arc::new(store.clone()), config.limits()));
     let router = router_at(config, engine, live, None, || DAY + 60);

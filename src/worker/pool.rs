@@ -8,6 +8,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::budget::{Budget, Permit};
 use crate::compile::{Folded, Folder, Part, Plan};
 
+/// What a fold thread yields to the threads that answer; of this process only, where the system knows threads.
+const FOLD_NICE: i32 = 10;
+
 pub struct Job {
     pub lane: usize,
     /// A job of an epoch that is over is not worth folding.
@@ -65,7 +68,11 @@ impl Pool {
             let budget = Arc::clone(budget);
             std::thread::Builder::new()
                 .name(format!("fold-{index}"))
-                .spawn(move || work(&plan, operations_max, &queue, &epochs, &budget, &done))
+                .spawn(move || {
+                    // Questions to this process are answered between two batches, not behind them.
+                    let _ = rustix::process::nice(FOLD_NICE);
+                    work(&plan, operations_max, &queue, &epochs, &budget, &done);
+                })
                 .expect("a thread can be started");
         }
         Self { jobs, epochs }

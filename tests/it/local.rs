@@ -765,6 +765,26 @@ fn the_tcp_protocol_answers_in_order() {
     assert_eq!(process.stop(), 0);
 }
 
+/// What passes the door and cannot be counted all the same is kept, with the reason.
+#[test]
+fn dead_letters_can_be_looked_at() {
+    let site = Site::new("", "[events]\nmax_metrics_per_event = 3\n");
+    let process = site.start();
+    assert_eq!(site.get("/api/v1/dead-letters"), json!([]));
+    assert_eq!(site.post(JSON, event("a", 1).as_bytes()).unwrap().status, 200);
+    assert_eq!(site.post(JSON, b"{\"event\":\"small\"}").unwrap().status, 200);
+    let letters = poll_until(PATIENCE, "a dead letter", || {
+        let letters = site.get("/api/v1/dead-letters?limit=5");
+        (letters != json!([])).then_some(letters)
+    });
+    let letter = &letters[0];
+    assert_eq!(letter["headers"]["traqq-reason"], "too_many_metrics");
+    assert_eq!((&letter["headers"]["traqq-offset"], letters.as_array().unwrap().len()), (&json!("0"), 1));
+    assert_eq!(letter["value"], event("a", 1));
+    poll_until(PATIENCE, "the other is counted", || (site.events() == 1).then_some(()));
+    assert_eq!(process.stop(), 0);
+}
+
 /// A sender that says nothing, lies about its length, or packs a bomb takes nothing from the others.
 #[test]
 fn bad_clients_cost_little_and_others_are_served() {

@@ -1,4 +1,4 @@
-//! Removes blocks that are old, or too many, and counted; and idempotency keys after a day.
+//! Removes blocks that are old, or too many, and counted; idempotency keys after a day; dead letters as old as the log gets, or too many.
 
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -13,6 +13,8 @@ use crate::model::Retention;
 const EVERY: Duration = Duration::from_secs(30);
 /// How long a repeated request is recognised.
 const IDEMPOTENCY_MS: i64 = 24 * 3600 * 1000;
+/// Dead letters that are kept at most.
+const LETTERS_MAX: u64 = 100_000;
 /// Rows removed in one step.
 const STEP: usize = 1000;
 
@@ -54,6 +56,7 @@ pub fn remove_old(shared: &Shared) -> DatabaseResult<()> {
         while remove_blocks(shared, number, now)? {}
     }
     while remove_keys(shared, now)? {}
+    while remove_letters(shared, now)? {}
     Ok(())
 }
 
@@ -68,10 +71,7 @@ fn remove_blocks(shared: &Shared, number: i32, now: i64) -> DatabaseResult<bool>
     let Some(counted) = mark.and_then(|row| Some(i64::from_be_bytes(row.get(..8)?.try_into().ok()?))) else {
         return Ok(false);
     };
-    let oldest_ms = match shared.config.retention {
-        Retention::Seconds(seconds) => now - seconds * 1000,
-        Retention::Forever => i64::MIN,
-    };
+    let oldest_ms = oldest_ms(shared, now);
     let mut too_much = bytes.saturating_sub(shared.config.retention_bytes);
     let (mut batch, mut removed, mut freed, mut low) = (open.batch(), 0, 0, None);
     for row in open.log.prefix(rows::block_prefix(number)) {
@@ -97,6 +97,36 @@ fn remove_blocks(shared: &Shared, number: i32, now: i64) -> DatabaseResult<bool>
         partition.bytes = partition.bytes.saturating_sub(freed);
     }
     tracing::debug!(partition = number, blocks = removed, low, "removed from the local log");
+    Ok(removed == STEP)
+}
+
+fn oldest_ms(shared: &Shared, now: i64) -> i64 {
+    match shared.config.retention {
+        Retention::Seconds(seconds) => now - seconds * 1000,
+        Retention::Forever => i64::MIN,
+    }
+}
+
+fn remove_letters(shared: &Shared, now: i64) -> DatabaseResult<bool> {
+    let (open, inner) = shared.current()?;
+    let first_kept = inner.next_letter.saturating_sub(LETTERS_MAX);
+    drop(inner);
+    let failed = |error| shared.database.failed(&open, &error);
+    let oldest_ms = oldest_ms(shared, now);
+    let (mut batch, mut removed) = (open.batch(), 0);
+    for row in open.log.prefix(rows::LETTERS).take(STEP) {
+        let (key, value) = row.into_inner().map_err(failed)?;
+        let number = rows::block_last(&key).ok_or_else(|| shared.damaged())? as u64;
+        let (arrival_ms, _) = Block::head(&value).ok_or_else(|| shared.damaged())?;
+        if number >= first_kept && arrival_ms >= oldest_ms {
+            break;
+        }
+        batch.remove(&open.log, key);
+        removed += 1;
+    }
+    if removed > 0 {
+        shared.database.commit(&open, batch, false)?;
+    }
     Ok(removed == STEP)
 }
 

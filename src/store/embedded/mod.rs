@@ -43,6 +43,8 @@ use crate::model::{Bucket, Checkpoint, Metric, TopicPartition, WriteBatch};
 /// What the names of keys begin with, as in Redis.
 const PREFIX: &str = "traqq";
 
+const COMMIT_NICE: i32 = 10;
+
 /// Limits on the values of one key, from the rules in meta.
 #[derive(Clone, Copy, Default)]
 struct Limits {
@@ -370,6 +372,8 @@ impl EmbeddedSession {
         let (commits, queue) = mpsc::channel::<(Arc<WriteBatch>, oneshot::Sender<StoreResult<Outcome>>)>();
         let inner = Arc::clone(store);
         let run = move || {
+            // Readers wait for none of it, unless for the processor.
+            let _ = rustix::process::nice(COMMIT_NICE);
             while let Ok((batch, answer)) = queue.recv() {
                 let outcome = inner.commit(epoch, &plan, &batch);
                 let is_applied = matches!(outcome, Ok(Outcome::Applied(_)));
