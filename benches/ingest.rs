@@ -56,7 +56,7 @@ impl Http {
     }
 
     fn get(&mut self, path: &str) -> Value {
-        let status = self.send(format!("GET {path} HTTP/1.1\r\nhost: b\r\n\r\n").as_bytes());
+        let status = self.send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes());
         let text = String::from_utf8_lossy(&self.body);
         assert_eq!(status, 200, "{path}: {text}");
         serde_json::from_str(&text).expect("JSON")
@@ -65,7 +65,7 @@ impl Http {
 
 fn post(kind: &str, body: &[u8]) -> Vec<u8> {
     let head = format!(
-        "POST /api/v1/events HTTP/1.1\r\nhost: b\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n",
+        "POST /api/v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
     [head.as_bytes(), body].concat()
@@ -194,7 +194,7 @@ fn find(address: &str, path: &str, rate: f64, seconds: f64) -> Value {
             let (address, path) = (address.to_owned(), path.to_owned());
             std::thread::spawn(move || {
                 let mut http = Http::connect(&address);
-                let request = format!("GET {path} HTTP/1.1\r\nhost: b\r\n\r\n");
+                let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
                 loop {
                     let question = next.fetch_add(1, Ordering::Relaxed);
                     if question >= questions {

@@ -85,9 +85,10 @@ fn fresh_bytes(config: &Config) -> usize {
     config.worker.memory_max_bytes / 16
 }
 
-/// and a part requests that bring events.
+/// and a part requests that bring events: at least what one of them may need, packed, unpacked and judged.
 fn ingest_bytes(config: &Config) -> usize {
-    config.worker.memory_max_bytes / 8
+    let largest = config.server.body_bytes_max.max(config.events.max_event_bytes);
+    (config.worker.memory_max_bytes / 8).max(largest * 4 + (1 << 20))
 }
 
 fn open_database(config: &Config) -> anyhow::Result<Arc<Database>> {

@@ -16,7 +16,7 @@ use crate::model::{
 
 pub(super) const DAY_MS: i64 = 86_400_000;
 /// 2000-01-01T00:00:00Z. Broker timestamps before it are not to be believed.
-const BELIEVABLE_MS_MIN: i64 = 946_684_800_000;
+pub(super) const BELIEVABLE_MS_MIN: i64 = 946_684_800_000;
 /// The last millisecond of the year 9999, beyond which there are no buckets.
 const YEAR_9999_MS_MAX: i64 = 253_402_300_799_999;
 /// Retention of the keys beyond the retention of the bucket, in seconds.

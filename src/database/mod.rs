@@ -39,6 +39,8 @@ const SYNC_EVERY: Duration = Duration::from_millis(100);
 const SPACE_AGE_MAX: Duration = Duration::from_millis(50);
 /// Between attempts to open a database that failed.
 const REOPEN_EVERY: Duration = Duration::from_millis(500);
+/// How long somebody who has the database open may take to close it.
+const CLOSING_MAX: Duration = Duration::from_millis(500);
 /// Tables in memory that wait to be written, before writers wait for them.
 const SEALED_MAX: usize = 2;
 const STALL: Duration = Duration::from_millis(2);
@@ -126,9 +128,7 @@ impl Database {
         if !database.exists() {
             return Ok(None);
         }
-        if let Ok(lock) = fs::File::open(database.join("lock"))
-            && lock.try_lock().is_err()
-        {
+        if is_locked(&database) {
             return Err(DatabaseError::Stop(explain(directory, &fjall::Error::Locked)));
         }
         check_format(directory)?;
@@ -313,13 +313,27 @@ fn try_open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Op
     let failed = |error: &fjall::Error| {
         let text = explain(directory, error);
         match error {
-            fjall::Error::Io(_) if epoch > 1 && !is_damage(error) => DatabaseError::Retry(text),
+            fjall::Error::Io(_) | fjall::Error::Locked if epoch > 1 && !is_certain_damage(error) => {
+                DatabaseError::Retry(text)
+            }
             _ => DatabaseError::Stop(text),
         }
     };
     let place = directory.join("database");
-    verify::verify(&place)
-        .map_err(|error| DatabaseError::Stop(damaged(directory, &format!("{error}: not what was written"))))?;
+    // Whoever has it open changes it under our eyes. Somebody who is closing it is done in a moment.
+    let since = Instant::now();
+    while is_locked(&place) && since.elapsed() < CLOSING_MAX {
+        std::thread::sleep(STALL);
+    }
+    if is_locked(&place) {
+        let text = explain(directory, &fjall::Error::Locked);
+        return Err(if epoch > 1 { DatabaseError::Retry(text) } else { DatabaseError::Stop(text) });
+    }
+    verify::verify(&place).map_err(|error| {
+        let text = damaged(directory, &format!("{error}: not what was written"));
+        let is_certain = epoch == 1 || error.kind() == std::io::ErrorKind::InvalidData;
+        if is_certain { DatabaseError::Stop(text) } else { DatabaseError::Retry(text) }
+    })?;
     let database = fjall::Database::builder(place)
         .cache_size(cache_bytes)
         .journal_compression(CompressionType::None)
@@ -333,6 +347,15 @@ fn try_open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Op
     let log = database.keyspace("log", log).map_err(|error| failed(&error))?;
     let store = database.keyspace("store", store).map_err(|error| failed(&error))?;
     Ok(Open { database, log, store, epoch })
+}
+
+/// Whether somebody has the database open.
+fn is_locked(database: &Path) -> bool {
+    fs::File::open(database.join("lock")).is_ok_and(|lock| matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)))
+}
+
+fn is_certain_damage(error: &fjall::Error) -> bool {
+    !matches!(error, fjall::Error::Locked) && is_damage(error)
 }
 
 /// Whether data on the disk is not what was written.

@@ -338,12 +338,14 @@ pub fn validate(text: &str) -> Result<(), Reason> {
     scanner.end()
 }
 
-/// The elements of an array, as text. `Err` is the index of the first that is malformed.
-pub fn elements(text: &str) -> Result<Vec<&str>, usize> {
-    let mut scanner = Scanner::new(text);
-    let mut elements = Vec::new();
-    scanner.array(|element| elements.push(element)).map_err(|_| elements.len())?;
-    Ok(elements)
+/// The elements of an array, as text, one after the other. `Err` is the index of the first that is malformed.
+pub fn elements<'a>(text: &'a str, mut take: impl FnMut(&'a str)) -> Result<(), usize> {
+    let mut index = 0;
+    let counted = |element| {
+        index += 1;
+        take(element);
+    };
+    Scanner::new(text).array(counted).map_err(|_| index)
 }
 
 /// A field's value as text, trimmed; `None` when it does not count. Numbers are their label.

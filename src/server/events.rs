@@ -23,6 +23,9 @@ const INLINE_MAX: usize = 16 << 10;
 /// Of the threads that judge large bodies and do nothing else.
 const JUDGE_NICE: i32 = 5;
 
+/// What an event takes besides its text.
+const EVENT_BYTES: usize = 24;
+
 /// What the head of a request says about its body.
 struct Head {
     format: Format,
@@ -69,8 +72,7 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
         return Ok(refused(&report));
     }
     let key = head.key.map(|key| (key, fingerprint));
-    let appended = ingest.append(judged, key, "http").await;
-    drop(hold);
+    let appended = ingest.append(judged, key, hold, "http").await;
     let (answer, is_replayed) = appended.map_err(|error| match error {
         AppendError::Retry(text) => (Kind::Unavailable, text),
         AppendError::Refused { index, reason } => {
@@ -126,7 +128,9 @@ fn read_head(headers: &HeaderMap) -> Answer<Head> {
             return Err((Kind::UnsupportedMediaType, detail));
         }
     };
-    if text(HeaderName::from_static("sec-fetch-site")) == Some("cross-site") {
+    let is_foreign = |origin: &str| origin.split_once("://").map(|(_, authority)| authority) != text(header::HOST);
+    let says_cross_site = matches!(text(HeaderName::from_static("sec-fetch-site")), Some("cross-site" | "same-site"));
+    if says_cross_site || text(header::ORIGIN).is_some_and(is_foreign) {
         return Err((Kind::Forbidden, "a page of another site may not send events from here".to_owned()));
     }
     let coding = match text(header::CONTENT_ENCODING).map(str::to_ascii_lowercase).as_deref() {
@@ -186,5 +190,7 @@ fn judge(ingest: &Ingest, body: Vec<u8>, head: &Head, bytes_max: usize, hold: &m
     hold.take(body.len()).map_err(|NoRoom| no_room())?;
     let mut judge = ingest.judge();
     judge.body(&body, head.format).map_err(|detail| (Kind::BadRequest, detail))?;
-    Ok((judge.finish(), fingerprint(&body)))
+    let judged = judge.finish();
+    hold.take(judged.events.len() * EVENT_BYTES).map_err(|NoRoom| no_room())?;
+    Ok((judged, fingerprint(&body)))
 }

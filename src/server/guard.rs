@@ -20,6 +20,8 @@ const OPEN: [&str; 3] = ["/health", "/livez", "/readyz"];
 pub(super) struct Guard {
     token: Option<Arc<str>>,
     metrics_public: bool,
+    /// Only this machine is listened to, and nobody needs a token.
+    is_private: bool,
     deadline: Duration,
     body_bytes_max: usize,
 }
@@ -29,6 +31,7 @@ impl Guard {
         Self {
             token: config.token.as_ref().map(|token| (*token.0).into()),
             metrics_public: config.metrics_public,
+            is_private: config.token.is_none() && !config.allow_public_without_token,
             deadline: Duration::from_millis(config.request_timeout_ms),
             body_bytes_max: config.body_bytes_max,
         }
@@ -56,8 +59,27 @@ pub(super) fn is_equal(left: &[u8], right: &[u8]) -> bool {
     black_box(difference) == 0
 }
 
+/// A name that a stranger's DNS leads here is not one of ours; addresses cannot be rebound.
+fn names_this_machine(request: &Request) -> bool {
+    let Some(host) = request.headers().get(header::HOST) else { return true };
+    let Ok(host) = host.to_str() else { return false };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost")
+        || name.to_ascii_lowercase().ends_with(".localhost")
+        || address.parse::<std::net::IpAddr>().is_ok()
+}
+
 pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
+    if guard.is_private && !names_this_machine(&request) {
+        let detail = "the Host header is neither localhost nor an address: a page of another site may be behind this request; ask for \
+                      localhost, or set server.token";
+        return Problem::new(Kind::Forbidden, detail, &path).into_response();
+    }
     if !guard.admits(&request) {
         let detail = "send the header `Authorization: Bearer <server.token>`";
         return Problem::new(Kind::Unauthorized, detail, &path).into_response();

@@ -5,6 +5,7 @@
 //!      bounded            \-- rejected, by index
 //! ```
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -28,7 +29,6 @@ pub struct Ingest {
     rules: Arc<GateRules>,
     /// Bytes of requests on their way.
     room: Arc<Semaphore>,
-    room_bytes: usize,
     clock_ms: fn() -> i64,
 }
 
@@ -89,45 +89,52 @@ pub struct Rejection {
 pub struct Judged {
     pub events: Events,
     pub report: Report,
-    /// Every rejected one, by index.
-    pub rejections: Vec<(usize, Reason)>,
+    /// How many were rejected for each reason.
+    reasons: BTreeMap<Reason, u64>,
 }
 
 impl Ingest {
     /// `room_bytes` bounds what requests on their way may hold together.
     pub fn new(appender: Arc<dyn Appender>, rules: GateRules, room_bytes: usize, clock_ms: fn() -> i64) -> Self {
-        Self { appender, rules: Arc::new(rules), room: Arc::new(Semaphore::new(room_bytes)), room_bytes, clock_ms }
+        Self { appender, rules: Arc::new(rules), room: Arc::new(Semaphore::new(room_bytes)), clock_ms }
     }
 
     pub fn hold(&self) -> Hold {
         Hold { room: Arc::clone(&self.room), permits: Vec::new() }
     }
 
-    pub const fn room_bytes(&self) -> usize {
-        self.room_bytes
-    }
-
     pub fn judge(&self) -> Judge {
         Judge { gate: Gate::new(&self.rules), now_ms: (self.clock_ms)(), index: 0, judged: Judged::default() }
     }
 
-    /// Hands events to the log; returns what the request is answered, and whether it is a repetition.
+    /// Hands events to the log; returns what the request is answered, and whether it is a repetition. The room is held until the log has
+    /// answered, also when nobody waits for it any more.
     pub async fn append(
         &self,
         judged: Judged,
         key: Option<(String, u64)>,
+        hold: Hold,
         protocol: &'static str,
     ) -> Result<(Vec<u8>, bool), AppendError> {
-        let Judged { events, report, rejections } = judged;
+        let Judged { events, report, reasons } = judged;
         let answer = serde_json::to_vec(&report).expect("numbers and names are JSON");
         let idempotency = key.map(|(key, fingerprint)| Idempotency { key, fingerprint, answer: answer.clone() });
-        let appended =
-            if events.is_empty() { Appended::New } else { self.appender.append(events, idempotency).await? };
+        let appended = if events.is_empty() {
+            Appended::New
+        } else {
+            let appender = Arc::clone(&self.appender);
+            let append = tokio::spawn(async move {
+                let appended = appender.append(events, idempotency).await;
+                drop(hold);
+                appended
+            });
+            append.await.unwrap_or_else(|error| Err(AppendError::Retry(error.to_string())))?
+        };
         match appended {
             Appended::New => {
                 metrics::counter!(names::INGESTED, "protocol" => protocol).increment(report.accepted as u64);
-                for (_, reason) in rejections {
-                    metrics::counter!(names::INGEST_REJECTED, "reason" => reason.name()).increment(1);
+                for (reason, count) in reasons {
+                    metrics::counter!(names::INGEST_REJECTED, "reason" => reason.name()).increment(count);
                 }
                 Ok((answer, false))
             }
@@ -168,19 +175,25 @@ pub struct Judge {
 }
 
 impl Judge {
-    pub fn event(&mut self, value: &[u8]) {
-        match self.gate.check(value, self.now_ms) {
+    /// One event; why it was rejected.
+    pub fn event(&mut self, value: &[u8]) -> Option<Reason> {
+        let rejected = match self.gate.check(value, self.now_ms) {
             Ok(admitted) => {
                 self.judged.events.push(admitted.key.as_ref().map(|key| key.as_bytes()), value);
                 self.judged.report.accepted += 1;
+                None
             }
-            Err(reason) => self.reject(reason),
-        }
+            Err(reason) => {
+                self.reject(reason);
+                Some(reason)
+            }
+        };
         self.index += 1;
+        rejected
     }
 
     fn reject(&mut self, reason: Reason) {
-        self.judged.rejections.push((self.index, reason));
+        *self.judged.reasons.entry(reason).or_default() += 1;
         let report = &mut self.judged.report;
         report.rejected += 1;
         if report.errors.len() < ERRORS_MAX {
@@ -196,10 +209,10 @@ impl Judge {
             (_, None) => return Err("the body is empty; send one event, an array, or one event a line".to_owned()),
             (Format::Lines, _) => self.lines(body),
             (_, Some(b'[')) => return self.array(body),
-            (Format::Json, _) => self.event(body),
+            (Format::Json, _) => _ = self.event(body),
             (Format::Unknown, _) => {
                 if std::str::from_utf8(body).is_ok_and(|text| decode::validate(text).is_ok()) {
-                    self.event(body);
+                    _ = self.event(body);
                 } else {
                     self.lines(body);
                 }
@@ -214,7 +227,7 @@ impl Judge {
             let end = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
             let line = rest[..end].trim_ascii();
             if !line.is_empty() {
-                self.event(line);
+                _ = self.event(line);
             }
             rest = &rest[(end + 1).min(rest.len())..];
         }
@@ -225,9 +238,7 @@ impl Judge {
         let malformed = |index: usize| {
             format!("the array is malformed at or behind element {index}; send valid JSON, or one event a line")
         };
-        let elements = decode::elements(text).map_err(malformed)?;
-        elements.into_iter().for_each(|element| self.event(element.as_bytes()));
-        Ok(())
+        decode::elements(text, |element| _ = self.event(element.as_bytes())).map_err(malformed)
     }
 
     pub fn finish(self) -> Judged {

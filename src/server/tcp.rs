@@ -8,16 +8,17 @@
 //! {"cmd":"auth","token":"..."}                               first, when server.token is set
 //! ```
 //!
-//! Answers are `{"success":true}`, `{"success":true,"data":[...]}` or `{"success":false,"error":"..."}`. Consecutive records go to the log
+//! A connection that says anything else than commands, that leaves a line unfinished for `server.header_timeout_ms`, or that gives a wrong token, is
+//! closed; so is one that has been silent for ten minutes. Answers are `{"success":true}`, `{"success":true,"data":[...]}` or `{"success":false,"error":"..."}`. Consecutive records go to the log
 //! in one step.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -25,6 +26,7 @@ use tokio::task::JoinHandle;
 use super::Config;
 use super::guard::is_equal;
 use super::ingest::{Hold, Ingest, Judge};
+use crate::decode::Reason;
 use crate::model::BucketKind;
 use crate::query::{Answer, Engine, Find, Range, Request, Selector};
 
@@ -38,6 +40,11 @@ const STEP_RECORDS: usize = 4096;
 const STEP_BYTES: usize = 1 << 20;
 /// A command around its event.
 const ENVELOPE_BYTES: usize = 4 << 10;
+/// A line of somebody who has not said the token yet.
+const STRANGER_BYTES: usize = 1 << 10;
+/// Answers are sent when there are so many bytes of them.
+const OUTPUT_BYTES: usize = 256 << 10;
+const SILENCE_MAX: Duration = Duration::from_secs(600);
 const OK: &[u8] = b"{\"success\":true}\n";
 
 #[derive(Deserialize)]
@@ -67,6 +74,7 @@ struct Shared {
     engine: Arc<Engine>,
     token: Option<String>,
     line_bytes_max: usize,
+    line_timeout: Duration,
     write_timeout: Duration,
     clock: fn() -> i64,
 }
@@ -89,6 +97,7 @@ pub async fn serve(
         engine,
         token: config.token.as_ref().map(|token| token.0.clone()),
         line_bytes_max: event_bytes_max + ENVELOPE_BYTES,
+        line_timeout: Duration::from_millis(config.header_timeout_ms),
         write_timeout: Duration::from_millis(config.request_timeout_ms),
         clock,
     });
@@ -119,72 +128,115 @@ pub async fn serve(
 struct Connection {
     shared: Arc<Shared>,
     is_admitted: bool,
-    /// Bytes that were read and not yet understood.
+    /// Bytes that were read and not yet understood: the beginning of a line.
     input: Vec<u8>,
+    /// When it began.
+    begun_at: Instant,
     hold: Option<Hold>,
     output: Vec<u8>,
+    is_over: bool,
 }
 
 /// Records that wait to go to the log together, and how many lines they are.
 struct Step {
     judge: Judge,
-    lines: usize,
+    /// Why each line's event was rejected, if it was.
+    verdicts: Vec<Option<Reason>>,
     bytes: usize,
 }
 
 impl Connection {
     fn new(shared: Arc<Shared>) -> Self {
         let is_admitted = shared.token.is_none();
-        Self { shared, is_admitted, input: Vec::new(), hold: None, output: Vec::new() }
+        Self {
+            shared,
+            is_admitted,
+            input: Vec::new(),
+            begun_at: Instant::now(),
+            hold: None,
+            output: Vec::new(),
+            is_over: false,
+        }
     }
 
     async fn run(mut self, mut stream: TcpStream) -> std::io::Result<()> {
-        loop {
-            if self.input.is_empty() {
-                // Nothing is held for a connection that is only open.
-                self.input = Vec::new();
-                self.hold = None;
-                stream.readable().await?;
+        while !self.is_over {
+            // Nothing more is held for a connection until there is something to be read.
+            let patience = if self.input.is_empty() && self.is_admitted {
+                SILENCE_MAX
+            } else {
+                self.shared.line_timeout.saturating_sub(self.begun_at.elapsed())
+            };
+            tokio::time::timeout(patience, stream.readable()).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
+            let scanned = self.input.len();
+            if scanned == 0 && self.is_admitted {
+                self.begun_at = Instant::now();
             }
             self.input.reserve(READ_BYTES);
-            if stream.read_buf(&mut self.input).await? == 0 {
-                return Ok(());
+            match stream.try_read_buf(&mut self.input) {
+                Ok(0) => return Ok(()),
+                Ok(bytes) => {
+                    self.understand(scanned, &mut stream).await?;
+                    // Nothing more is coming for now.
+                    if bytes < READ_BYTES / 2 {
+                        self.input.shrink_to_fit();
+                    }
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
             }
-            let is_over = self.understand().await;
-            let output = std::mem::take(&mut self.output);
-            if !output.is_empty() {
-                let write = tokio::time::timeout(self.shared.write_timeout, stream.write_all(&output));
-                write.await.map_err(|_| std::io::ErrorKind::TimedOut)??;
-            }
-            if is_over {
-                return Ok(());
-            }
+            self.flush(&mut stream).await?;
         }
+        Ok(())
     }
 
-    /// Deals with every complete line; `true` when the connection is to be closed.
-    async fn understand(&mut self) -> bool {
-        let input = std::mem::take(&mut self.input);
-        let mut rest = &input[..];
+    async fn flush(&mut self, stream: &mut TcpStream) -> std::io::Result<()> {
+        let output = std::mem::take(&mut self.output);
+        if output.is_empty() {
+            return Ok(());
+        }
+        let write = tokio::time::timeout(self.shared.write_timeout, stream.write_all(&output));
+        write.await.map_err(|_| std::io::ErrorKind::TimedOut)?
+    }
+
+    /// Deals with every complete line; the first `scanned` bytes are known to be none.
+    async fn understand(&mut self, scanned: usize, stream: &mut TcpStream) -> std::io::Result<()> {
+        let mut input = std::mem::take(&mut self.input);
+        let (mut begin, mut from) = (0, scanned);
         let mut step: Option<Step> = None;
-        while let Some(end) = memchr::memchr(b'\n', rest) {
-            let line = rest[..end].trim_ascii();
-            rest = &rest[end + 1..];
+        while let Some(end) = memchr::memchr(b'\n', &input[from..]) {
+            let line = input[begin..from + end].trim_ascii();
+            begin = from + end + 1;
+            from = begin;
             if !line.is_empty() {
                 self.line(line, &mut step).await;
             }
+            if self.output.len() >= OUTPUT_BYTES {
+                self.flush(stream).await?;
+            }
+            if self.is_over {
+                return Ok(());
+            }
         }
         self.finish(&mut step).await;
-        if rest.len() > self.shared.line_bytes_max {
-            self.fail(&format!("a line may have {} bytes (events.max_event_bytes)", self.shared.line_bytes_max));
-            return true;
+        input.drain(..begin);
+        if begin > 0 {
+            // What is left is the beginning of another line; what was reserved for reading is given back.
+            self.begun_at = Instant::now();
+            self.hold = None;
+        }
+        let bytes_max = if self.is_admitted { self.shared.line_bytes_max } else { STRANGER_BYTES };
+        if input.len() > bytes_max {
+            self.fail(&format!("a line may have {bytes_max} bytes (events.max_event_bytes)"));
+            self.is_over = true;
+            return Ok(());
         }
         // What a client has begun to say counts against what all may hold.
-        if rest.len() > IDLE_BYTES && !self.take_hold(rest.len()) {
-            return true;
+        if input.len() > IDLE_BYTES && !self.take_hold(input.len()) {
+            self.is_over = true;
         }
-        self.input = rest.to_vec();
-        false
+        self.input = input;
+        Ok(())
     }
 
     fn take_hold(&mut self, bytes: usize) -> bool {
@@ -199,6 +251,12 @@ impl Connection {
     }
 
     async fn line(&mut self, line: &[u8], step: &mut Option<Step>) {
+        if line[0] != b'{' {
+            // Somebody who speaks another language, such as a browser that was told to: not one more line of it is heard.
+            self.finish(step).await;
+            self.is_over = true;
+            return self.fail("the line is no command: a command is a JSON object");
+        }
         let command: Command<'_> = match serde_json::from_slice(line) {
             Ok(command) => command,
             Err(error) => {
@@ -232,6 +290,7 @@ impl Connection {
         if self.is_admitted {
             self.output.extend_from_slice(OK);
         } else {
+            self.is_over = true;
             self.fail("send {\"cmd\":\"auth\",\"token\":\"<server.token>\"} first");
         }
     }
@@ -245,34 +304,29 @@ impl Connection {
             return self.fail("record needs an event: {\"cmd\":\"record\",\"event\":{...}}");
         };
         let event = event.get().as_bytes();
-        let current = step.get_or_insert_with(|| Step { judge: ingest.judge(), lines: 0, bytes: 0 });
-        current.judge.event(event);
-        current.lines += 1;
+        let current = step.get_or_insert_with(|| Step { judge: ingest.judge(), verdicts: Vec::new(), bytes: 0 });
+        let verdict = current.judge.event(event);
+        current.verdicts.push(verdict);
         current.bytes += event.len();
-        if current.lines >= STEP_RECORDS || current.bytes >= STEP_BYTES {
+        if current.verdicts.len() >= STEP_RECORDS || current.bytes >= STEP_BYTES {
             self.finish(step).await;
         }
     }
 
     /// Sends the records that wait, and answers their lines.
     async fn finish(&mut self, step: &mut Option<Step>) {
-        let (Some(Step { judge, lines, bytes }), Some(ingest)) = (step.take(), self.shared.ingest.clone()) else {
+        let (Some(Step { judge, verdicts, bytes }), Some(ingest)) = (step.take(), self.shared.ingest.clone()) else {
             return;
         };
         let mut hold = ingest.hold();
         if hold.take(bytes).is_err() {
-            return (0..lines)
-                .for_each(|_| self.fail("too many events are on their way at once; send this again in a moment"));
+            let busy = "too many events are on their way at once; send this again in a moment";
+            return verdicts.iter().for_each(|_| self.fail(busy));
         }
-        let judged = judge.finish();
-        let mut rejected = judged.rejections.iter().peekable();
-        let verdicts: Vec<Option<&'static str>> = (0..lines)
-            .map(|index| rejected.next_if(|rejection| rejection.0 == index).map(|rejection| rejection.1.explain()))
-            .collect();
-        let appended = ingest.append(judged, None, "tcp").await;
+        let appended = ingest.append(judge.finish(), None, hold, "tcp").await;
         for verdict in verdicts {
             match (verdict, &appended) {
-                (Some(reason), _) => self.fail(reason),
+                (Some(reason), _) => self.fail(reason.explain()),
                 (None, Ok(_)) => self.output.extend_from_slice(OK),
                 (None, Err(error)) => self.fail(&error.to_string()),
             }

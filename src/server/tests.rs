@@ -155,7 +155,7 @@ impl Server {
     }
 
     async fn send(&self, method: &str, target: &str, headers: &str) -> Answer {
-        let request = format!("{method} {target} HTTP/1.1\r\nhost: traqq\r\nconnection: close\r\n{headers}\r\n");
+        let request = format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n");
         self.raw(request.as_bytes()).await
     }
 
@@ -341,7 +341,7 @@ async fn the_openapi_document_describes_the_routes_that_there_are() {
 #[tokio::test]
 async fn a_slow_sender_of_headers_is_cut_off() {
     let server = start(&Config { header_timeout_ms: 200, ..local() }).await;
-    for opening in ["", "GET /health HTTP/1.1\r\nhost: tra", "GET /health HTTP/1.1\r\nhost: traqq\r\n\r\n"] {
+    for opening in ["", "GET /health HTTP/1.1\r\nhost: tra", "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
         let stream = server.connect().await;
         write(&stream, opening.as_bytes()).await.unwrap();
         let begun = Instant::now();
@@ -396,7 +396,7 @@ async fn a_client_that_does_not_read_is_cut_off() {
     let config = Config { request_timeout_ms: 300, header_timeout_ms: 60_000, connections_max: 1, ..local() };
     let server = start(&config).await;
     let deaf = server.connect().await;
-    let request = b"GET /api/v1/openapi.json HTTP/1.1\r\nhost: traqq\r\n\r\n";
+    let request = b"GET /api/v1/openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let begging = async { while write(&deaf, request).await.is_ok() {} };
     timeout(PATIENCE, begging).await.expect("it is cut off");
     assert_eq!(server.get("/health").await.status, 200);
@@ -406,7 +406,7 @@ async fn a_client_that_does_not_read_is_cut_off() {
 async fn shutdown_ends_idle_connections_and_the_task() {
     let server = start(&local()).await;
     let idle = server.connect().await;
-    write(&idle, b"GET /health HTTP/1.1\r\nhost: traqq\r\n\r\n").await.unwrap();
+    write(&idle, b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     idle.readable().await.unwrap();
     let address = server.address;
     timeout(Duration::from_secs(5), server.listening.stop()).await.expect("idle connections do not hold it up");

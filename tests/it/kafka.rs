@@ -272,7 +272,7 @@ fn events_come_in_in_front_of_kafka() {
         let mut stream = TcpStream::connect(("127.0.0.1", http)).unwrap();
         let length = body.len();
         let head = format!(
-            "POST /api/v1/events HTTP/1.1\r\nhost: t\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
+            "POST /api/v1/events HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
         );
         stream.write_all((head + body).as_bytes()).unwrap();
         let mut answer = String::new();

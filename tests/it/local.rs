@@ -86,7 +86,7 @@ impl Site {
         stream.set_read_timeout(Some(PATIENCE))?;
         let length = body.len();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
         );
         stream.write_all(&[head.as_bytes(), body].concat())?;
         let mut bytes = Vec::new();
@@ -730,7 +730,7 @@ fn the_tcp_protocol_answers_in_order() {
         "{\"cmd\":\"record\",\"event\":{}}\n".to_owned(),
         record("b"),
         "{\"cmd\":\"record\"}\n".to_owned(),
-        "what\n".to_owned(),
+        "{\"cmd\":\n".to_owned(),
         "{\"cmd\":\"fly\"}\n".to_owned(),
     ];
     stream.write_all(script.concat().as_bytes()).unwrap();
@@ -762,6 +762,70 @@ fn the_tcp_protocol_answers_in_order() {
         let (success, error, answer) = answers.next().unwrap();
         assert!(success && answer.pointer(pointer).is_some(), "{command}: {error} {answer}");
     }
+    assert_eq!(process.stop(), 0);
+}
+
+/// A browser can be told to send anything anywhere: what it cannot do is count.
+#[test]
+fn pages_of_other_sites_cannot_send_events_or_read_counts() {
+    let site = Site::new("", "");
+    let process = site.start();
+    for headers in
+        ["origin: http://evil.example\r\n", "sec-fetch-site: cross-site\r\n", "sec-fetch-site: same-site\r\n"]
+    {
+        let answer = site.post(&format!("{JSON}{headers}"), event("x", 1).as_bytes()).unwrap();
+        assert_eq!(answer.status, 403, "{headers}: {}", answer.text());
+    }
+    let own = format!("{JSON}origin: http://localhost\r\nsec-fetch-site: same-origin\r\n");
+    assert_eq!(site.post(&own, event("own", 1).as_bytes()).unwrap().status, 200);
+    // A name that leads here by way of a stranger's DNS.
+    for (host, status) in [("evil.example", 403), ("127.0.0.1:1", 200), ("[::1]:1", 200), ("localhost:9877", 200)] {
+        let mut stream = TcpStream::connect(("127.0.0.1", site.http)).unwrap();
+        let head = format!("GET /api/v1/stats HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{host}: {answer}");
+    }
+    // HTTP in front of commands: the connection is closed at the first line.
+    let mut stream = TcpStream::connect(("127.0.0.1", site.tcp)).unwrap();
+    let attack =
+        format!("POST / HTTP/1.1\r\nhost: localhost\r\n\r\n{{\"cmd\":\"record\",\"event\":{}}}\n", event("x", 1));
+    stream.write_all(attack.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    assert_eq!(answer.lines().count(), 1, "{answer}");
+    poll_until(PATIENCE, "the page's own event is counted", || (site.events() >= 1).then_some(()));
+    site.wait_until_counted();
+    assert_eq!(site.events(), 1);
+    assert_eq!(process.stop(), 0);
+}
+
+/// Without the token a connection gets one short line, and no time.
+#[test]
+fn tcp_needs_the_token_first() {
+    let site = Site::new("", "");
+    let config = std::fs::read_to_string(&site.config).unwrap();
+    let config = config.replace("[server]\n", "[server]\nheader_timeout_ms = 300\ntoken = \"s3cret\"\n");
+    std::fs::write(&site.config, config).unwrap();
+    let process = site.start();
+    let talk = |text: String| {
+        let mut stream = TcpStream::connect(("127.0.0.1", site.tcp)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        // The end is the server's: with a reset when there was more to read.
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).unwrap()
+    };
+    let record = format!("{{\"cmd\":\"record\",\"event\":{}}}\n", event("t", 1));
+    let refused = talk(record.clone() + &record);
+    assert!(refused.lines().count() == 1 && refused.contains("server.token"), "{refused}");
+    assert!(talk("{\"cmd\":\"auth\",\"token\":\"s3cre\"}\n".to_owned() + &record).contains("server.token"));
+    assert!(talk("x".repeat(2000)).contains("1024 bytes"));
+    assert_eq!(talk("{".to_owned()), "", "a line that never ends");
+    let unfinished = format!("{{\"cmd\":\"auth\",\"token\":\"s3cret\"}}\n{record}{{\"cmd\":");
+    assert_eq!(talk(unfinished), "{\"success\":true}\n{\"success\":true}\n");
     assert_eq!(process.stop(), 0);
 }
 
@@ -805,7 +869,7 @@ fn bad_clients_cost_little_and_others_are_served() {
     // Bodies that never come whole.
     for _ in 0..20 {
         let mut liar = TcpStream::connect(("127.0.0.1", site.http)).unwrap();
-        liar.write_all(b"POST /api/v1/events HTTP/1.1\r\nhost: t\r\ncontent-length: 8000000\r\n\r\n{").unwrap();
+        liar.write_all(b"POST /api/v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8000000\r\n\r\n{").unwrap();
         idle.push(liar);
         let mut line = TcpStream::connect(("127.0.0.1", site.tcp)).unwrap();
         let _ = line.write_all(&vec![b'x'; 100 << 10]);

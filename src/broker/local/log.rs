@@ -180,15 +180,21 @@ impl Shared {
         Ok((open, inner))
     }
 
-    /// Offsets below `end` are not given any more; returns how many of them have no record.
+    /// Offsets below `end` are not given any more, also after the next opening; returns how many of them have no record.
     fn raise(&self, number: i32, end: i64) -> DatabaseResult<i64> {
-        let (_, mut inner) = self.current()?;
+        let (open, mut inner) = self.current()?;
         let Some(partition) = inner.partitions.get_mut(number as usize) else { return Ok(0) };
         let missing = (end - partition.next).max(0);
-        if partition.low == partition.next {
-            partition.low += missing;
+        if missing > 0 {
+            let mut batch = open.batch();
+            batch.insert(&open.log, rows::reserved(number), end.to_be_bytes());
+            self.database.commit(&open, batch, true)?;
+            if partition.low == partition.next {
+                partition.low = end;
+            }
+            partition.next = end;
+            partition.reserved = partition.reserved.max(end);
         }
-        partition.next += missing;
         Ok(missing)
     }
 

@@ -13,8 +13,10 @@ use crate::model::Retention;
 const EVERY: Duration = Duration::from_secs(30);
 /// How long a repeated request is recognised.
 const IDEMPOTENCY_MS: i64 = 24 * 3600 * 1000;
-/// Dead letters that are kept at most.
-const LETTERS_MAX: u64 = 100_000;
+/// Dead letters that are kept: this many,
+const LETTERS_MAX: usize = 100_000;
+/// or bytes.
+const LETTERS_BYTES_MAX: u64 = 1 << 30;
 /// Rows removed in one step.
 const STEP: usize = 1000;
 
@@ -89,6 +91,8 @@ fn remove_blocks(shared: &Shared, number: i32, now: i64) -> DatabaseResult<bool>
         batch.remove(&open.log, key);
     }
     let Some(low) = low else { return Ok(false) };
+    // The position that the mark follows must be on disk before what it stands for goes.
+    shared.database.sync()?;
     shared.database.commit(&open, batch, false)?;
     let (current, mut inner) = shared.current()?;
     if current.epoch == open.epoch {
@@ -108,15 +112,22 @@ fn oldest_ms(shared: &Shared, now: i64) -> i64 {
 }
 
 fn remove_letters(shared: &Shared, now: i64) -> DatabaseResult<bool> {
-    let (open, inner) = shared.current()?;
-    let first_kept = inner.next_letter.saturating_sub(LETTERS_MAX);
-    drop(inner);
+    let open = shared.database.get()?;
     let failed = |error| shared.database.failed(&open, &error);
     let oldest_ms = oldest_ms(shared, now);
+    let (mut bytes, mut first_kept) = (0, 0);
+    for (kept, row) in open.log.prefix(rows::LETTERS).rev().enumerate() {
+        let (key, value) = row.into_inner().map_err(failed)?;
+        bytes += value.len() as u64;
+        if kept >= LETTERS_MAX || bytes > LETTERS_BYTES_MAX {
+            first_kept = rows::block_last(&key).ok_or_else(|| shared.damaged())? + 1;
+            break;
+        }
+    }
     let (mut batch, mut removed) = (open.batch(), 0);
     for row in open.log.prefix(rows::LETTERS).take(STEP) {
         let (key, value) = row.into_inner().map_err(failed)?;
-        let number = rows::block_last(&key).ok_or_else(|| shared.damaged())? as u64;
+        let number = rows::block_last(&key).ok_or_else(|| shared.damaged())?;
         let (arrival_ms, _) = Block::head(&value).ok_or_else(|| shared.damaged())?;
         if number >= first_kept && arrival_ms >= oldest_ms {
             break;

@@ -201,6 +201,12 @@ async fn a_log_that_comes_back_shorter_is_noticed_and_its_offsets_are_not_used_a
     assert_eq!(poll(&mut reader(&log, 0, 0)), (vec![(0, "a".to_owned()), (5, "b".to_owned())], 6));
     assert_eq!(log.raise(&at(0), 8), Ok(2));
     assert_eq!(poll(&mut reader(&log, 0, 6)), (Vec::new(), 8));
+    // It stays so, whoever opens it next.
+    log.close().await;
+    drop(log);
+    std::fs::remove_file(directory.path().join("data/acknowledged")).unwrap();
+    let log = open(&directory, &Config::default());
+    assert_eq!(log.consumer().watermarks(&at(0)).unwrap().high, 8);
 }
 
 #[tokio::test]

@@ -189,6 +189,9 @@ fn stored(shared: &Shared, key: &str) -> DatabaseResult<Option<(u64, Vec<u8>)>> 
 
 fn write(shared: &Shared, group: &mut Group, compressor: &mut zstd::bulk::Compressor<'_>) -> DatabaseResult<()> {
     shared.database.check_space()?;
+    // Should the clock go back, arrivals do not.
+    let newest = shared.current()?.1.partitions.iter().map(|partition| partition.arrival_ms).max();
+    group.arrival_ms = group.arrival_ms.max(newest.unwrap_or(0));
     // Compressed before the lock is taken, which the consumer waits for.
     let mut blocks = Vec::new();
     for (partition, builders) in group.blocks.iter_mut().enumerate() {

@@ -55,6 +55,8 @@ pub struct KeyState {
     pub values: Option<Values>,
     pub is_complete: bool,
     bytes: usize,
+    /// No longer in the index, though somebody may still hold it.
+    is_gone: bool,
 }
 
 pub struct Key {
@@ -91,8 +93,8 @@ impl Index {
 
     /// Forgets everything.
     pub fn clear(&self) {
-        self.keys.write().unwrap_or_else(PoisonError::into_inner).clear();
-        self.bytes.store(0, Ordering::Relaxed);
+        let keys = std::mem::take(&mut *self.keys.write().unwrap_or_else(PoisonError::into_inner));
+        keys.values().for_each(|key| self.let_go(key));
     }
 
     /// A key as it is on disk.
@@ -106,7 +108,7 @@ impl Index {
     }
 
     fn put(&self, name: &str, row: KeyRow, values: Option<Values>, is_complete: bool) -> Arc<Key> {
-        let state = Mutex::new(KeyState { row, values, is_complete, bytes: 0 });
+        let state = Mutex::new(KeyState { row, values, is_complete, bytes: 0, is_gone: false });
         let key = Arc::new(Key { state, used_at: AtomicU64::new(self.turn.fetch_add(1, Ordering::Relaxed)) });
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         keys.insert(name.into(), Arc::clone(&key));
@@ -116,12 +118,22 @@ impl Index {
     pub fn remove(&self, name: &str) {
         let removed = self.keys.write().unwrap_or_else(PoisonError::into_inner).remove(name);
         if let Some(key) = removed {
-            self.bytes.fetch_sub(key.lock().bytes, Ordering::Relaxed);
+            self.let_go(&key);
         }
+    }
+
+    /// Whoever still holds the key may go on, uncounted.
+    fn let_go(&self, key: &Key) {
+        let mut state = key.lock();
+        state.is_gone = true;
+        self.bytes.fetch_sub(std::mem::take(&mut state.bytes), Ordering::Relaxed);
     }
 
     /// Counts what a key holds now, after its values changed.
     pub fn weigh(&self, state: &mut KeyState) {
+        if state.is_gone {
+            return;
+        }
         let bytes = state.values.as_ref().map_or(0, Values::bytes);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.bytes.fetch_sub(state.bytes, Ordering::Relaxed);
