@@ -8,16 +8,16 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use crate::broker::kafka::{self, KafkaConsumer, KafkaProducer};
-use crate::broker::local::{LocalLog, Retainer};
+use crate::broker::local::LocalLog;
 use crate::broker::{Appender, Consumer, Producer, Start};
 use crate::compile::{GateRules, Plan};
 use crate::config::{BrokerKind, Config, StoreKind};
-use crate::database::Database;
+use crate::database::{Database, Upkeep};
 use crate::decode::Reason;
 use crate::model::RecordBatch;
 use crate::query::Engine;
 use crate::server::{self, DeadLetters, Ingest, Live};
-use crate::store::embedded::{EmbeddedStore, Expirer};
+use crate::store::embedded::EmbeddedStore;
 use crate::store::redis::{self, Finding, RedisStore, lane_tags};
 use crate::store::{Meta, Store};
 use crate::telemetry::names;
@@ -64,8 +64,7 @@ struct Backends {
 
 /// What the data directory needs while it is used; dropped in this order.
 struct Local {
-    _retainer: Option<Retainer>,
-    _expirer: Option<Expirer>,
+    upkeep: Vec<Upkeep>,
     log: Option<LocalLog>,
     database: Arc<Database>,
 }
@@ -114,7 +113,7 @@ impl Backends {
             refuse_bad_redis(config).await?;
             (config.store.redis.prefix.clone(), lane_tags(config.store.redis.lanes))
         };
-        let expirer = embedded.as_ref().map(Expirer::start);
+        let mut upkeep: Vec<Upkeep> = embedded.iter().map(EmbeddedStore::upkeep).collect();
         if !is_local {
             let kafka = &config.broker.kafka;
             refuse_bad_kafka(kafka).await?;
@@ -131,7 +130,7 @@ impl Backends {
                 prefix,
                 tags,
                 start: kafka.start().map_err(|error| anyhow!(error))?,
-                local: database.map(|database| Local { _retainer: None, _expirer: expirer, log: None, database }),
+                local: database.map(|database| Local { upkeep, log: None, database }),
             });
         }
         let database = database.expect("the local log has a database");
@@ -139,6 +138,7 @@ impl Backends {
         if let Some(embedded) = &embedded {
             say_what_is_missing(&log, embedded).await?;
         }
+        upkeep.push(log.upkeep());
         Ok(Self {
             store,
             consumer: Box::new(log.consumer()),
@@ -148,7 +148,7 @@ impl Backends {
             prefix,
             tags,
             start: Start::Earliest,
-            local: Some(Local { _retainer: Some(Retainer::start(&log)), _expirer: expirer, log: Some(log), database }),
+            local: Some(Local { upkeep, log: Some(log), database }),
         })
     }
 }
@@ -169,8 +169,8 @@ async fn say_what_is_missing(log: &LocalLog, store: &EmbeddedStore) -> anyhow::R
 
 impl Local {
     async fn close(self) {
-        let Self { _retainer, _expirer, log, database } = self;
-        drop((_retainer, _expirer));
+        let Self { upkeep, log, database } = self;
+        drop(upkeep);
         if let Some(log) = log {
             log.close().await;
         }

@@ -14,6 +14,7 @@
 //! as soon as that is possible, under a new epoch: whoever keeps something in memory about it compares epochs and reads again.
 
 mod config;
+mod upkeep;
 mod verify;
 
 use std::cell::Cell;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use fjall::{CompressionType, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch, PersistMode};
 
 pub use config::{Config, Durability};
+pub use upkeep::Upkeep;
 
 /// The version of the directory's layout and of every row in it.
 const FORMAT: u32 = 1;

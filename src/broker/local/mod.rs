@@ -24,4 +24,3 @@ mod writer;
 pub use config::Config;
 pub use consumer::LocalConsumer;
 pub use log::LocalLog;
-pub use retention::Retainer;

@@ -1,13 +1,12 @@
 //! Removes blocks that are old, or too many, and counted; idempotency keys after a day; dead letters as old as the log gets, or too many.
 
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::block::Block;
 use super::log::{LocalLog, Shared};
 use super::rows;
-use crate::database::DatabaseResult;
+use crate::database::{DatabaseResult, Upkeep};
 use crate::model::Retention;
 
 const EVERY: Duration = Duration::from_secs(30);
@@ -20,34 +19,11 @@ const LETTERS_BYTES_MAX: u64 = 1 << 30;
 /// Rows removed in one step.
 const STEP: usize = 1000;
 
-/// The thread that removes; it ends when this is dropped.
-pub struct Retainer {
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Retainer {
-    pub fn start(log: &LocalLog) -> Self {
-        let (stop, stopped) = mpsc::channel();
-        let shared = Arc::clone(log.shared());
-        let run = move || {
-            while stopped.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
-                if let Err(error) = remove_old(&shared) {
-                    tracing::warn!(%error, "retention of the local log");
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("retention".to_owned()).spawn(run);
-        Self { stop: Some(stop), thread: Some(thread.expect("a thread can be started")) }
-    }
-}
-
-impl Drop for Retainer {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+impl LocalLog {
+    /// Removes what may go now and then.
+    pub fn upkeep(&self) -> Upkeep {
+        let shared = Arc::clone(self.shared());
+        Upkeep::start("retention", EVERY, move || remove_old(&shared))
     }
 }
 

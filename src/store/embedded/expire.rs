@@ -1,45 +1,21 @@
 //! Removes keys whose time is over. Nobody sees them any more by then: reads and commits look at the expiry themselves.
 
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{EmbeddedStore, Inner, rows};
-use crate::database::Open;
+use crate::database::{Open, Upkeep};
 use crate::store::StoreResult;
 
 const EVERY: Duration = Duration::from_secs(60);
 /// Values removed in one step.
 const STEP: usize = 10_000;
 
-/// The thread that removes; it ends when this is dropped.
-pub struct Expirer {
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Expirer {
-    pub fn start(store: &EmbeddedStore) -> Self {
-        let (stop, stopped) = mpsc::channel();
-        let inner = Arc::clone(&store.inner);
-        let run = move || {
-            while stopped.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
-                if let Err(error) = inner.expire() {
-                    tracing::warn!(%error, "expired keys stay for now");
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("expire".to_owned()).spawn(run);
-        Self { stop: Some(stop), thread: Some(thread.expect("a thread can be started")) }
-    }
-}
-
-impl Drop for Expirer {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+impl EmbeddedStore {
+    /// Removes expired keys now and then.
+    pub fn upkeep(&self) -> Upkeep {
+        let inner = Arc::clone(&self.inner);
+        Upkeep::start("expire", EVERY, move || inner.expire().map(|_| ()))
     }
 }
 

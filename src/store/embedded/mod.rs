@@ -28,8 +28,6 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
-pub use expire::Expirer;
-
 use self::index::Index;
 use self::rows::{KeyRow, Value};
 use super::keys::Keys;
