@@ -34,17 +34,24 @@ pub fn now() -> i64 {
     now_ms() / 1000
 }
 
-/// The store alone, for commands that do not count.
+/// The store alone, for commands that do not count. An embedded one must be there already.
 pub fn store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    if config.store_kind() != StoreKind::Redis && Database::inspect(&config.data)?.is_none() {
+        let directory = config.data.directory.display();
+        return Err(anyhow!(
+            "there is no data directory at {directory}; is data.directory right? The first `traqq run` makes it"
+        ));
+    }
+    open_store(config)
+}
+
+/// The same; an embedded store is made if it is not there.
+pub fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     if config.store_kind() == StoreKind::Redis {
         return Ok(Arc::new(RedisStore::new(&config.store.redis).map_err(|error| anyhow!(error))?));
     }
     let database = open_database(config)?;
     Ok(Arc::new(EmbeddedStore::open(&database, index_bytes(config), now)?))
-}
-
-pub fn engine(config: &Config) -> anyhow::Result<Engine> {
-    Ok(Engine::new(store(config)?, config.server.limits()))
 }
 
 /// Log and store as they are configured, and what looks after them.
@@ -105,7 +112,7 @@ impl Backends {
         };
         let store: Arc<dyn Store> = match &embedded {
             Some(embedded) => Arc::new(embedded.clone()),
-            None => store(config)?,
+            None => open_store(config)?,
         };
         let (prefix, tags) = if is_embedded {
             (config.data.directory.display().to_string(), Vec::new())

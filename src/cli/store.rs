@@ -27,10 +27,10 @@ pub enum Store {
 
 impl Store {
     pub fn run(self, config: &Config) -> Outcome {
-        let store = app::store(config)?;
         let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
         match self {
             Self::Export { file } => {
+                let store = app::store(config)?;
                 let named = |error: std::io::Error| Failure::Failed(format!("{}: {error}", file.display()));
                 let out = File::create_new(&file).map_err(named)?;
                 let mut out = zstd::stream::write::Encoder::new(BufWriter::new(out), LEVEL).map_err(named)?;
@@ -45,6 +45,7 @@ impl Store {
                 say(moved, &format!("exported to {}", file.display()));
             }
             Self::Import { file } => {
+                let store = app::open_store(config)?;
                 let named = |error: std::io::Error| Failure::Failed(format!("{}: {error}", file.display()));
                 let input = zstd::stream::read::Decoder::new(File::open(&file).map_err(named)?).map_err(named)?;
                 let input: Box<dyn BufRead + Send> = Box::new(BufReader::new(input));

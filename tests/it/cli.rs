@@ -225,3 +225,24 @@ fn a_broker_that_is_down_is_said_by_doctor() {
     let shown = text(&doctor.stdout);
     assert!(shown.contains(&format!("127.0.0.1:{port}")) && shown.contains("cannot be reached"), "{shown}");
 }
+
+/// Looking at counts makes no data directory.
+#[test]
+fn a_data_directory_that_is_not_there_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let config = write_config(directory.path(), &format!("[data]\ndirectory = {data:?}\n{MAPPING}"));
+    for arguments in [&["mapping", "show"][..], &["position", "show"], &["store", "export", "x.zst"]] {
+        let output =
+            traqq().arg("--config").arg(&config).args(arguments).current_dir(directory.path()).output().unwrap();
+        let complaint = complaint(&output);
+        assert!(!output.status.success() && complaint.contains("data.directory"), "{arguments:?}: {complaint}");
+    }
+    let output = run(&config, &["doctor"]);
+    assert!(
+        output.status.success() && text(&output.stdout).contains("is made by the first run"),
+        "{}",
+        text(&output.stdout)
+    );
+    assert!(!data.exists() && !directory.path().join("x.zst").exists());
+}
