@@ -83,12 +83,12 @@ fn database_bytes(config: &Config) -> usize {
 
 /// a part the values of the embedded store,
 fn index_bytes(config: &Config) -> usize {
-    config.worker.memory_max_bytes / 8
+    config.worker.memory_max_bytes / 16
 }
 
 /// a part blocks that the worker has not had yet,
 fn fresh_bytes(config: &Config) -> usize {
-    config.worker.memory_max_bytes / 16
+    config.worker.memory_max_bytes / 32
 }
 
 /// and a part requests that bring events: at least what one of them may need, packed, unpacked and judged.

@@ -43,6 +43,8 @@ const SPACE_AGE_MAX: Duration = Duration::from_millis(50);
 const REOPEN_EVERY: Duration = Duration::from_millis(500);
 /// How long somebody who has the database open may take to close it.
 const CLOSING_MAX: Duration = Duration::from_millis(500);
+/// Of one tree, before it is written; two trees have one each, and up to three more that wait.
+const MEMTABLE_BYTES: u64 = 8 << 20;
 /// Tables in memory that wait to be written, before writers wait for them.
 const SEALED_MAX: usize = 2;
 const STALL: Duration = Duration::from_millis(2);
@@ -344,8 +346,9 @@ fn try_open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Op
         .map_err(|error| failed(&error))?;
     // Blocks of records are compressed already; they are kept apart, so that merging tables does not move them.
     let blobs = KvSeparationOptions::default().compression(CompressionType::None).file_target_size(128 << 20);
-    let log = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20).with_kv_separation(Some(blobs.clone()));
-    let store = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20);
+    let log =
+        || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES).with_kv_separation(Some(blobs.clone()));
+    let store = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
     let log = database.keyspace("log", log).map_err(|error| failed(&error))?;
     let store = database.keyspace("store", store).map_err(|error| failed(&error))?;
     Ok(Open { database, log, store, epoch })
