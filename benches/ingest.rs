@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ingest http HTTP CORPUS EVENTS RATE      NDJSON in batches of 1,000 over 4 connections; RATE events/s, 0 for as fast as it goes
-//! ingest tcp HTTP TCP CORPUS EVENTS        single events, pipelined over 2 connections
+//! ingest tcp HTTP TCP CORPUS EVENTS RATE   single events, pipelined over 2 connections; RATE as above
 //! ingest find HTTP PATH RATE SECONDS       the same question RATE times a second over 8 connections, from an open loop
 //! ingest visible HTTP TIMES                from sending an event to seeing it counted
 //! ```
@@ -124,7 +124,7 @@ fn http(address: &str, corpus: &str, events: usize, rate: f64) -> Value {
         "events_per_second": (batches * BATCH) as f64 / seconds})
 }
 
-fn tcp(http: &str, address: &str, corpus: &str, events: usize) -> Value {
+fn tcp(http: &str, address: &str, corpus: &str, events: usize, rate: f64) -> Value {
     const CONNECTIONS: usize = 2;
     let chunks: Arc<Vec<(usize, Vec<u8>)>> = Arc::new(
         lines(corpus)
@@ -148,6 +148,10 @@ fn tcp(http: &str, address: &str, corpus: &str, events: usize) -> Value {
             let writer = std::thread::spawn(move || {
                 let mut sent = 0;
                 for (count, chunk) in chunks.iter().cycle().skip(number * 100) {
+                    if rate > 0.0 {
+                        let due = Duration::from_secs_f64((sent * CONNECTIONS) as f64 / rate);
+                        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+                    }
                     writing.write_all(chunk).expect("lines");
                     sent += count;
                     if sent >= share {
@@ -237,7 +241,9 @@ fn main() {
     let number = |text: &str| text.parse::<f64>().expect("a number");
     let result = match arguments[..] {
         ["http", address, corpus, events, rate] => http(address, corpus, number(events) as usize, number(rate)),
-        ["tcp", address, tcp_address, corpus, events] => tcp(address, tcp_address, corpus, number(events) as usize),
+        ["tcp", address, tcp_address, corpus, events, rate] => {
+            tcp(address, tcp_address, corpus, number(events) as usize, number(rate))
+        }
         ["find", address, path, rate, seconds] => find(address, path, number(rate), number(seconds)),
         ["visible", address, times] => visible(address, number(times) as usize),
         _ => panic!("see the top of benches/ingest.rs"),

@@ -16,6 +16,7 @@ pub mod broker;
 pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod courtesy;
 pub mod database;
 pub mod decode;
 pub mod hll;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::plan::{Plan, SourceId};
 use super::tables::{Keyed, Symbols, UniqueCell, pair};
+use crate::courtesy::Courtesy;
 use crate::decode::{self, Decoded, EventTime, Micros, Raw, Reason, Shape};
 use crate::hll::{Observation, observe};
 use crate::model::{
@@ -105,6 +106,9 @@ impl Folded {
     }
 }
 
+/// Events between two offers of the processor: some 100 µs.
+const FOLD_STEP: u32 = 100;
+
 #[derive(Clone, Copy)]
 enum Amount {
     Absent,
@@ -142,6 +146,7 @@ pub struct Folder {
     live_buckets: Vec<u32>,
     /// The bucket of each kind that the last event fell into.
     last_buckets: Vec<Option<(BucketSpan, u32)>>,
+    courtesy: Courtesy,
 }
 
 impl Folder {
@@ -168,6 +173,7 @@ impl Folder {
             amounts: vec![Amount::Absent; plan.amounts.len()],
             live_buckets: Vec::new(),
             last_buckets: vec![None; plan.rules.kinds.len()],
+            courtesy: Courtesy::every(FOLD_STEP),
             plan,
         }
     }
@@ -183,6 +189,7 @@ impl Folder {
             let partition = &part.records.partition;
             let mut from = part.from;
             for record in part.records.iter() {
+                self.courtesy.pause();
                 self.record(&plan, partition, &record, &mut slots);
                 if self.is_full() {
                     let to = Checkpoint { position: record.offset + 1, last: Some(record.fingerprint()) };

@@ -45,6 +45,8 @@ const REOPEN_EVERY: Duration = Duration::from_millis(500);
 const CLOSING_MAX: Duration = Duration::from_millis(500);
 /// Of one tree, before it is written; two trees have one each, and up to three more that wait.
 const MEMTABLE_BYTES: u64 = 8 << 20;
+/// On disk: small, so that merging some does not hold up for long what is to be written.
+const TABLE_BYTES: u64 = 16 << 20;
 /// Tables in memory that wait to be written, before writers wait for them.
 const SEALED_MAX: usize = 2;
 const STALL: Duration = Duration::from_millis(2);
@@ -341,14 +343,17 @@ fn try_open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Op
     let database = fjall::Database::builder(place)
         .cache_size(cache_bytes)
         .journal_compression(CompressionType::None)
-        .worker_threads(2)
+        // Of two, the first one spins while the second one merges.
+        .worker_threads(1)
         .open()
         .map_err(|error| failed(&error))?;
     // Blocks of records are compressed already; they are kept apart, so that merging tables does not move them.
     let blobs = KvSeparationOptions::default().compression(CompressionType::None).file_target_size(128 << 20);
-    let log =
-        || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES).with_kv_separation(Some(blobs.clone()));
-    let store = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+    let store = || {
+        let tables = fjall::compaction::Leveled::default().with_table_target_size(TABLE_BYTES);
+        KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES).compaction_strategy(Arc::new(tables))
+    };
+    let log = || store().with_kv_separation(Some(blobs.clone()));
     let log = database.keyspace("log", log).map_err(|error| failed(&error))?;
     let store = database.keyspace("store", store).map_err(|error| failed(&error))?;
     Ok(Open { database, log, store, epoch })

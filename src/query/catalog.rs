@@ -30,13 +30,14 @@ impl Run<'_> {
     async fn entry(&self, metric: &Metric, read: &std::sync::atomic::AtomicUsize) -> QueryResult<CatalogEntry> {
         use std::sync::atomic::Ordering::Relaxed;
         let known = &self.question.known;
+        let since = known.since(metric);
         let entry = CatalogEntry {
             metric: MetricName::of(metric),
-            since: known.since(metric).map(|since| time_text(&known.rules.zone, since)),
+            since: since.map(|since| time_text(&known.rules.zone, since)),
             values: None,
             at_least: false,
         };
-        let live = self.question.spans.iter().filter(|span| known.missing(metric, span, self.question.now).is_none());
+        let live = self.question.spans.iter().filter(|span| known.missing(since, span, self.question.now).is_none());
         let live: Vec<Bucket> = live.map(|span| span.bucket).collect();
         if read.load(Relaxed) >= READ_MAX {
             return Ok(entry);

@@ -31,8 +31,9 @@ impl Run<'_> {
         let known = &self.question.known;
         let mut missing: BTreeMap<Reason, usize> = BTreeMap::new();
         let mut live = Vec::with_capacity(spans.len());
+        let since = known.since(ask.metric);
         for span in spans {
-            match known.missing(ask.metric, span, self.question.now) {
+            match known.missing(since, span, self.question.now) {
                 Some(reason) => *missing.entry(reason).or_default() += 1,
                 None => live.push(*span),
             }
@@ -50,7 +51,6 @@ impl Run<'_> {
             }
         }
         let is_touched = |bucket: &Bucket| self.incomplete.touches(*bucket, ask.metric, ask.value);
-        let since = known.since(ask.metric);
         self.spend_rows(found.data.rows())?;
         Ok(Cell {
             data: Some(found.data),

@@ -234,7 +234,9 @@ impl Engine {
         let mut text = self.positions_tag().await?;
         let (first, last) = (question.spans.first(), question.spans.last());
         let missing = question.known.metrics.iter().map(|metric| {
-            question.spans.iter().filter(|span| question.known.missing(metric, span, question.now).is_some()).count()
+            let since = question.known.since(metric);
+            let is_missing = |span: &&BucketSpan| question.known.missing(since, span, question.now).is_some();
+            question.spans.iter().filter(is_missing).count()
         });
         let missing: usize = missing.sum();
         for part in [
@@ -308,14 +310,15 @@ impl Known {
         self.meta.since.get(&metric_name(metric)).map(|since| since.second)
     }
 
-    /// Why a bucket's value is not known. Conservative: a bucket is gone when late events could no longer be written to it.
-    fn missing(&self, metric: &Metric, span: &BucketSpan, now: i64) -> Option<Reason> {
+    /// Why a bucket's value is not known, of a metric that counts since then. Conservative: a bucket is gone when late events could no
+    /// longer be written to it.
+    fn missing(&self, since: Option<i64>, span: &BucketSpan, now: i64) -> Option<Reason> {
         use crate::model::Retention;
         let retention = self.rules.rules.buckets.retention.of(span.bucket.kind);
         if matches!(retention, Retention::Seconds(seconds) if span.end.saturating_add(seconds) <= now) {
             return Some(Reason::Expired);
         }
-        self.since(metric).filter(|since| span.end <= *since).map(|_| Reason::BeforeSince)
+        since.filter(|since| span.end <= *since).map(|_| Reason::BeforeSince)
     }
 }
 

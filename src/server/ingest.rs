@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::broker::{AppendError, Appended, Appender, Events, Idempotency};
 use crate::compile::{Gate, GateRules};
+use crate::courtesy::Courtesy;
 use crate::decode::{self, Reason};
 use crate::hll::murmur64a;
 use crate::telemetry::names;
@@ -21,6 +22,8 @@ use crate::telemetry::names;
 /// Rejected events that an answer names one by one.
 const ERRORS_MAX: usize = 100;
 const FINGERPRINT_SEED: u64 = 0x7472_6171_715f_6964;
+/// Events between two offers of the processor: some 50 µs.
+const JUDGE_STEP: u32 = 100;
 const UNPACK_STEP: usize = 64 << 10;
 
 /// Where events come in.
@@ -104,7 +107,13 @@ impl Ingest {
     }
 
     pub fn judge(&self) -> Judge {
-        Judge { gate: Gate::new(&self.rules), now_ms: (self.clock_ms)(), index: 0, judged: Judged::default() }
+        Judge {
+            gate: Gate::new(&self.rules),
+            now_ms: (self.clock_ms)(),
+            index: 0,
+            judged: Judged::default(),
+            courtesy: Courtesy::every(JUDGE_STEP),
+        }
     }
 
     /// Hands events to the log; returns what the request is answered, and whether it is a repetition. The room is held until the log has
@@ -172,11 +181,13 @@ pub struct Judge {
     now_ms: i64,
     index: usize,
     judged: Judged,
+    courtesy: Courtesy,
 }
 
 impl Judge {
     /// One event; why it was rejected.
     pub fn event(&mut self, value: &[u8]) -> Option<Reason> {
+        self.courtesy.pause();
         let rejected = match self.gate.check(value, self.now_ms) {
             Ok(admitted) => {
                 self.judged.events.push(admitted.key.as_ref().map(|key| key.as_bytes()), value);

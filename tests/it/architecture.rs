@@ -3,18 +3,19 @@
 use std::path::{Path, PathBuf};
 
 /// Folder or file under `src`, and what of the crate it may import.
-const MAY_IMPORT: [(&str, &[&str]); 15] = [
+const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("model", &["hll"]),
     ("hll", &[]),
+    ("courtesy.rs", &[]),
     ("telemetry", &[]),
     ("decode", &["model"]),
-    ("compile", &["model", "decode", "hll"]),
+    ("compile", &["model", "decode", "hll", "courtesy"]),
     ("database", &[]),
-    ("broker", &["model", "hll", "database"]),
-    ("store", &["model", "hll", "database"]),
+    ("broker", &["model", "hll", "database", "courtesy"]),
+    ("store", &["model", "hll", "database", "courtesy"]),
     ("worker", &["model", "hll", "broker", "decode", "compile", "store", "telemetry"]),
     ("query", &["model", "hll", "store", "decode", "compile"]),
-    ("server", &["model", "query", "broker", "hll", "compile", "decode", "telemetry"]),
+    ("server", &["model", "query", "broker", "hll", "compile", "courtesy", "decode", "telemetry"]),
     ("config.rs", &["model", "broker", "database", "store", "worker", "server", "telemetry"]),
     (
         "app.rs",

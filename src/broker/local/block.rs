@@ -7,7 +7,10 @@
 //!
 //! Numbers are little-endian; a length of 2^32 - 1 is a null. Checksums are the database's.
 
+use zstd::stream::raw::{Encoder, InBuffer, Operation, OutBuffer};
+
 use crate::broker::Events;
+use crate::courtesy::Courtesy;
 use crate::model::{RecordBatch, RecordLengths, TopicPartition};
 
 const HEADER_BYTES: usize = 17;
@@ -19,6 +22,7 @@ const ZSTD: u8 = 1;
 const ZSTD_LEVEL: i32 = -7;
 /// Smaller payloads are not worth a compressor's start.
 const COMPRESS_FROM: usize = 512;
+const COMPRESS_STEP: usize = 64 << 10;
 
 /// Records on their way into a block.
 #[derive(Default)]
@@ -86,9 +90,9 @@ impl Block {
         self.payload.len()
     }
 
-    pub fn encode(&self, compressor: &mut zstd::bulk::Compressor<'_>) -> Vec<u8> {
+    pub fn encode(&self, compressor: &mut Encoder<'_>) -> Vec<u8> {
         let compressed =
-            (self.payload.len() >= COMPRESS_FROM).then(|| compressor.compress(&self.payload).ok()).flatten();
+            (self.payload.len() >= COMPRESS_FROM).then(|| compress(compressor, &self.payload).ok()).flatten();
         let compressed = compressed.filter(|bytes| bytes.len() < self.payload.len());
         let (codec, payload) = compressed.as_deref().map_or((PLAIN, &*self.payload), |bytes| (ZSTD, bytes));
         let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
@@ -151,8 +155,31 @@ fn lengths(bytes: &[u8]) -> impl Iterator<Item = RecordLengths> {
     })
 }
 
-pub fn compressor() -> zstd::bulk::Compressor<'static> {
-    zstd::bulk::Compressor::new(ZSTD_LEVEL).expect("the level exists")
+pub fn compressor() -> Encoder<'static> {
+    Encoder::new(ZSTD_LEVEL).expect("the level exists")
+}
+
+/// In steps, between which the processor is offered to others.
+fn compress(compressor: &mut Encoder<'_>, payload: &[u8]) -> std::io::Result<Vec<u8>> {
+    compressor.reinit()?;
+    compressor.set_pledged_src_size(Some(payload.len() as u64))?;
+    let mut packed = Vec::with_capacity(zstd::zstd_safe::compress_bound(payload.len()));
+    let mut courtesy = Courtesy::every(1);
+    for step in payload.chunks(COMPRESS_STEP) {
+        let mut input = InBuffer::around(step);
+        while input.pos() < step.len() {
+            let end = packed.len();
+            compressor.run(&mut input, &mut OutBuffer::around_pos(&mut packed, end))?;
+        }
+        courtesy.pause();
+    }
+    loop {
+        let end = packed.len();
+        if compressor.finish(&mut OutBuffer::around_pos(&mut packed, end), true)? == 0 {
+            return Ok(packed);
+        }
+        packed.reserve(COMPRESS_STEP);
+    }
 }
 
 #[cfg(test)]

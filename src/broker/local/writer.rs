@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, mpsc};
 
 use tokio::sync::oneshot;
+use zstd::stream::raw::Encoder;
 
 use super::block::{Block, BlockBuilder, compressor};
 use super::log::Shared;
@@ -187,7 +188,7 @@ fn stored(shared: &Shared, key: &str) -> DatabaseResult<Option<(u64, Vec<u8>)>> 
     .transpose()
 }
 
-fn write(shared: &Shared, group: &mut Group, compressor: &mut zstd::bulk::Compressor<'_>) -> DatabaseResult<()> {
+fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> DatabaseResult<()> {
     shared.database.check_space()?;
     // Should the clock go back, arrivals do not.
     let newest = shared.current()?.1.partitions.iter().map(|partition| partition.arrival_ms).max();

@@ -7,6 +7,7 @@ use fjall::OwnedWriteBatch;
 use super::index::{Key, KeyState, Table, Values};
 use super::rows::{self, KeyRow, SumTotals, Value};
 use super::{Inner, Limits, put_position};
+use crate::courtesy::Courtesy;
 use crate::database::Open;
 use crate::hll::Hll;
 use crate::model::{Elements, KeyWrite, Metric, OTHER, Span, Totals, WriteBatch, Writes, increments as parts_of};
@@ -60,7 +61,10 @@ pub fn commit(store: &Inner, open: &Arc<Open>, plan: &str, batch: &WriteBatch) -
         put_position(open, &mut step.batch, &span.partition, span.to);
     }
     let mut changes = Vec::with_capacity(batch.writes.len());
+    // Between two keys, never while readers wait for one.
+    let mut courtesy = Courtesy::every(1);
     for write in &batch.writes {
+        courtesy.pause();
         if write.expires_at.is_some_and(|expiry| expiry <= step.now) {
             step.applied.keys_expired += 1;
         } else {
@@ -70,6 +74,7 @@ pub fn commit(store: &Inner, open: &Arc<Open>, plan: &str, batch: &WriteBatch) -
     let Step { batch: rows, applied, next_number, .. } = step;
     store.database.commit(open, rows, false)?;
     for change in changes {
+        courtesy.pause();
         change.settle(store);
     }
     let mut known = store.known(open)?;
@@ -96,6 +101,7 @@ impl<'b> Change<'b> {
         }
         let mut state = self.key.lock();
         state.row = self.row;
+        state.version = store.index.next_version();
         match (&mut state.values, self.values) {
             (Some(Values::Counts(table)), New::Counts(values)) => put(table, values),
             (Some(Values::Sums(table)), New::Sums(values)) => put(table, values),

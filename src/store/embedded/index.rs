@@ -54,6 +54,8 @@ pub struct KeyState {
     /// `None` when nothing is held.
     pub values: Option<Values>,
     pub is_complete: bool,
+    /// Changes with the values, and is no other key's.
+    pub version: u64,
     bytes: usize,
     /// No longer in the index, though somebody may still hold it.
     is_gone: bool,
@@ -77,11 +79,18 @@ pub struct Index {
     bytes: AtomicUsize,
     bytes_max: usize,
     turn: AtomicU64,
+    versions: AtomicU64,
 }
 
 impl Index {
     pub fn new(bytes_max: usize) -> Self {
-        Self { keys: RwLock::default(), bytes: AtomicUsize::new(0), bytes_max, turn: AtomicU64::new(0) }
+        Self {
+            keys: RwLock::default(),
+            bytes: AtomicUsize::new(0),
+            bytes_max,
+            turn: AtomicU64::new(0),
+            versions: AtomicU64::new(0),
+        }
     }
 
     pub fn get(&self, name: &str) -> Option<Arc<Key>> {
@@ -89,6 +98,11 @@ impl Index {
         let key = keys.get(name)?;
         key.used_at.store(self.turn.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         Some(Arc::clone(key))
+    }
+
+    /// Never 0.
+    pub fn next_version(&self) -> u64 {
+        self.versions.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Forgets everything.
@@ -108,7 +122,8 @@ impl Index {
     }
 
     fn put(&self, name: &str, row: KeyRow, values: Option<Values>, is_complete: bool) -> Arc<Key> {
-        let state = Mutex::new(KeyState { row, values, is_complete, bytes: 0, is_gone: false });
+        let version = self.next_version();
+        let state = Mutex::new(KeyState { row, values, is_complete, version, bytes: 0, is_gone: false });
         let key = Arc::new(Key { state, used_at: AtomicU64::new(self.turn.fetch_add(1, Ordering::Relaxed)) });
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         keys.insert(name.into(), Arc::clone(&key));

@@ -4,6 +4,7 @@
 //! - `index`   what of it is in memory
 //! - `commit`  a batch: fence, positions and writes in one step
 //! - `read`    queries
+//! - `sums`    values added up over many buckets
 //! - `restore` writes what another store held
 //! - `expire`  removes keys whose time is over
 //!
@@ -16,6 +17,7 @@ mod index;
 mod read;
 mod restore;
 mod rows;
+mod sums;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +32,7 @@ use tokio::sync::oneshot;
 
 use self::index::Index;
 use self::rows::{KeyRow, Value};
+use self::sums::Remembered;
 use super::keys::Keys;
 use super::{
     KeyDump, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey,
@@ -66,6 +69,7 @@ struct Inner {
     database: Arc<Database>,
     keys: Keys,
     index: Index,
+    remembered: Remembered,
     clock: fn() -> i64,
     /// Held for a few instructions.
     known: Mutex<Known>,
@@ -86,6 +90,7 @@ impl EmbeddedStore {
             database: Arc::clone(database),
             keys: Keys::new(PREFIX, None),
             index: Index::new(memory_bytes),
+            remembered: Remembered::default(),
             clock,
             known: Mutex::default(),
             writing: Mutex::default(),

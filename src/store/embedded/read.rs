@@ -9,7 +9,7 @@ use super::index::{KeyState, Table, Values};
 use super::rows::{self, Value};
 use crate::database::Open;
 use crate::model::{Bucket, Metric};
-use crate::store::{Read, Reply, StoreResult, Sums};
+use crate::store::{Read, Reply, StoreResult};
 
 impl Inner {
     pub(super) fn read(&self, open: &Arc<Open>, read: &Read) -> StoreResult<Reply> {
@@ -75,43 +75,6 @@ impl Inner {
         }
     }
 
-    /// `None` when there are more values than that, or when these are no numbers.
-    pub(super) fn sums(&self, open: &Arc<Open>, reads: &[Read], values_max: usize) -> StoreResult<Option<Sums>> {
-        let mut sums = Sums::default();
-        let mut left = values_max;
-        let mut is_told = true;
-        for read in reads {
-            let metric = match read.clone() {
-                Read::Counts { of, .. } => Metric::Count { of },
-                Read::TopFirst { of, .. } => Metric::Top { of },
-                Read::Sums { of, add_key, .. } | Read::SumCounts { of, add_key, .. } => {
-                    Metric::Sum { of, add_key: add_key.as_str().into() }
-                }
-                _ => return Ok(None),
-            };
-            let is_count = matches!(read, Read::SumCounts { .. });
-            let none = Reply::none;
-            self.with(open, read.bucket(), &metric, none, |state| {
-                match &state.values {
-                    Some(Values::Counts(table)) if table.len() <= left => {
-                        left -= table.len();
-                        add_all(&mut sums, table, |count| *count);
-                    }
-                    Some(Values::Sums(table)) if table.len() <= left => {
-                        left -= table.len();
-                        add_all(&mut sums, table, |(sum, count)| if is_count { *count } else { *sum });
-                    }
-                    _ => is_told = false,
-                }
-                none()
-            })?;
-            if !is_told {
-                return Ok(None);
-            }
-        }
-        Ok(Some(sums))
-    }
-
     /// They stand beside the key and need none of its values.
     fn totals(&self, bucket: Bucket, metric: &Metric) -> Reply {
         let Some(key) = self.index.get(&self.key_name(bucket, metric)) else { return Reply::none() };
@@ -157,7 +120,7 @@ impl Inner {
     }
 
     /// Reads the values that are missing. A commit waits for the key meanwhile, and then says what it changed.
-    fn complete(&self, open: &Arc<Open>, state: &mut KeyState, metric: &Metric) -> StoreResult<()> {
+    pub(super) fn complete(&self, open: &Arc<Open>, state: &mut KeyState, metric: &Metric) -> StoreResult<()> {
         let mut values = Values::empty(metric);
         match &mut values {
             Values::Counts(table) => self.load_values(open, state.row.number, table)?,
@@ -212,16 +175,6 @@ fn first(table: &Table<i64>, at_least: i64, limit: usize) -> Vec<(String, i64)> 
     members.truncate(limit);
     members.sort_unstable_by_key(order);
     members.into_iter().map(|(member, count)| (member.to_owned(), count)).collect()
-}
-
-fn add_all<V>(sums: &mut Sums, table: &Table<V>, number: impl Fn(&V) -> i64) {
-    for (label, value) in table {
-        let value = i128::from(number(value));
-        match sums.get_mut(&**label) {
-            Some(sum) => *sum += value,
-            None => _ = sums.insert(label.to_string(), value),
-        }
-    }
 }
 
 fn sort(members: &mut [(String, i64)]) {

@@ -1,0 +1,155 @@
+//! Values added up over many buckets, without handing them out.
+//!
+//! What all reads but the last add up to is remembered until one of their keys changes: of a range up to now, that is every bucket
+//! that is closed. A dashboard that asks the same again then reads the bucket that is open.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Inner;
+use super::index::{Key, Table, Values};
+use crate::database::Open;
+use crate::model::Metric;
+use crate::store::{Read, StoreResult, Sums};
+
+/// Sums that are remembered,
+const REMEMBERED_MAX: usize = 8;
+/// of so many labels at most.
+const LABELS_MAX: usize = 4096;
+
+/// What was added up: the version of each key, 0 for one that is not there.
+type Versions = Vec<(u64, Of)>;
+
+/// The sums asked for lately, the last one first.
+#[derive(Default)]
+pub struct Remembered {
+    sums: Mutex<VecDeque<(Versions, Arc<Added>)>>,
+}
+
+#[derive(Clone, Default)]
+struct Added {
+    sums: Sums,
+    /// How many values went into them.
+    values: usize,
+}
+
+/// Which number of a value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    /// Its count, or its sum if it has one.
+    Value,
+    /// How many times something was added to its sum.
+    Additions,
+}
+
+/// One read, understood.
+struct Term {
+    key: Option<Arc<Key>>,
+    metric: Metric,
+    of: Of,
+}
+
+impl Inner {
+    /// `None` when there are more values than that, or when these are no numbers.
+    pub(super) fn sums(&self, open: &Arc<Open>, reads: &[Read], values_max: usize) -> StoreResult<Option<Sums>> {
+        let Some(terms) = reads.iter().map(|read| self.term(read)).collect::<Option<Vec<Term>>>() else {
+            return Ok(None);
+        };
+        let Some((last, closed)) = terms.split_last() else { return Ok(Some(Sums::default())) };
+        let now = (self.clock)();
+        let versions =
+            closed.iter().map(|term| (term.key.as_ref().map_or(0, |key| key.version(now)), term.of)).collect();
+        let mut added = match self.remembered.get(&versions) {
+            Some(added) => Added::clone(&added),
+            None => {
+                let (mut added, mut versions) = (Added::default(), Versions::with_capacity(closed.len()));
+                for term in closed {
+                    let Some(version) = self.add(open, &mut added, term, values_max)? else { return Ok(None) };
+                    versions.push((version, term.of));
+                }
+                self.remembered.put(versions, &added);
+                added
+            }
+        };
+        let is_told = added.values <= values_max && self.add(open, &mut added, last, values_max)?.is_some();
+        self.index.evict();
+        Ok(is_told.then_some(added.sums))
+    }
+
+    fn term(&self, read: &Read) -> Option<Term> {
+        let (metric, of) = match read.clone() {
+            Read::Counts { of, .. } => (Metric::Count { of }, Of::Value),
+            Read::TopFirst { of, .. } => (Metric::Top { of }, Of::Value),
+            Read::Sums { of, add_key, .. } => (Metric::Sum { of, add_key: add_key.as_str().into() }, Of::Value),
+            Read::SumCounts { of, add_key, .. } => {
+                (Metric::Sum { of, add_key: add_key.as_str().into() }, Of::Additions)
+            }
+            _ => return None,
+        };
+        Some(Term { key: self.index.get(&self.key_name(read.bucket(), &metric)), metric, of })
+    }
+
+    /// Adds a key's values, and returns its version; `None` when they are too many.
+    fn add(&self, open: &Arc<Open>, added: &mut Added, term: &Term, values_max: usize) -> StoreResult<Option<u64>> {
+        let Some(key) = &term.key else { return Ok(Some(0)) };
+        let mut state = key.lock();
+        if state.row.has_expired((self.clock)()) {
+            return Ok(Some(0));
+        }
+        if !state.is_complete {
+            self.complete(open, &mut state, &term.metric)?;
+        }
+        let is_told = match &state.values {
+            Some(Values::Counts(table)) => added.add(table, values_max, |count| *count),
+            Some(Values::Sums(table)) if term.of == Of::Value => added.add(table, values_max, |(sum, _)| *sum),
+            Some(Values::Sums(table)) => added.add(table, values_max, |(_, additions)| *additions),
+            _ => false,
+        };
+        Ok(is_told.then_some(state.version))
+    }
+}
+
+impl Key {
+    fn version(&self, now: i64) -> u64 {
+        let state = self.lock();
+        if state.row.has_expired(now) { 0 } else { state.version }
+    }
+}
+
+impl Added {
+    /// `false` when there are more values than that.
+    fn add<V>(&mut self, table: &Table<V>, values_max: usize, number: impl Fn(&V) -> i64) -> bool {
+        self.values += table.len();
+        if self.values > values_max {
+            return false;
+        }
+        for (label, value) in table {
+            let value = i128::from(number(value));
+            match self.sums.get_mut(&**label) {
+                Some(sum) => *sum += value,
+                None => _ = self.sums.insert(label.to_string(), value),
+            }
+        }
+        true
+    }
+}
+
+impl Remembered {
+    fn get(&self, versions: &Versions) -> Option<Arc<Added>> {
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = sums.iter().position(|(known, _)| known == versions)?;
+        let found = sums.remove(place)?;
+        let added = Arc::clone(&found.1);
+        sums.push_front(found);
+        Some(added)
+    }
+
+    fn put(&self, versions: Versions, added: &Added) {
+        if added.sums.len() > LABELS_MAX || versions.is_empty() {
+            return;
+        }
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.truncate(REMEMBERED_MAX - 1);
+        sums.push_front((versions, Arc::new(added.clone())));
+    }
+}
