@@ -9,16 +9,18 @@ use tokio::sync::watch;
 
 use crate::broker::kafka::{self, KafkaConsumer, KafkaProducer};
 use crate::broker::local::LocalLog;
+use crate::broker::nats::{self, NatsConsumer, NatsProducer};
 use crate::broker::{Appender, Consumer, Producer, Start};
 use crate::compile::{GateRules, Plan};
 use crate::config::{BrokerKind, Config, StoreKind};
 use crate::database::{Database, Upkeep};
 use crate::decode::Reason;
 use crate::model::RecordBatch;
+use crate::model::{Check, Finding};
 use crate::query::Engine;
 use crate::server::{self, DeadLetters, Ingest, Live};
 use crate::store::embedded::EmbeddedStore;
-use crate::store::redis::{self, Finding, RedisStore, lane_tags};
+use crate::store::redis::{self, RedisStore, lane_tags};
 use crate::store::{Meta, Store};
 use crate::telemetry::names;
 use crate::worker::{Status, Worker};
@@ -117,10 +119,30 @@ impl Backends {
         let (prefix, tags) = if is_embedded {
             (config.data.directory.display().to_string(), Vec::new())
         } else {
-            refuse_bad_redis(config).await?;
+            refuse_bad("redis", redis::checks(&config.store.redis, now()).await)?;
             (config.store.redis.prefix.clone(), lane_tags(config.store.redis.lanes))
         };
         let mut upkeep: Vec<Upkeep> = embedded.iter().map(EmbeddedStore::upkeep).collect();
+        let local = |upkeep| database.clone().map(|database| Local { upkeep, log: None, database });
+        if config.broker.kind() == BrokerKind::Nats {
+            let nats = &config.broker.nats;
+            refuse_bad("nats", nats::checks(nats).await)?;
+            let made = |error| anyhow!("broker.nats: {error}");
+            let consumer = NatsConsumer::new(nats, config.worker.fetch_bytes_max()).await.map_err(made)?;
+            let dead_letters = NatsProducer::dead_letters(nats).await.map_err(made)?;
+            let appender = NatsProducer::ingest(nats).await.map_err(made)?;
+            return Ok(Self {
+                store,
+                consumer: Box::new(consumer),
+                dead_letters: dead_letters.map(|producer| Arc::new(producer) as Arc<dyn Producer>),
+                appender: Some(Arc::new(appender)),
+                group: nats.group.clone(),
+                prefix,
+                tags,
+                start: nats.start().map_err(|error| anyhow!(error))?,
+                local: local(upkeep),
+            });
+        }
         if !is_local {
             let kafka = &config.broker.kafka;
             refuse_bad_kafka(kafka).await?;
@@ -137,7 +159,7 @@ impl Backends {
                 prefix,
                 tags,
                 start: kafka.start().map_err(|error| anyhow!(error))?,
-                local: database.map(|database| Local { upkeep, log: None, database }),
+                local: local(upkeep),
             });
         }
         let database = database.expect("the local log has a database");
@@ -344,15 +366,15 @@ async fn refuse_bad_kafka(config: &kafka::Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Eviction, a replica, a missing permission: counting must not begin. A server that is down comes back.
-async fn refuse_bad_redis(config: &Config) -> anyhow::Result<()> {
-    for check in redis::checks(&config.store.redis, now()).await {
+/// Eviction, a replica, a missing permission or stream: counting must not begin. A server that is down comes back.
+fn refuse_bad(server: &'static str, checks: Vec<Check>) -> anyhow::Result<()> {
+    for check in checks {
         match check.finding {
             Finding::Bad(text) if check.name == "connection" && !text.contains("refuses") => {
                 tracing::warn!(text, "starting all the same");
             }
             Finding::Bad(text) => return Err(anyhow!(text)),
-            Finding::Warning(text) => tracing::warn!(text, check = check.name, "redis"),
+            Finding::Warning(text) => tracing::warn!(text, check = check.name, server, "checks"),
             Finding::Good(_) => {}
         }
     }

@@ -6,7 +6,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{kafka, local};
+use crate::broker::{kafka, local, nats};
 use crate::database;
 use crate::model::{BucketRules, EventRules, Mapping, Rules, ValidRules};
 use crate::store::redis;
@@ -33,16 +33,18 @@ pub struct Broker {
     pub kind: BrokerKind,
     pub local: local::Config,
     pub kafka: kafka::Config,
+    pub nats: nats::Config,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BrokerKind {
-    /// Kafka if anything is said about it, else the local log.
+    /// Kafka or NATS if anything is said about it, else the local log.
     #[default]
     Auto,
     Local,
     Kafka,
+    Nats,
 }
 
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -55,7 +57,7 @@ pub struct Store {
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StoreKind {
-    /// Redis with Kafka or if anything is said about it, else the embedded store.
+    /// Redis unless the log is local, or if anything is said about it, else the embedded store.
     #[default]
     Auto,
     Embedded,
@@ -65,7 +67,14 @@ pub enum StoreKind {
 /// What the name of a secret among a client's properties has in it.
 const HIDDEN: [&str; 4] = ["password", "secret", ".pem", "oauthbearer.config"];
 /// Set by the file that `NAME_FILE` points at, or by `NAME` itself, and never shown.
-const SECRETS: [&str; 3] = ["store.redis.url", "store.redis.password", "server.token"];
+const SECRETS: [&str; 6] = [
+    "store.redis.url",
+    "store.redis.password",
+    "server.token",
+    "broker.nats.password",
+    "broker.nats.token",
+    "broker.nats.nkey",
+];
 const ENVIRONMENT: &str = "TRAQQ_";
 const DEFAULT_FILE: &str = "traqq.toml";
 /// What is counted when there is no file and nobody said anything.
@@ -152,9 +161,30 @@ impl Broker {
     /// The kind that is meant.
     pub fn kind(&self) -> BrokerKind {
         match self.kind {
-            BrokerKind::Auto if self.kafka == kafka::Config::default() => BrokerKind::Local,
-            BrokerKind::Auto => BrokerKind::Kafka,
+            BrokerKind::Auto if self.kafka != kafka::Config::default() => BrokerKind::Kafka,
+            BrokerKind::Auto if self.nats != nats::Config::default() => BrokerKind::Nats,
+            BrokerKind::Auto => BrokerKind::Local,
             kind => kind,
+        }
+    }
+
+    /// The kind that is meant is complete, and nothing is said about another.
+    fn check(&self) -> Result<(), String> {
+        let kind = self.kind();
+        let others = [
+            ("kafka", BrokerKind::Kafka, self.kafka != kafka::Config::default()),
+            ("nats", BrokerKind::Nats, self.nats != nats::Config::default()),
+        ];
+        for (name, other, is_set) in others {
+            if is_set && other != kind {
+                let kind = serde_json::to_value(kind).expect("a name is JSON");
+                return Err(format!("broker.kind is {kind}, but [broker.{name}] is set; remove one of them"));
+            }
+        }
+        match kind {
+            BrokerKind::Kafka => self.kafka.check(),
+            BrokerKind::Nats => self.nats.check(),
+            _ => self.local.check(),
         }
     }
 }
@@ -232,7 +262,7 @@ impl Config {
     pub fn store_kind(&self) -> StoreKind {
         let says_redis = self.store.redis != redis::Config::default();
         match self.store.kind {
-            StoreKind::Auto if says_redis || self.broker.kind() == BrokerKind::Kafka => StoreKind::Redis,
+            StoreKind::Auto if says_redis || self.broker.kind() != BrokerKind::Local => StoreKind::Redis,
             StoreKind::Auto => StoreKind::Embedded,
             kind => kind,
         }
@@ -241,13 +271,7 @@ impl Config {
     /// What a worker needs, checked as far as that is possible without connecting.
     pub fn check_worker(&self) -> Result<ValidRules, String> {
         let rules = self.rules().validate().map_err(|error| error.to_string())?;
-        match self.broker.kind() {
-            BrokerKind::Kafka => self.broker.kafka.check()?,
-            _ if self.broker.kafka != kafka::Config::default() => {
-                return Err("broker.kind is \"local\", but [broker.kafka] is set; remove one of them".to_owned());
-            }
-            _ => self.broker.local.check()?,
-        }
+        self.broker.check()?;
         self.data.check()?;
         self.worker.check()?;
         self.check_store()?;

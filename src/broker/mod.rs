@@ -16,6 +16,7 @@
 pub mod kafka;
 pub mod local;
 pub mod memory;
+pub mod nats;
 
 use std::time::Duration;
 
@@ -61,7 +62,10 @@ pub struct Watermarks {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Opening {
     pub partition: TopicPartition,
+    /// The first record to deliver: that at the position, or the one applied last, which lies below it.
     pub offset: i64,
+    /// The first record that is not counted yet.
+    pub position: i64,
     pub generation: u64,
 }
 
@@ -74,6 +78,24 @@ pub enum Start {
     Committed,
     /// The first record at or after this instant.
     TimeMs(i64),
+}
+
+impl Start {
+    /// `earliest`, `latest`, `committed`, or a time; `key` is where it stands in the configuration.
+    pub fn parse(text: &str, key: &str) -> Result<Self, String> {
+        match text {
+            "earliest" => Ok(Self::Earliest),
+            "latest" => Ok(Self::Latest),
+            "committed" => Ok(Self::Committed),
+            time => chrono::DateTime::parse_from_rfc3339(time)
+                .map(|time| Self::TimeMs(time.timestamp_millis()))
+                .map_err(|_| {
+                    format!(
+                        "{key} = {time:?} is neither earliest, latest, committed nor a time like 2026-01-31T00:00:00Z"
+                    )
+                }),
+        }
+    }
 }
 
 /// What is committed to the broker for a partition.

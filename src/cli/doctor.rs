@@ -5,24 +5,31 @@ use clap::Args;
 use super::terminal::{Style, Terminal};
 use super::{Failure, Outcome, block_on, print_json};
 use crate::app;
-use crate::broker::kafka;
+use crate::broker::{kafka, nats};
 use crate::config::{BrokerKind, Config, StoreKind};
 use crate::database::{Database, Durability};
-use crate::store::redis::{self, Check, Finding};
+use crate::model::{Check, Finding};
+use crate::store::redis;
 
 #[derive(Args)]
 pub struct Doctor {
     #[arg(long)]
     json: bool,
+    /// With NATS: make the stream and that of dead letters where they are missing, as [broker.nats] says
+    #[arg(long)]
+    create: bool,
 }
 
 impl Doctor {
     pub fn run(self, config: &Config) -> Outcome {
         let mut sections: Vec<(&str, Vec<Check>)> = vec![("configuration", vec![configuration(config)])];
         let uses_redis = config.store_kind() == StoreKind::Redis;
-        let uses_kafka = config.broker.kind() == BrokerKind::Kafka;
+        let broker = config.broker.kind();
+        if self.create {
+            create(config)?;
+        }
         let mut has_counts = true;
-        if !uses_redis || !uses_kafka {
+        if !uses_redis || broker == BrokerKind::Local {
             let (checks, is_usable) = data_directory(config);
             sections.push(("data directory", checks));
             has_counts = uses_redis || is_usable;
@@ -36,8 +43,10 @@ impl Doctor {
         if has_counts {
             sections.push(("counts", block_on(counts(config))?));
         }
-        if uses_kafka {
-            sections.push(("kafka", vec![topics(config)]));
+        match broker {
+            BrokerKind::Kafka => sections.push(("kafka", vec![topics(config)])),
+            BrokerKind::Nats => sections.push(("nats", block_on(nats::checks(&config.broker.nats))?)),
+            BrokerKind::Auto | BrokerKind::Local => {}
         }
         let bad =
             sections.iter().flat_map(|(_, checks)| checks).filter(|check| matches!(check.finding, Finding::Bad(_)));
@@ -49,6 +58,23 @@ impl Doctor {
         }
         if bad > 0 { Err(Failure::Failed(format!("{bad} of the checks above must be mended"))) } else { Ok(()) }
     }
+}
+
+fn create(config: &Config) -> Outcome {
+    if config.broker.kind() != BrokerKind::Nats {
+        return Err(Failure::Failed(
+            "--create makes streams of NATS; topics of Kafka belong to whoever runs it".to_owned(),
+        ));
+    }
+    config.broker.nats.check().map_err(Failure::Failed)?;
+    let made = block_on(nats::create(&config.broker.nats))?.map_err(Failure::Failed)?;
+    for what in &made {
+        eprintln!("created {what}");
+    }
+    if made.is_empty() {
+        eprintln!("nothing to create: the streams are there");
+    }
+    Ok(())
 }
 
 fn configuration(config: &Config) -> Check {

@@ -1,6 +1,7 @@
 //! The nouns every layer shares. No I/O, no clock, no threads.
 
 mod bucket;
+mod check;
 mod pattern;
 mod position;
 mod record;
@@ -9,6 +10,7 @@ mod secret;
 mod write;
 
 pub use bucket::{Bucket, BucketKind, BucketSpan, Zone};
+pub use check::{Check, Finding};
 pub use pattern::{Pattern, PatternError};
 pub use position::{Checkpoint, Fingerprint, Span, TopicPartition, TopicPartitionError};
 pub use record::{Header, Record, RecordBatch, RecordLengths, put_header};

@@ -148,7 +148,7 @@ async fn dead_letters(State(context): Shared, uri: Uri) -> Response {
         Some(Ok(letters)) => ([(header::CACHE_CONTROL, "no-store")], Json(letters)).into_response(),
         Some(Err(error)) => problem(Kind::Unavailable, error),
         None => {
-            let detail = "dead letters are not kept here; with Kafka they are in broker.kafka.dead_letter_topic";
+            let detail = "dead letters are not kept here; with Kafka they are in broker.kafka.dead_letter_topic, with NATS in broker.nats.dead_letter_subject";
             problem(Kind::NotFound, detail.to_owned())
         }
     }

@@ -169,7 +169,8 @@ fn open(consumer: &mut dyn Consumer, opens: Vec<Open>, notices: &Sender<Notice>)
             && (low..=high).contains(&checkpoint.position)
         {
             let offset = if checkpoint.read_from() < low { checkpoint.position } else { checkpoint.read_from() };
-            openings.push(Opening { partition: partition.clone(), offset, generation });
+            let position = checkpoint.position;
+            openings.push(Opening { partition: partition.clone(), offset, position, generation });
         }
         results.push((partition, generation, result));
     }

@@ -2,6 +2,7 @@
 """Folds a log with the oracle and compares every metric in Redis with the result.
 
     check.py CONFIG.toml --kafka BROKERS [--dead-letters TOPIC] [--redis URL] [--capped-ok] [--ordered] [--jobs 2]
+    check.py CONFIG.toml --nats URL [--dead-letters SUBJECT] [...]
     check.py CONFIG.toml --records FILE.ndjson [...]
 
 Kafka is read read-committed, every partition from its first record to where it ends now. A line of a file is
@@ -27,6 +28,7 @@ import tomllib
 
 import redis
 
+import jetstream
 from fold import OTHER, REGISTERS, TOMBSTONE, Fold, by_value, cap, raise_registers
 
 SHOWN = 20
@@ -124,7 +126,11 @@ def fold_records(config, ordered, records):
 
 
 def fold_part(config, options, partitions, part, parts):
-    if options.records:
+    if options.nats:
+        stream = config["broker"]["nats"]["stream"]
+        each = [jetstream.records_of(options.nats, stream, subject) for subject in partitions[part::parts]]
+        records = itertools.chain.from_iterable(each)
+    elif options.records:
         records = file_records(options.records, part, parts)
     else:
         records = kafka_records(options.kafka, partitions[part::parts])
@@ -132,7 +138,11 @@ def fold_part(config, options, partitions, part, parts):
 
 
 def fold_all(config, options):
-    partitions = kafka_partitions(options.kafka, config["broker"]["kafka"]["topics"]) if options.kafka else []
+    partitions = []
+    if options.kafka:
+        partitions = kafka_partitions(options.kafka, config["broker"]["kafka"]["topics"])
+    elif options.nats:
+        partitions = jetstream.partitions_of(options.nats, config["broker"]["nats"]["stream"])
     parts = 1 if options.ordered else min(options.jobs, len(partitions) or options.jobs)
     if options.ordered and len(partitions) > 1:
         sys.exit("oracle: --ordered needs a log of one partition")
@@ -430,10 +440,18 @@ def first(values):
     return repr(min(values, key=str, default=None))
 
 
-def compare_dead_letters(brokers, topic, want):
+def dead_letters(options):
+    if options.nats:
+        return jetstream.records_of(options.nats, options.dead_letters)
+    return kafka_records(options.kafka, kafka_partitions(options.kafka, [options.dead_letters]))
+
+
+def compare_dead_letters(letters, want):
     """Coordinates, reasons and bytes. They may come twice, but then must be the same."""
     lines, seen = [], set()
-    for _, _, offset, _, key, headers, value in kafka_records(brokers, kafka_partitions(brokers, [topic])):
+    for _, _, offset, _, key, headers, value in letters:
+        # An id belongs to one message, and a dead letter is another.
+        headers = [(name, text) for name, text in headers if name != "Nats-Msg-Id"]
         named = {name: text for name, text in headers if name.startswith("traqq-")}
         try:
             place = named["traqq-topic"].decode(), int(named["traqq-partition"]), int(named["traqq-offset"])
@@ -455,7 +473,8 @@ def compare_dead_letters(brokers, topic, want):
         else:
             is_same = hashlib.sha256(value).digest() == original.digest
         rest = [(name, text) for name, text in headers if not name.startswith("traqq-")]
-        if not is_same or key != original.key or (not is_envelope and rest != original.headers):
+        before = [(name, text) for name, text in original.headers if name != "Nats-Msg-Id"]
+        if not is_same or key != original.key or (not is_envelope and sorted(rest) != sorted(before)):
             lines.append(f"dead letter {place}: key, headers or bytes changed")
     return lines + [f"dead letter {place}: missing, {want[place].reason}" for place in sorted(want.keys() - seen)]
 
@@ -465,6 +484,7 @@ def main():
     parser.add_argument("config")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--kafka")
+    source.add_argument("--nats")
     source.add_argument("--records")
     parser.add_argument("--redis")
     parser.add_argument("--dead-letters")
@@ -472,8 +492,8 @@ def main():
     parser.add_argument("--ordered", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    if options.dead_letters and not options.kafka:
-        parser.error("--dead-letters needs --kafka")
+    if options.dead_letters and options.records:
+        parser.error("--dead-letters needs --kafka or --nats")
     with open(options.config, "rb") as file:
         config = tomllib.load(file)
     fold, counts, dead = fold_all(config, options)
@@ -483,7 +503,7 @@ def main():
     comparison = Comparison(fold, Store(client, prefix), prefix, options)
     lines = comparison.run()
     if options.dead_letters:
-        lines += compare_dead_letters(options.kafka, options.dead_letters, dead)
+        lines += compare_dead_letters(dead_letters(options), dead)
     print(
         f"oracle: {counts['records']} records, {counts['events']} events, {len(dead)} dead letters, "
         f"{comparison.compared} metrics compared, {len(lines)} differences"

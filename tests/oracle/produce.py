@@ -2,6 +2,7 @@
 """Produces a believable and hostile stream with a client that is not ours.
 
     produce.py BROKERS TOPIC [--events 1000000] [--seed 1] [--partitions 8] [--start EPOCH] [--rate EVENTS_PER_SECOND]
+    produce.py --nats URL STREAM [--events 1000000] [--seed 1] [--rate EVENTS_PER_SECOND]
     produce.py --dump FILE TOPIC [...]          the same records as lines for check.py --records, without a broker
 
 Late and duplicate events, the night on which Berlin's clocks go back, keyed and unkeyed, every compression, committed and
@@ -318,6 +319,17 @@ def produce(options):
     print(f"produce: {sent} records, {sender.aborted} of them aborted first, {rate:.0f} a second")
 
 
+def publish(options):
+    import asyncio
+
+    import jetstream
+
+    begun = time.monotonic()
+    stream = records(options.seed, options.events, options.start)
+    sent = asyncio.run(jetstream.publish_all(options.nats, options.topic, stream, options.rate))
+    print(f"produce: {sent} records, {sent / (time.monotonic() - begun):.0f} a second")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("brokers", nargs="?")
@@ -328,11 +340,14 @@ def main():
     parser.add_argument("--start", type=int, help="event time of the first record; default: the last autumn night's eve")
     parser.add_argument("--rate", type=int, default=0)
     parser.add_argument("--dump")
+    parser.add_argument("--nats")
     options = parser.parse_args()
     if options.start is None:
         options.start = autumn_night(time.time())
     if options.dump:
         dump(options)
+    elif options.nats:
+        publish(options)
     elif options.brokers is None:
         parser.error("brokers or --dump")
     else:

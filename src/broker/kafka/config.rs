@@ -121,18 +121,7 @@ impl Config {
     }
 
     pub fn start(&self) -> Result<Start, String> {
-        match self.start.as_str() {
-            "earliest" => Ok(Start::Earliest),
-            "latest" => Ok(Start::Latest),
-            "committed" => Ok(Start::Committed),
-            time => chrono::DateTime::parse_from_rfc3339(time).map(|time| Start::TimeMs(time.timestamp_millis())).map_err(
-                |_| {
-                    format!(
-                        "broker.kafka.start = {time:?} is neither earliest, latest, committed nor a time like 2026-01-31T00:00:00Z"
-                    )
-                },
-            ),
-        }
+        Start::parse(&self.start, "broker.kafka.start")
     }
 
     pub fn pattern(&self) -> Result<Option<regex::Regex>, String> {

@@ -11,7 +11,7 @@ use redis::{
 use serde::{Deserialize, Serialize};
 
 use super::error::classify;
-use crate::model::Secret;
+use crate::model::{Check, Finding, Secret};
 use crate::store::{StoreError, StoreResult};
 
 /// `[store.redis]`.
@@ -217,22 +217,6 @@ async fn info(connection: &mut MultiplexedConnection, section: &str) -> Result<S
 
 fn field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_end)
-}
-
-/// One thing that was looked at.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Check {
-    pub name: &'static str,
-    pub finding: Finding,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Finding {
-    Good(String),
-    /// Works, but with a risk that the text names.
-    Warning(String),
-    /// Counting must not start; the text says how to mend it.
-    Bad(String),
 }
 
 /// The ACL rule a worker needs.

@@ -23,7 +23,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue, Value, cmd};
 use tokio::sync::Mutex;
 
-pub use connect::{Check, Config, Finding, checks};
+pub use connect::{Config, checks};
 pub use explain::commands;
 
 use self::connect::Connector;

@@ -1,0 +1,202 @@
+//! The connection, and what the stream looks like.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::stream::{self, Stream};
+use async_nats::jetstream::{self, Context, kv};
+use async_nats::{Client, Event};
+
+use super::config::Config;
+use crate::broker::{BrokerError, BrokerResult};
+
+/// Publishes that wait for the server's answer at the same time.
+const PUBLISHES_MAX: usize = 16_384;
+
+pub struct Link {
+    pub client: Client,
+    pub jetstream: Context,
+    pub config: Config,
+    /// How many times the connection came up.
+    connects: Arc<AtomicU64>,
+}
+
+impl Link {
+    /// Reaches a server in the background.
+    pub async fn new(config: &Config) -> Result<Self, String> {
+        let connects = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&connects);
+        let options = config.connect_options().await?.event_callback(move |event| {
+            if matches!(event, Event::Connected) {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            async move {
+                match event {
+                    Event::Connected | Event::Closed | Event::Draining => tracing::debug!(%event, "nats"),
+                    event => tracing::warn!(%event, "nats"),
+                }
+            }
+        });
+        let client =
+            options.connect(&config.servers[..]).await.map_err(|error| format!("{}: {error}", config.place()))?;
+        let context = jetstream::context::ContextBuilder::new()
+            .timeout(super::config::REQUEST_TIMEOUT)
+            .max_ack_inflight(PUBLISHES_MAX)
+            .backpressure_on_inflight(true);
+        let jetstream = match &config.domain {
+            Some(domain) => context.domain(domain.clone()).build(client.clone()),
+            None => context.build(client.clone()),
+        };
+        Ok(Self { client, jetstream, config: config.clone(), connects })
+    }
+
+    pub fn connects(&self) -> u64 {
+        self.connects.load(Ordering::Relaxed)
+    }
+
+    pub fn retry(&self, what: &str, error: &dyn std::fmt::Display) -> BrokerError {
+        BrokerError::Retry(format!("{}: {what}: {error}", self.config.place()))
+    }
+
+    /// The stream as its leader has it now.
+    pub async fn stream(&self) -> BrokerResult<Stream> {
+        let name = &self.config.stream;
+        self.jetstream.get_stream(name).await.map_err(|error| {
+            if is_missing(&error) {
+                return BrokerError::Stop(format!(
+                    "{}: there is no stream {name:?}; create it with `traqq doctor --create`, or correct broker.nats.stream",
+                    self.config.place()
+                ));
+            }
+            self.retry(&format!("stream {name}: cannot be reached"), &error)
+        })
+    }
+
+    /// The bucket of leases and marks; made if it is missing.
+    pub async fn bucket(&self, replicas: usize) -> BrokerResult<kv::Store> {
+        let bucket = self.config.bucket();
+        if let Ok(store) = self.jetstream.get_key_value(&bucket).await {
+            return Ok(store);
+        }
+        let config = kv::Config {
+            bucket: bucket.clone(),
+            description: "traqq: who reads which partition".to_owned(),
+            num_replicas: replicas,
+            history: 1,
+            ..kv::Config::default()
+        };
+        let created = self.jetstream.create_key_value(config).await;
+        created.map_err(|error| self.retry(&format!("key-value bucket {bucket}"), &error))
+    }
+}
+
+pub fn is_missing(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(error) if error.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND)
+}
+
+/// The subjects of each partition; `None` is all of the stream.
+///
+/// A stream that spreads its subjects itself says how: `{{partition(n,...)}}` in its transform. One behind a mapping of the server needs
+/// `partition_subject`. Any other is one partition.
+pub fn partition_filters(stream: &stream::Config, config: &Config) -> Result<Vec<Option<String>>, String> {
+    if let Some(template) = &config.partition_subject {
+        return Ok((0..config.partitions)
+            .map(|number| Some(template.replacen("{}", &number.to_string(), 1)))
+            .collect());
+    }
+    let Some(transform) = &stream.subject_transform else { return Ok(vec![None]) };
+    let Some((partitions, template)) = parse_transform(&transform.destination)? else { return Ok(vec![None]) };
+    Ok((0..partitions).map(|number| Some(template.replacen("{}", &number.to_string(), 1))).collect())
+}
+
+/// How many partitions a transform makes, and the subjects of one with `{}` for its number.
+fn parse_transform(destination: &str) -> Result<Option<(i32, String)>, String> {
+    let malformed = || {
+        format!(
+            "the stream's subject transform to {destination:?} is not understood; set broker.nats.partition_subject"
+        )
+    };
+    let mut partitions = None;
+    let mut tokens = Vec::new();
+    for token in destination.split('.') {
+        let function = token.strip_prefix("{{").and_then(|token| token.strip_suffix("}}")).map(str::trim);
+        let lower = function.map(str::to_ascii_lowercase);
+        match lower.as_deref().map(|function| function.strip_prefix("partition(")) {
+            Some(Some(arguments)) => {
+                let number = arguments.trim_end_matches(')').split(',').next().unwrap_or_default().trim();
+                let number: i32 = number.parse().ok().filter(|number| *number > 0).ok_or_else(malformed)?;
+                if partitions.replace(number).is_some() {
+                    return Err(malformed());
+                }
+                tokens.push("{}".to_owned());
+            }
+            Some(None) => tokens.push("*".to_owned()),
+            None if token.starts_with('$') => tokens.push("*".to_owned()),
+            None => tokens.push(token.to_owned()),
+        }
+    }
+    Ok(partitions.map(|partitions| (partitions, tokens.join("."))))
+}
+
+/// Where events go that come in here: a subject, or one whose last token is their key.
+pub fn ingest_subject(stream: &stream::Config, config: &Config) -> Result<String, String> {
+    if let Some(subject) = &config.ingest_subject {
+        return Ok(subject.clone());
+    }
+    let subject = match (&stream.subject_transform, &stream.subjects[..]) {
+        (Some(transform), _) if !transform.source.is_empty() => Some(&transform.source),
+        (_, [subject]) => Some(subject),
+        _ => None,
+    };
+    let is_usable = |subject: &&String| {
+        let wildcards = subject.matches(['*', '>']).count();
+        wildcards == 0 || (wildcards == 1 && subject.ends_with(['*', '>']))
+    };
+    subject.filter(is_usable).cloned().ok_or_else(|| {
+        format!(
+            "stream {} takes {}: set broker.nats.ingest_subject to the one events go to",
+            stream.name,
+            stream.subjects.join(", ")
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(subjects: &[&str], transform: Option<(&str, &str)>) -> stream::Config {
+        let subject_transform = transform.map(|(source, destination)| stream::SubjectTransform {
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+        });
+        let subjects = subjects.iter().map(ToString::to_string).collect();
+        stream::Config { name: "s".to_owned(), subjects, subject_transform, ..stream::Config::default() }
+    }
+
+    #[test]
+    fn partitions_are_those_of_the_streams_transform() {
+        let config = Config::default();
+        let of = |destination: &str| partition_filters(&stream(&["e.*"], Some(("e.*", destination))), &config);
+        let filters = of("e.{{partition(2,1)}}.{{wildcard(1)}}").unwrap();
+        assert_eq!(filters, [Some("e.0.*".to_owned()), Some("e.1.*".to_owned())]);
+        assert_eq!(of("p.{{ Partition(3, 1) }}.$1.>").unwrap()[2].as_deref(), Some("p.2.*.>"));
+        assert_eq!(of("p.{{wildcard(1)}}").unwrap(), [None]);
+        assert!(of("p.{{partition(x,1)}}").is_err());
+        assert_eq!(partition_filters(&stream(&["e.>"], None), &config).unwrap(), [None]);
+        let config = Config { partition_subject: Some("q.{}.>".to_owned()), partitions: 2, ..config };
+        assert_eq!(partition_filters(&stream(&["q.>"], None), &config).unwrap()[1].as_deref(), Some("q.1.>"));
+    }
+
+    #[test]
+    fn events_go_where_the_stream_takes_them() {
+        let config = Config::default();
+        let to = |stream| ingest_subject(&stream, &config);
+        assert_eq!(to(stream(&["e.*"], Some(("e.*", "e.{{partition(2,1)}}.{{wildcard(1)}}")))).unwrap(), "e.*");
+        assert_eq!(to(stream(&["events"], None)).unwrap(), "events");
+        assert_eq!(to(stream(&["events.>"], None)).unwrap(), "events.>");
+        assert!(to(stream(&["a", "b"], None)).unwrap_err().contains("ingest_subject"));
+        assert!(to(stream(&["a.*.b"], None)).is_err());
+    }
+}

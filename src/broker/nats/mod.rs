@@ -1,0 +1,442 @@
+//! NATS JetStream, through async-nats.
+//!
+//! A partition is a subject of the stream, and its position a sequence of the stream, so that the positions of one partition have gaps where the
+//! others' messages lie. Which worker reads which partition is decided by leases in a key-value bucket (`lease`); each is read through a
+//! named pull consumer (`fetch`) that is made anew at the store's position. Acknowledgements follow the commit and are housekeeping: they
+//! tell NATS's own tools how far we are.
+
+mod config;
+mod doctor;
+mod fetch;
+mod lease;
+mod link;
+mod producer;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_nats::Subject;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::{kv, stream};
+use futures_util::StreamExt;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+pub use config::{Config, Create};
+pub use doctor::{checks, create};
+pub use producer::NatsProducer;
+
+use self::fetch::Reader;
+use self::lease::Group;
+use self::link::Link;
+use super::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
+use crate::model::{RecordBatch, TopicPartition};
+
+/// Batches of records on their way from the readers to the worker.
+const ARRIVALS_MAX: usize = 16;
+/// How often the stream's ends are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A stream that ends before what we have read has lost messages, unless its leader is new and does not know better yet.
+const REGRESSION_MAX: Duration = Duration::from_secs(5);
+/// How often a mark is written while positions move.
+const MARK_EVERY: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the first message at or after a time is waited for.
+const TIME_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the tasks tell the consumer.
+enum Arrival {
+    /// With the subject that acknowledges its last record.
+    Records(RecordBatch, Option<Subject>),
+    Group(Change),
+    /// The stream no longer fits what was read.
+    OutOfRange(String),
+    Trouble(String),
+}
+
+enum Change {
+    Taken(i32),
+    Wanted(i32),
+    Lost(i32),
+}
+
+struct Open {
+    generation: u64,
+    next: Arc<AtomicI64>,
+    pending: Arc<AtomicI64>,
+    reader: JoinHandle<()>,
+    /// What acknowledges everything before an offset.
+    acks: VecDeque<(i64, Subject)>,
+    /// The position and time of the mark written last.
+    marked: Option<(i64, Instant)>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+pub struct NatsConsumer {
+    runtime: Handle,
+    link: Arc<Link>,
+    topic: Arc<str>,
+    /// The subjects of each partition; empty until the stream was seen.
+    filters: Vec<Option<String>>,
+    buffer_bytes_max: usize,
+    arrivals: mpsc::Receiver<Arrival>,
+    out: mpsc::Sender<Arrival>,
+    paused: watch::Sender<bool>,
+    group: Option<mpsc::UnboundedSender<lease::Command>>,
+    open: BTreeMap<i32, Open>,
+    bucket: Option<kv::Store>,
+    connects: u64,
+    looked_at: Instant,
+    /// Since when the stream has ended before what was read.
+    regressed: Option<Instant>,
+    /// The end of the stream as it was seen last.
+    high: i64,
+    /// The worker was told that something does not fit, and has not opened anything since.
+    is_alarmed: bool,
+    id: String,
+}
+
+impl NatsConsumer {
+    /// Reaches the server in the background. Called on a runtime, which its tasks stay on.
+    pub async fn new(config: &Config, buffer_bytes_max: usize) -> Result<Self, String> {
+        let (out, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        Ok(Self {
+            runtime: Handle::current(),
+            link: Arc::new(Link::new(config).await?),
+            topic: config.stream.as_str().into(),
+            filters: Vec::new(),
+            buffer_bytes_max,
+            arrivals,
+            out,
+            paused: watch::channel(false).0,
+            group: None,
+            open: BTreeMap::new(),
+            bucket: None,
+            connects: 0,
+            looked_at: Instant::now(),
+            regressed: None,
+            high: 0,
+            is_alarmed: false,
+            id: producer::nuid(),
+        })
+    }
+
+    fn name(&self, partition: i32) -> TopicPartition {
+        TopicPartition { topic: Arc::clone(&self.topic), partition }
+    }
+
+    fn stream(&self) -> BrokerResult<stream::Stream> {
+        self.runtime.block_on(self.link.stream())
+    }
+
+    /// Learns the partitions, and joins the others who read them.
+    fn join(&mut self) -> BrokerResult<()> {
+        if self.filters.is_empty() {
+            let stream = self.stream()?;
+            let filters = link::partition_filters(&stream.cached_info().config, &self.link.config);
+            self.filters =
+                filters.map_err(|error| BrokerError::Stop(format!("{}: {error}", self.link.config.place())))?;
+        }
+        if self.group.is_none() {
+            let (commands, queue) = mpsc::unbounded_channel();
+            let group =
+                Group::new(Arc::clone(&self.link), self.id.clone(), self.filters.len() as i32, self.out.clone());
+            self.runtime.spawn(group.run(queue));
+            self.group = Some(commands);
+        }
+        Ok(())
+    }
+
+    fn bucket(&mut self) -> BrokerResult<kv::Store> {
+        if let Some(bucket) = &self.bucket {
+            return Ok(bucket.clone());
+        }
+        let replicas = self.stream()?.cached_info().config.num_replicas;
+        let bucket = self.runtime.block_on(self.link.bucket(replicas))?;
+        self.bucket = Some(bucket.clone());
+        Ok(bucket)
+    }
+
+    fn event(&mut self, arrival: Arrival) -> Option<Event> {
+        match arrival {
+            Arrival::Records(batch, reply) => {
+                let open = self.open.get_mut(&batch.partition.partition)?;
+                if open.generation != batch.generation {
+                    return None;
+                }
+                if let Some(reply) = reply {
+                    open.acks.push_back((batch.position, reply));
+                }
+                Some(Event::Records(batch))
+            }
+            Arrival::Group(Change::Taken(partition)) => Some(Event::Assigned(vec![self.name(partition)])),
+            Arrival::Group(Change::Wanted(partition)) => {
+                Some(Event::Revoked { partitions: vec![self.name(partition)], lost: false })
+            }
+            Arrival::Group(Change::Lost(partition)) => {
+                self.open.remove(&partition);
+                Some(Event::Revoked { partitions: vec![self.name(partition)], lost: true })
+            }
+            Arrival::OutOfRange(text) => {
+                tracing::warn!(text, "nats");
+                Some(Event::OutOfRange)
+            }
+            Arrival::Trouble(text) => Some(Event::Trouble(text)),
+        }
+    }
+
+    /// Whether the stream still is what was read: not trimmed beneath a reader, not shorter than it was, and verified again after the connection
+    /// was gone, because it may be another server now, or one that has lost what it had not synced.
+    fn look(&mut self) -> BrokerResult<Option<Event>> {
+        self.looked_at = Instant::now();
+        let connects = self.link.connects();
+        let is_back = self.connects > 0 && connects > self.connects;
+        self.connects = connects;
+        if self.open.is_empty() {
+            return Ok(None);
+        }
+        let before: Vec<(i32, i64)> =
+            self.open.iter().map(|(number, open)| (*number, open.next.load(Ordering::Relaxed))).collect();
+        let Watermarks { low, high } = watermarks(&self.stream()?);
+        self.high = self.high.max(high);
+        let furthest = before.iter().map(|(_, next)| *next).max().unwrap_or(low);
+        let trimmed = before.iter().find(|(_, next)| *next < low);
+        if high >= furthest {
+            self.regressed = None;
+        }
+        let reason = if high < furthest {
+            let since = *self.regressed.get_or_insert_with(Instant::now);
+            (since.elapsed() >= REGRESSION_MAX)
+                .then(|| format!("the stream ends at {high}, but was read up to {furthest}: the server lost messages"))
+        } else if let Some((number, next)) = trimmed {
+            Some(format!("the stream begins at {low}, but partition {number} was read up to {next}"))
+        } else {
+            is_back.then(|| "the connection was gone; what was applied last is compared".to_owned())
+        };
+        let Some(reason) = reason.filter(|_| !self.is_alarmed) else { return Ok(None) };
+        self.is_alarmed = true;
+        Ok(self.event(Arrival::OutOfRange(reason)))
+    }
+
+    fn mark_key(partition: i32) -> String {
+        format!("mark.{partition}")
+    }
+
+    fn mark_of(&mut self, partition: i32) -> BrokerResult<Option<(i64, String)>> {
+        let bucket = self.bucket()?;
+        let value = self.runtime.block_on(bucket.get(Self::mark_key(partition)));
+        let value = value.map_err(|error| self.link.retry("marks", &error))?;
+        Ok(value.and_then(|value| {
+            let text = std::str::from_utf8(&value).ok()?;
+            let (position, note) = text.split_once(' ')?;
+            Some((position.parse().ok()?, note.to_owned()))
+        }))
+    }
+
+    /// The first message of a partition at or after an instant.
+    fn at_time(&self, stream: &stream::Stream, partition: i32, ms: i64) -> BrokerResult<Option<i64>> {
+        let start_time = std::time::UNIX_EPOCH + Duration::from_millis(ms.max(0) as u64);
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::ByStartTime { start_time: start_time.into() },
+            ack_policy: AckPolicy::None,
+            filter_subject: self.filters[partition as usize].clone().unwrap_or_default(),
+            inactive_threshold: Duration::from_secs(10),
+            ..pull::Config::default()
+        };
+        self.runtime.block_on(async {
+            let failed = |error: &dyn std::fmt::Display| self.link.retry("start time", error);
+            let consumer = stream.create_consumer(config).await.map_err(|error| failed(&error))?;
+            let mut messages = consumer
+                .fetch()
+                .max_messages(1)
+                .expires(TIME_TIMEOUT)
+                .messages()
+                .await
+                .map_err(|error| failed(&error))?;
+            let Some(message) = messages.next().await else { return Ok(None) };
+            let message = message.map_err(|error| failed(&error))?;
+            let info = message.info().map_err(|error| failed(&error))?;
+            Ok(Some(info.stream_sequence as i64))
+        })
+    }
+}
+
+/// What the stream holds. An empty one ends where it begins.
+fn watermarks(stream: &stream::Stream) -> Watermarks {
+    let state = &stream.cached_info().state;
+    let high = state.last_sequence as i64 + 1;
+    let low = if state.messages == 0 { high } else { state.first_sequence as i64 };
+    Watermarks { low, high }
+}
+
+impl Consumer for NatsConsumer {
+    fn poll(&mut self, timeout: Duration, bytes_max: usize) -> BrokerResult<Vec<Event>> {
+        self.join()?;
+        let mut events = Vec::new();
+        let first = self.runtime.block_on(async { tokio::time::timeout(timeout, self.arrivals.recv()).await });
+        let mut arrival = first.ok().flatten();
+        let mut bytes = 0;
+        while let Some(arrived) = arrival {
+            let event = self.event(arrived);
+            if let Some(Event::Records(batch)) = &event {
+                bytes += batch.bytes();
+            }
+            events.extend(event);
+            arrival = if bytes < bytes_max { self.arrivals.try_recv().ok() } else { None };
+        }
+        if self.looked_at.elapsed() >= LOOK_EVERY {
+            match self.look() {
+                Ok(event) => events.extend(event),
+                Err(error) => events.push(Event::Trouble(error.to_string())),
+            }
+        }
+        Ok(events)
+    }
+
+    fn open(&mut self, openings: &[Opening]) -> BrokerResult<()> {
+        let pull_bytes = (self.buffer_bytes_max / self.filters.len().max(1)).clamp(256 << 10, 8 << 20);
+        for opening in openings {
+            let number = opening.partition.partition;
+            let Some(filter) = self.filters.get(number as usize).cloned() else {
+                return Err(BrokerError::Stop(format!(
+                    "{}: the stream has {} partitions",
+                    opening.partition,
+                    self.filters.len()
+                )));
+            };
+            let (next, pending) = (Arc::new(AtomicI64::new(opening.position)), Arc::new(AtomicI64::new(0)));
+            let reader = Reader {
+                link: Arc::clone(&self.link),
+                partition: opening.partition.clone(),
+                filter,
+                generation: opening.generation,
+                next: Arc::clone(&next),
+                pending: Arc::clone(&pending),
+                verify: (opening.offset < opening.position).then_some(opening.offset),
+                pull_bytes,
+                out: self.out.clone(),
+                paused: self.paused.subscribe(),
+            };
+            let reader = self.runtime.spawn(reader.run());
+            let generation = opening.generation;
+            self.open.insert(number, Open { generation, next, pending, reader, acks: VecDeque::new(), marked: None });
+        }
+        self.is_alarmed = false;
+        Ok(())
+    }
+
+    fn halt(&mut self, partition: &TopicPartition) {
+        self.open.remove(&partition.partition);
+    }
+
+    fn release(&mut self, partitions: &[TopicPartition]) {
+        let numbers: Vec<i32> = partitions.iter().map(|partition| partition.partition).collect();
+        numbers.iter().for_each(|number| _ = self.open.remove(number));
+        if let Some(group) = &self.group {
+            let _ = group.send(lease::Command::Release(numbers));
+        }
+    }
+
+    fn pause(&mut self, paused: bool) {
+        self.paused.send_replace(paused);
+    }
+
+    fn watermarks(&mut self, partition: &TopicPartition) -> BrokerResult<Watermarks> {
+        let found = watermarks(&self.stream()?);
+        if found.high < self.high {
+            let since = *self.regressed.get_or_insert_with(Instant::now);
+            if since.elapsed() < REGRESSION_MAX {
+                let text = format!("the stream ends at {}, and ended at {} before; waiting", found.high, self.high);
+                return Err(self.link.retry(&partition.to_string(), &text));
+            }
+        }
+        self.high = found.high;
+        Ok(found)
+    }
+
+    /// What was delivered, and what the server has left for us: sequences of other partitions are not counted behind the last delivery.
+    fn ends(&self) -> Vec<(TopicPartition, i64)> {
+        let end = |open: &Open| open.next.load(Ordering::Relaxed) + open.pending.load(Ordering::Relaxed);
+        self.open.iter().map(|(number, open)| (self.name(*number), end(open))).collect()
+    }
+
+    fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
+        for mark in marks {
+            let number = mark.partition.partition;
+            let Some(open) = self.open.get_mut(&number) else { continue };
+            let mut reply = None;
+            while open.acks.front().is_some_and(|(end, _)| *end <= mark.position) {
+                reply = open.acks.pop_front().map(|(_, reply)| reply);
+            }
+            if let Some(reply) = reply {
+                let ack = self.runtime.block_on(self.link.client.publish(reply, "+ACK".into()));
+                ack.map_err(|error| self.link.retry("acknowledging", &error))?;
+            }
+            let is_due = open
+                .marked
+                .is_none_or(|(position, at)| position != mark.position && (wait || at.elapsed() >= MARK_EVERY));
+            if is_due {
+                open.marked = Some((mark.position, Instant::now()));
+                let bucket = self.bucket()?;
+                let value = format!("{} {}", mark.position, mark.note);
+                let put = self.runtime.block_on(bucket.put(Self::mark_key(number), value.into()));
+                put.map_err(|error| self.link.retry("marks", &error))?;
+            }
+        }
+        if wait {
+            let _ =
+                self.runtime.block_on(async { tokio::time::timeout(CLOSE_TIMEOUT, self.link.client.flush()).await });
+        }
+        Ok(())
+    }
+
+    fn partitions(&mut self) -> BrokerResult<Vec<TopicPartition>> {
+        self.join()?;
+        Ok((0..self.filters.len() as i32).map(|number| self.name(number)).collect())
+    }
+
+    fn starts(&mut self, start: Start, partitions: &[TopicPartition]) -> BrokerResult<Vec<i64>> {
+        self.join()?;
+        let stream = self.stream()?;
+        let Watermarks { low, high } = watermarks(&stream);
+        let mut starts = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            starts.push(match start {
+                Start::Earliest => low,
+                Start::Latest => high,
+                Start::Committed => self.mark_of(partition.partition)?.map_or(low, |(position, _)| position),
+                Start::TimeMs(ms) => self.at_time(&stream, partition.partition, ms)?.unwrap_or(high),
+            });
+        }
+        Ok(starts)
+    }
+
+    fn marks(&mut self, partitions: &[TopicPartition]) -> BrokerResult<Vec<Mark>> {
+        let mut marks = Vec::new();
+        for partition in partitions {
+            let mark = self.mark_of(partition.partition)?;
+            marks.extend(mark.map(|(position, note)| Mark { partition: partition.clone(), position, note }));
+        }
+        Ok(marks)
+    }
+
+    fn close(&mut self) {
+        self.open.clear();
+        let Some(group) = self.group.take() else { return };
+        let (done, wait) = oneshot::channel();
+        if group.send(lease::Command::Close(done)).is_ok() {
+            // The group may wait for room to tell us something.
+            self.arrivals.close();
+            let _ = self.runtime.block_on(async { tokio::time::timeout(CLOSE_TIMEOUT, wait).await });
+        }
+        let _ = self.runtime.block_on(async { tokio::time::timeout(CLOSE_TIMEOUT, self.link.client.flush()).await });
+    }
+}

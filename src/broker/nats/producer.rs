@@ -1,0 +1,241 @@
+//! Dead letters and events on their way in. Each message carries an id, so that one that is sent again within the stream's duplicate
+//! window is stored once; acknowledgements are awaited together, bounded in flight.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::sync::OnceCell;
+
+use super::config::Config;
+use super::link::{Link, ingest_subject};
+use crate::broker::{AppendError, Appended, Appender, Events, Idempotency, Message, ProduceError, Producer};
+use crate::hll::murmur64a;
+
+const MESSAGE_ID: &str = "Nats-Msg-Id";
+/// The key of a record, which a message of NATS does not have.
+const KEY: &str = "traqq-key";
+/// Attempts to publish an event. They end well within the two minutes for which a stream knows an id by default.
+const ATTEMPTS: usize = 3;
+const RETRY: Duration = Duration::from_millis(200);
+/// Bytes of headers besides names and values.
+const HEADER_BYTES: usize = 4;
+/// Tokens of events without a key go round these many.
+const SPREAD: u64 = 1024;
+const TOKEN_MAX: usize = 64;
+const TOKEN_SEED: u64 = 0x7472_6171_715f_6b65;
+const NO_KEYS: &str = "Idempotency-Key needs the local log: JetStream knows ids for a few minutes only, so a later repetition would count \
+                       twice; send it without the header (at least once), or use broker.kind = \"local\"";
+
+pub struct NatsProducer {
+    link: Link,
+    to: To,
+}
+
+enum To {
+    DeadLetters(String),
+    Events {
+        /// Known once the stream was seen.
+        subject: OnceCell<String>,
+        /// What ids begin with, and how many were given.
+        run: String,
+        ids: AtomicU64,
+    },
+}
+
+impl NatsProducer {
+    /// `None` when dead letters are discarded.
+    pub async fn dead_letters(config: &Config) -> Result<Option<Self>, String> {
+        let Some(subject) = config.dead_letters() else { return Ok(None) };
+        Ok(Some(Self { link: Link::new(config).await?, to: To::DeadLetters(subject) }))
+    }
+
+    pub async fn ingest(config: &Config) -> Result<Self, String> {
+        let to = To::Events { subject: OnceCell::new(), run: nuid(), ids: AtomicU64::new(0) };
+        Ok(Self { link: Link::new(config).await?, to })
+    }
+
+    fn bytes_max(&self) -> usize {
+        // Before the first connection nothing is known, and the server judges.
+        Some(self.link.client.server_info().max_payload).filter(|bytes| *bytes > 0).unwrap_or(usize::MAX)
+    }
+
+    async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<(), PublishError> {
+        self.link.jetstream.publish_with_headers(subject, headers, payload).await?.await.map(|_| ())
+    }
+}
+
+/// Something no other process has.
+pub(super) fn nuid() -> String {
+    let seed = std::collections::hash_map::RandomState::new();
+    let random =
+        |salt: u32| std::hash::BuildHasher::hash_one(&seed, (salt, std::process::id(), std::time::SystemTime::now()));
+    format!("{:016x}{:016x}", random(1), random(2))
+}
+
+fn header_bytes(headers: &HeaderMap) -> usize {
+    let values = headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
+    values.map(|(name, value)| AsRef::<str>::as_ref(name).len() + value.as_str().len() + HEADER_BYTES).sum::<usize>()
+        + 16
+}
+
+/// Names and values as NATS can carry them: what it cannot is percent-encoded, so that nothing is lost and nothing breaks the headers.
+fn put(headers: &mut HeaderMap, name: &str, value: &[u8]) {
+    let encode = |bytes: &[u8], is_plain: fn(u8) -> bool| -> String {
+        let each = bytes
+            .iter()
+            .map(|byte| if is_plain(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") });
+        each.collect()
+    };
+    let name = encode(name.as_bytes(), |byte| byte.is_ascii_graphic() && byte != b':');
+    let value = match std::str::from_utf8(value) {
+        Ok(text) if !text.contains(['\r', '\n', '\0']) => text.to_owned(),
+        _ => encode(value, |byte| byte.is_ascii_graphic() || byte == b' '),
+    };
+    headers.append(name.as_str(), value.as_str());
+}
+
+#[async_trait]
+impl Producer for NatsProducer {
+    async fn send(&self, message: &Message) -> Result<(), ProduceError> {
+        let To::DeadLetters(subject) = &self.to else { unreachable!("events are appended") };
+        let mut headers = HeaderMap::new();
+        let mut id = String::new();
+        for (name, value) in &message.headers {
+            let value = value.as_deref().unwrap_or_default();
+            if ["traqq-topic", "traqq-partition", "traqq-offset"].contains(&&**name) {
+                id.push_str(&String::from_utf8_lossy(value));
+                id.push('/');
+            }
+            // The id of the original message would make this one its duplicate.
+            if !name.eq_ignore_ascii_case(MESSAGE_ID) {
+                put(&mut headers, name, value);
+            }
+        }
+        if let Some(key) = &message.key {
+            put(&mut headers, KEY, key);
+        }
+        headers.insert(MESSAGE_ID, id.as_str());
+        let payload = Bytes::from(message.value.clone().unwrap_or_default());
+        let bytes = payload.len() + header_bytes(&headers);
+        if bytes > self.bytes_max() {
+            return Err(ProduceError::TooLarge(format!(
+                "{bytes} bytes with headers, and the server takes {}",
+                self.bytes_max()
+            )));
+        }
+        self.publish(subject.clone(), headers, payload).await.map_err(|error| match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => ProduceError::TooLarge(error.to_string()),
+            PublishErrorKind::StreamNotFound => ProduceError::Retry(format!(
+                "no stream takes dead-letter subject {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
+            )),
+            _ => ProduceError::Retry(format!("dead-letter subject {subject}: {error}")),
+        })
+    }
+}
+
+/// The subject of an event.
+fn subject_of(subject: &str, key: Option<&[u8]>, number: u64) -> String {
+    let Some(prefix) = subject.strip_suffix(['*', '>']) else { return subject.to_owned() };
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
+    match key {
+        None => format!("{prefix}{}", number % SPREAD),
+        Some(key) if !key.is_empty() && key.len() <= TOKEN_MAX && key.iter().all(is_plain) => {
+            format!("{prefix}{}", String::from_utf8_lossy(key))
+        }
+        // A token has no dots, wildcards or white space.
+        Some(key) => format!("{prefix}{:016x}", murmur64a(key, TOKEN_SEED)),
+    }
+}
+
+#[async_trait]
+impl Appender for NatsProducer {
+    fn key_field(&self) -> Option<&str> {
+        self.link.config.key_field.as_deref()
+    }
+
+    /// At least once: what is answered with an error may be in the stream in part.
+    async fn append(&self, events: Events, idempotency: Option<Idempotency>) -> Result<Appended, AppendError> {
+        if idempotency.is_some() {
+            return Err(AppendError::KeysUnsupported(NO_KEYS.to_owned()));
+        }
+        let To::Events { subject, run, ids } = &self.to else { unreachable!("dead letters are sent") };
+        let subject = subject
+            .get_or_try_init(|| async {
+                let stream = self.link.stream().await.map_err(|error| error.to_string())?;
+                ingest_subject(&stream.cached_info().config, &self.link.config)
+            })
+            .await
+            .map_err(AppendError::Retry)?;
+        let bytes_max = self.bytes_max();
+        // One copy of the request's bytes, of which every message is a part.
+        let mut rest = Vec::with_capacity(events.len());
+        for (index, (key, value)) in events.iter().enumerate() {
+            if value.len() + 128 > bytes_max {
+                return Err(AppendError::Refused {
+                    index,
+                    reason: format!("the server takes {bytes_max} bytes with headers"),
+                });
+            }
+            let number = ids.fetch_add(1, Ordering::Relaxed);
+            rest.push((subject_of(subject, key, number), format!("{run}-{number}"), Bytes::copy_from_slice(value)));
+        }
+        let mut failure = String::new();
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                tokio::time::sleep(RETRY).await;
+            }
+            let mut acks = Vec::with_capacity(rest.len());
+            for (subject, id, payload) in &rest {
+                let mut headers = HeaderMap::new();
+                headers.insert(MESSAGE_ID, id.as_str());
+                acks.push(self.link.jetstream.publish_with_headers(subject.clone(), headers, payload.clone()).await);
+            }
+            let waits = acks.into_iter().map(|ack| async { ack?.await });
+            let answers: Vec<Result<_, PublishError>> = join_all(waits).await;
+            let mut left = Vec::new();
+            for (event, answer) in rest.into_iter().zip(answers) {
+                if let Err(error) = answer {
+                    failure = error.to_string();
+                    left.push(event);
+                }
+            }
+            rest = left;
+            if rest.is_empty() {
+                return Ok(Appended::New);
+            }
+        }
+        let place = &self.link.config.stream;
+        Err(AppendError::Retry(format!("stream {place}: {failure}; some of these events may be in it")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_a_token_of_the_subject() {
+        assert_eq!(subject_of("e.*", Some(b"user-1"), 0), "e.user-1");
+        assert_eq!(subject_of("e.>", None, 1030), "e.6");
+        assert_eq!(subject_of("events", Some(b"x"), 0), "events");
+        let odd = subject_of("e.*", Some(b"a.b *"), 0);
+        assert!(odd.len() == 2 + 16 && odd == subject_of("e.*", Some(b"a.b *"), 7), "{odd}");
+        assert_eq!(subject_of("e.*", Some(b""), 0).len(), 18);
+    }
+
+    #[test]
+    fn headers_that_nats_cannot_carry_are_encoded() {
+        let mut headers = HeaderMap::new();
+        put(&mut headers, "a b:c", b"line\r\nnext");
+        put(&mut headers, "plain", "ü".as_bytes());
+        put(&mut headers, "raw", &[0xff, b'x']);
+        assert_eq!(headers.get("a%20b%3Ac").unwrap().as_str(), "line%0D%0Anext");
+        assert_eq!(headers.get("plain").unwrap().as_str(), "ü");
+        assert_eq!(headers.get("raw").unwrap().as_str(), "%FFx");
+    }
+}
