@@ -213,7 +213,11 @@ impl Local {
 pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> anyhow::Result<()> {
     let rules = config.check_worker().map_err(|error| anyhow!(error))?;
     raise_open_files();
-    let backends = Backends::open(config).await?;
+    // Cancel safety: nothing is in flight yet, and what is open is closed by being dropped.
+    let backends = tokio::select! {
+        backends = Backends::open(config) => backends?,
+        () = interrupted() => return Ok(()),
+    };
     let store = Arc::clone(&backends.store);
     if apply {
         crate::store::apply_rules(store.as_ref(), &rules).await.map_err(|error| anyhow!(error))?;

@@ -353,7 +353,7 @@ mod tests {
         broker.append_hidden(&partition);
         let mut consumer = broker.consumer();
         poll(&mut consumer);
-        consumer.open(&[Opening { partition: partition.clone(), offset: 0, generation: 1 }]).unwrap();
+        consumer.open(&[Opening { partition: partition.clone(), offset: 0, position: 0, generation: 1 }]).unwrap();
         assert_eq!(poll(&mut consumer), ["t/0:1..2"]);
         broker.append_hidden(&partition);
         assert_eq!(poll(&mut consumer), ["t/0:0..3"]);

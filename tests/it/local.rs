@@ -160,7 +160,9 @@ fn open_remains(directory: &Path) -> Result<Remains, String> {
     let partition = TopicPartition::new("events", 0);
     let end = consumer.watermarks(&partition).map_err(|error| error.to_string())?.high;
     consumer.poll(Duration::ZERO, 1).map_err(|error| error.to_string())?;
-    consumer.open(&[Opening { partition, offset: 0, generation: 1 }]).map_err(|error| error.to_string())?;
+    consumer
+        .open(&[Opening { partition, offset: 0, position: 0, generation: 1 }])
+        .map_err(|error| error.to_string())?;
     let mut batches: Vec<RecordBatch> = Vec::new();
     while batches.last().map_or(0, |batch| batch.position) < end {
         for event in consumer.poll(Duration::from_millis(1), 1 << 20).map_err(|error| error.to_string())? {

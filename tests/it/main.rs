@@ -8,6 +8,7 @@ mod hll;
 mod kafka;
 mod local;
 mod model;
+mod nats;
 mod process;
 mod proxy;
 mod readme;

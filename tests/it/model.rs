@@ -169,7 +169,7 @@ impl Harness {
         for index in 0..self.partitions {
             let partition = self.partition(index);
             let mut consumer = self.broker.consumer();
-            consumer.open(&[Opening { partition: partition.clone(), offset: 0, generation: 0 }]).unwrap();
+            consumer.open(&[Opening { partition: partition.clone(), offset: 0, position: 0, generation: 0 }]).unwrap();
             let events = consumer.poll(Duration::ZERO, usize::MAX).unwrap();
             consumer.close();
             let records: Vec<RecordBatch> = events

@@ -11,6 +11,7 @@ use redis::cmd;
 use tempfile::TempDir;
 use traqq::compile::{Folder, Part, Plan};
 use traqq::database::{Config as DataConfig, Database};
+use traqq::model::Finding;
 use traqq::model::Secret;
 use traqq::model::{
     Bucket, BucketKind, Checkpoint, Elements, Fingerprint, KeyWrite, Metric, OTHER, Pattern, RecordBatch, Rules, Span,
@@ -19,7 +20,7 @@ use traqq::model::{
 use traqq::store::dump::{export, import};
 use traqq::store::embedded::EmbeddedStore;
 use traqq::store::memory::MemoryStore;
-use traqq::store::redis::{Config, Finding, RedisStore, checks, lane_tags};
+use traqq::store::redis::{Config, RedisStore, checks, lane_tags};
 use traqq::store::{
     Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Since, Store, StoreError, StoreResult, metrics_of,
 };

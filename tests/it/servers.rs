@@ -187,6 +187,119 @@ fn answers_ping(port: u16) -> io::Result<bool> {
     Ok(matches!(&answer, b"+PONG" | b"-NOAU"))
 }
 
+/// A nats-server process with JetStream, its own port and directory; it ends with the value.
+pub struct Nats {
+    child: Option<Child>,
+    port: u16,
+    dir: TempDir,
+}
+
+impl Nats {
+    /// Starts a server and returns once it answers.
+    pub fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("traqq-nats-").tempdir().expect("a temporary directory");
+        let mut nats = Self { child: None, port: 0, dir };
+        for _ in 0..START_ATTEMPTS {
+            nats.port = free_port();
+            match nats.launch() {
+                Ok(()) => return nats,
+                // Another process was faster to take the port.
+                Err(log) if log.contains("address already in use") => {}
+                Err(log) => panic!("nats-server did not start:\n{log}"),
+            }
+        }
+        panic!("nats-server found no port in {START_ATTEMPTS} attempts");
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Where its streams are.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Ends the server as a crash does.
+    pub fn kill9(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("kill nats-server");
+            child.wait().expect("nats-server ends");
+        }
+    }
+
+    /// Starts it again with the same port and directory.
+    pub fn restart(&mut self) {
+        self.kill9();
+        if let Err(log) = self.launch() {
+            panic!("nats-server did not start again:\n{log}");
+        }
+    }
+
+    /// An error is the log of a server that ended instead of answering.
+    fn launch(&mut self) -> Result<(), String> {
+        let path = self.dir.path().join("nats.log");
+        let log = fs::File::options().create(true).append(true).open(&path).expect("nats.log");
+        let mut command = mortal(nats_server());
+        command.args(["--addr", "127.0.0.1", "--port", &self.port.to_string(), "--jetstream", "--store_dir"]);
+        command.arg(self.data()).stdin(Stdio::null()).stdout(log.try_clone().expect("nats.log")).stderr(log);
+        let child = self.child.insert(spawn(command).expect("start nats-server"));
+        let port = self.port;
+        poll_until(READY_MAX, "nats-server answers", || match child.try_wait().expect("wait for nats-server") {
+            Some(_) => Some(Err(())),
+            None => answers_info(port).unwrap_or(false).then_some(Ok(())),
+        })
+        .map_err(|()| {
+            self.child = None;
+            fs::read_to_string(&path).unwrap_or_default()
+        })
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // A panic here, while a test unwinds, would abort the whole binary.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// True once JetStream answers.
+fn answers_info(port: u16) -> io::Result<bool> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut connection = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+    connection.set_read_timeout(Some(Duration::from_secs(1)))?;
+    connection.write_all(b"CONNECT {\"verbose\":false}\r\nSUB r 1\r\nPUB $JS.API.INFO r 0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    while !answer.windows(8).any(|part| part == b"\"limits\"") {
+        let mut more = [0; 4096];
+        let read = connection.read(&mut more)?;
+        if read == 0 {
+            return Ok(false);
+        }
+        answer.extend_from_slice(&more[..read]);
+    }
+    Ok(true)
+}
+
+/// The binary, which `tests/servers` fetches at the first call.
+fn nats_server() -> &'static str {
+    static BINARY: OnceLock<String> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers"))
+            .args(["install", "nats"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .expect("run tests/servers (is python3 on PATH?)");
+        assert!(output.status.success(), "tests/servers install nats failed");
+        let text = String::from_utf8(output.stdout).expect("a path is UTF-8");
+        text.trim().strip_prefix("nats: ").expect("tests/servers printed the path").to_owned()
+    })
+}
+
 /// The brokers to use: `KAFKA_BROKERS`, or else one Kafka for this test binary, which `tests/servers` starts at the first
 /// call and removes when this process has ended.
 pub fn kafka_brokers() -> String {

@@ -45,7 +45,7 @@ fn at(number: i32) -> TopicPartition {
 fn reader(log: &LocalLog, number: i32, offset: i64) -> LocalConsumer {
     let mut consumer = log.consumer();
     assert!(matches!(&consumer.poll(Duration::ZERO, 1).unwrap()[..], [Event::Assigned(_)]));
-    consumer.open(&[Opening { partition: at(number), offset, generation: 1 }]).unwrap();
+    consumer.open(&[Opening { partition: at(number), offset, position: offset, generation: 1 }]).unwrap();
     consumer
 }
 

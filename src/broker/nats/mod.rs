@@ -80,6 +80,12 @@ impl Drop for Open {
     }
 }
 
+/// A question for the stream's ends on its way, and how far each reader was before it.
+struct Look {
+    before: Vec<(i32, i64)>,
+    answer: oneshot::Receiver<BrokerResult<stream::Stream>>,
+}
+
 pub struct NatsConsumer {
     runtime: Handle,
     link: Arc<Link>,
@@ -95,6 +101,7 @@ pub struct NatsConsumer {
     bucket: Option<kv::Store>,
     connects: u64,
     looked_at: Instant,
+    look: Option<Look>,
     /// Since when the stream has ended before what was read.
     regressed: Option<Instant>,
     /// The end of the stream as it was seen last.
@@ -122,6 +129,7 @@ impl NatsConsumer {
             bucket: None,
             connects: 0,
             looked_at: Instant::now(),
+            look: None,
             regressed: None,
             high: 0,
             is_alarmed: false,
@@ -196,16 +204,30 @@ impl NatsConsumer {
     /// Whether the stream still is what was read: not trimmed beneath a reader, not shorter than it was, and verified again after the connection
     /// was gone, because it may be another server now, or one that has lost what it had not synced.
     fn look(&mut self) -> BrokerResult<Option<Event>> {
-        self.looked_at = Instant::now();
+        if self.look.is_none() && self.looked_at.elapsed() >= LOOK_EVERY && !self.open.is_empty() {
+            self.looked_at = Instant::now();
+            let before = self.open.iter().map(|(number, open)| (*number, open.next.load(Ordering::Relaxed))).collect();
+            let (asked, answer) = oneshot::channel();
+            let link = Arc::clone(&self.link);
+            // In a task: a server without a leader takes its time.
+            self.runtime.spawn(async move { asked.send(link.stream().await) });
+            self.look = Some(Look { before, answer });
+        }
+        let Some(mut look) = self.look.take() else { return Ok(None) };
+        let stream = match look.answer.try_recv() {
+            Ok(stream) => stream?,
+            Err(_) => {
+                self.look = Some(look);
+                return Ok(None);
+            }
+        };
         let connects = self.link.connects();
         let is_back = self.connects > 0 && connects > self.connects;
         self.connects = connects;
-        if self.open.is_empty() {
-            return Ok(None);
-        }
+        // One that was given back or opened anew meanwhile is none of ours, or begins somewhere else.
         let before: Vec<(i32, i64)> =
-            self.open.iter().map(|(number, open)| (*number, open.next.load(Ordering::Relaxed))).collect();
-        let Watermarks { low, high } = watermarks(&self.stream()?);
+            look.before.into_iter().filter(|(number, _)| self.open.contains_key(number)).collect();
+        let Watermarks { low, high } = watermarks(&stream);
         self.high = self.high.max(high);
         let furthest = before.iter().map(|(_, next)| *next).max().unwrap_or(low);
         let trimmed = before.iter().find(|(_, next)| *next < low);
@@ -292,11 +314,9 @@ impl Consumer for NatsConsumer {
             events.extend(event);
             arrival = if bytes < bytes_max { self.arrivals.try_recv().ok() } else { None };
         }
-        if self.looked_at.elapsed() >= LOOK_EVERY {
-            match self.look() {
-                Ok(event) => events.extend(event),
-                Err(error) => events.push(Event::Trouble(error.to_string())),
-            }
+        match self.look() {
+            Ok(event) => events.extend(event),
+            Err(error) => events.push(Event::Trouble(error.to_string())),
         }
         Ok(events)
     }
@@ -369,6 +389,7 @@ impl Consumer for NatsConsumer {
     }
 
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
+        let mut puts = Vec::new();
         for mark in marks {
             let number = mark.partition.partition;
             let Some(open) = self.open.get_mut(&number) else { continue };
@@ -385,15 +406,22 @@ impl Consumer for NatsConsumer {
                 .is_none_or(|(position, at)| position != mark.position && (wait || at.elapsed() >= MARK_EVERY));
             if is_due {
                 open.marked = Some((mark.position, Instant::now()));
-                let bucket = self.bucket()?;
-                let value = format!("{} {}", mark.position, mark.note);
-                let put = self.runtime.block_on(bucket.put(Self::mark_key(number), value.into()));
-                put.map_err(|error| self.link.retry("marks", &error))?;
+                puts.push((Self::mark_key(number), format!("{} {}", mark.position, mark.note)));
             }
         }
+        if puts.is_empty() {
+            return Ok(());
+        }
+        let bucket = self.bucket()?;
+        let written = self.runtime.spawn(async move {
+            for (key, value) in puts {
+                if let Err(error) = bucket.put(key, value.into()).await {
+                    tracing::debug!(%error, "a mark was not written; the next one is");
+                }
+            }
+        });
         if wait {
-            let _ =
-                self.runtime.block_on(async { tokio::time::timeout(CLOSE_TIMEOUT, self.link.client.flush()).await });
+            let _ = self.runtime.block_on(async { tokio::time::timeout(CLOSE_TIMEOUT, written).await });
         }
         Ok(())
     }
