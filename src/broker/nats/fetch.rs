@@ -2,6 +2,9 @@
 //!
 //! The server numbers what it hands to a consumer. A number that is missing is a message that was lost between server and us: the
 //! consumer is made anew behind the last message that arrived. What arrives again is left out.
+//!
+//! Whenever it is made anew, and after every reconnection, the last message that was handed over must still be the one that it was: a
+//! server may have lost what it had not synced, and a stream may have been made again under its name.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,15 +13,15 @@ use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::RawMessageErrorKind;
+use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
 
 use super::Arrival;
 use super::link::Link;
-use crate::broker::BrokerResult;
-use crate::model::{RecordBatch, TopicPartition};
+use crate::broker::{BrokerError, BrokerResult};
+use crate::model::{Fingerprint, RecordBatch, TopicPartition};
 
 /// Records are handed on in batches of about this many bytes.
 const BATCH_BYTES: usize = 256 << 10;
@@ -49,6 +52,8 @@ pub struct Reader {
     pub pending: Arc<AtomicI64>,
     /// The record applied last, to be delivered whatever it is now: the worker compares it.
     pub verify: Option<i64>,
+    /// What was handed over last.
+    pub last: Option<Fingerprint>,
     pub pull_bytes: usize,
     pub out: mpsc::Sender<Arrival>,
     pub paused: watch::Receiver<bool>,
@@ -63,24 +68,60 @@ impl Reader {
     pub async fn run(mut self) {
         loop {
             let Err(error) = self.read().await;
-            let text = format!("{}: {error}", self.partition);
-            if self.out.send(Arrival::Trouble(text)).await.is_err() {
+            let (is_over, arrival) = match error {
+                BrokerError::Retry(text) => (false, Arrival::Trouble(format!("{}: {text}", self.partition))),
+                // The worker opens it again, or stops it.
+                BrokerError::Stop(text) => (true, Arrival::OutOfRange(format!("{}: {text}", self.partition))),
+            };
+            if self.out.send(arrival).await.is_err() || is_over {
                 return;
             }
             tokio::time::sleep(RETRY).await;
         }
     }
 
+    /// Which connection to which server.
+    fn session(&self) -> (String, u64) {
+        let info = self.link.client.server_info();
+        (info.server_id, info.client_id)
+    }
+
+    /// `Stop` when the stream is no longer the one that was read.
+    async fn compare(&self, stream: &Stream) -> BrokerResult<()> {
+        let Some(last) = self.last else { return Ok(()) };
+        match stream.get_raw_message(last.offset as u64).await {
+            Ok(message) => {
+                let mut batch = self.batch();
+                push(&mut batch, last.offset, millis(message.time), &message.payload, Some(&message.headers));
+                if batch.get(0).fingerprint() == last {
+                    return Ok(());
+                }
+                Err(BrokerError::Stop(format!("message {} is not the one that was read", last.offset)))
+            }
+            // Trimmed, or another stream: the position says which.
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
+                let text = format!("message {}, which was read last, is gone", last.offset);
+                let is_trimmed = (last.offset as u64) < stream.cached_info().state.first_sequence;
+                if is_trimmed && self.next() as u64 >= stream.cached_info().state.first_sequence {
+                    return Ok(());
+                }
+                Err(BrokerError::Stop(text))
+            }
+            Err(error) => Err(self.link.retry("the message read last", &error)),
+        }
+    }
+
     async fn read(&mut self) -> BrokerResult<Infallible> {
         let link = Arc::clone(&self.link);
         let failed = |what: &str, error: &dyn std::fmt::Display| link.retry(what, error);
-        let stream = link.stream().await?;
+        let stream = link.stream().await.map_err(|error| BrokerError::Retry(error.to_string()))?;
+        let session = self.session();
+        self.compare(&stream).await?;
         if let Some(sequence) = self.verify {
             match stream.get_raw_message(sequence as u64).await {
                 Ok(message) => {
                     let mut batch = self.batch();
-                    let published_ms = (message.time.unix_timestamp_nanos() / 1_000_000) as i64;
-                    push(&mut batch, sequence, published_ms, &message.payload, Some(&message.headers));
+                    push(&mut batch, sequence, millis(message.time), &message.payload, Some(&message.headers));
                     self.hand_over(batch, None).await?;
                 }
                 Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {}
@@ -125,6 +166,9 @@ impl Reader {
                 },
             };
             let message = message.ok_or_else(|| failed("pull", &"ended"))?.map_err(|error| failed("pull", &error))?;
+            if batch.is_empty() && self.session() != session {
+                return Err(failed("pull", &"connected again; comparing what was read last"));
+            }
             quiet_since = None;
             let info = message.info().map_err(|error| failed("a message without coordinates", &error))?;
             delivered += 1;
@@ -143,7 +187,7 @@ impl Reader {
             if sequence < self.next() {
                 continue;
             }
-            let published_ms = (info.published.unix_timestamp_nanos() / 1_000_000) as i64;
+            let published_ms = millis(info.published);
             let pending = info.pending as i64;
             push(&mut batch, sequence, published_ms, &message.payload, message.headers.as_ref());
             self.next.store(sequence + 1, Ordering::Relaxed);
@@ -167,6 +211,9 @@ impl Reader {
     }
 
     async fn hand_over(&mut self, batch: RecordBatch, reply: Option<async_nats::Subject>) -> BrokerResult<()> {
+        if let Some(end) = batch.len().checked_sub(1) {
+            self.last = Some(batch.get(end).fingerprint());
+        }
         while *self.paused.borrow_and_update() {
             if self.paused.changed().await.is_err() {
                 break;
@@ -177,11 +224,7 @@ impl Reader {
     }
 
     /// Other partitions fill the stream while this one is quiet. Its position follows, or trimming would look like a loss.
-    async fn settle(
-        &mut self,
-        stream: &async_nats::jetstream::stream::Stream,
-        since: Option<(Instant, i64)>,
-    ) -> BrokerResult<Option<(Instant, i64)>> {
+    async fn settle(&mut self, stream: &Stream, since: Option<(Instant, i64)>) -> BrokerResult<Option<(Instant, i64)>> {
         let Some(filter) = &self.filter else { return Ok(None) };
         let failed = |error: &dyn std::fmt::Display| self.link.retry("a quiet partition", error);
         let Some((at, end)) = since else {
@@ -205,6 +248,10 @@ impl Reader {
             Err(error) => Err(failed(&error)),
         }
     }
+}
+
+fn millis(time: async_nats::datetime::DateTime) -> i64 {
+    (time.unix_timestamp_nanos() / 1_000_000) as i64
 }
 
 fn push(batch: &mut RecordBatch, sequence: i64, published_ms: i64, payload: &Bytes, headers: Option<&HeaderMap>) {

@@ -1,8 +1,5 @@
 //! The connection, and what the stream looks like.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream::{self, Stream};
 use async_nats::jetstream::{self, Context, kv};
@@ -18,24 +15,15 @@ pub struct Link {
     pub client: Client,
     pub jetstream: Context,
     pub config: Config,
-    /// How many times the connection came up.
-    connects: Arc<AtomicU64>,
 }
 
 impl Link {
     /// Reaches a server in the background.
     pub async fn new(config: &Config) -> Result<Self, String> {
-        let connects = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&connects);
-        let options = config.connect_options().await?.event_callback(move |event| {
-            if matches!(event, Event::Connected) {
-                counted.fetch_add(1, Ordering::Relaxed);
-            }
-            async move {
-                match event {
-                    Event::Connected | Event::Closed | Event::Draining => tracing::debug!(%event, "nats"),
-                    event => tracing::warn!(%event, "nats"),
-                }
+        let options = config.connect_options().await?.event_callback(|event| async move {
+            match event {
+                Event::Connected | Event::Closed | Event::Draining => tracing::debug!(%event, "nats"),
+                event => tracing::warn!(%event, "nats"),
             }
         });
         let client =
@@ -48,11 +36,7 @@ impl Link {
             Some(domain) => context.domain(domain.clone()).build(client.clone()),
             None => context.build(client.clone()),
         };
-        Ok(Self { client, jetstream, config: config.clone(), connects })
-    }
-
-    pub fn connects(&self) -> u64 {
-        self.connects.load(Ordering::Relaxed)
+        Ok(Self { client, jetstream, config: config.clone() })
     }
 
     pub fn retry(&self, what: &str, error: &dyn std::fmt::Display) -> BrokerError {

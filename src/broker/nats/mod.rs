@@ -99,7 +99,6 @@ pub struct NatsConsumer {
     group: Option<mpsc::UnboundedSender<lease::Command>>,
     open: BTreeMap<i32, Open>,
     bucket: Option<kv::Store>,
-    connects: u64,
     looked_at: Instant,
     look: Option<Look>,
     /// Since when the stream has ended before what was read.
@@ -127,7 +126,6 @@ impl NatsConsumer {
             group: None,
             open: BTreeMap::new(),
             bucket: None,
-            connects: 0,
             looked_at: Instant::now(),
             look: None,
             regressed: None,
@@ -201,8 +199,7 @@ impl NatsConsumer {
         }
     }
 
-    /// Whether the stream still is what was read: not trimmed beneath a reader, not shorter than it was, and verified again after the connection
-    /// was gone, because it may be another server now, or one that has lost what it had not synced.
+    /// Whether the stream still holds what is being read: not trimmed beneath a reader, and not shorter than it was.
     fn look(&mut self) -> BrokerResult<Option<Event>> {
         if self.look.is_none() && self.looked_at.elapsed() >= LOOK_EVERY && !self.open.is_empty() {
             self.looked_at = Instant::now();
@@ -221,9 +218,6 @@ impl NatsConsumer {
                 return Ok(None);
             }
         };
-        let connects = self.link.connects();
-        let is_back = self.connects > 0 && connects > self.connects;
-        self.connects = connects;
         // One that was given back or opened anew meanwhile is none of ours, or begins somewhere else.
         let before: Vec<(i32, i64)> =
             look.before.into_iter().filter(|(number, _)| self.open.contains_key(number)).collect();
@@ -238,10 +232,10 @@ impl NatsConsumer {
             let since = *self.regressed.get_or_insert_with(Instant::now);
             (since.elapsed() >= REGRESSION_MAX)
                 .then(|| format!("the stream ends at {high}, but was read up to {furthest}: the server lost messages"))
-        } else if let Some((number, next)) = trimmed {
-            Some(format!("the stream begins at {low}, but partition {number} was read up to {next}"))
         } else {
-            is_back.then(|| "the connection was gone; what was applied last is compared".to_owned())
+            trimmed.map(|(number, next)| {
+                format!("the stream begins at {low}, but partition {number} was read up to {next}")
+            })
         };
         let Some(reason) = reason.filter(|_| !self.is_alarmed) else { return Ok(None) };
         self.is_alarmed = true;
@@ -341,6 +335,7 @@ impl Consumer for NatsConsumer {
                 next: Arc::clone(&next),
                 pending: Arc::clone(&pending),
                 verify: (opening.offset < opening.position).then_some(opening.offset),
+                last: None,
                 pull_bytes,
                 out: self.out.clone(),
                 paused: self.paused.subscribe(),
