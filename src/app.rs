@@ -223,6 +223,12 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
         crate::store::apply_rules(store.as_ref(), &rules).await.map_err(|error| anyhow!(error))?;
     }
     announce_metrics();
+    let kind = match config.broker.kind() {
+        BrokerKind::Kafka => "kafka",
+        BrokerKind::Nats => "nats",
+        BrokerKind::Auto | BrokerKind::Local => "local",
+    };
+    metrics::gauge!(names::BROKER_INFO, "broker" => kind).set(1.0);
     let ingest = backends.appender.clone().map(|appender| {
         let gate = GateRules::new(&rules, appender.key_field());
         Arc::new(Ingest::new(appender, gate, ingest_bytes(config), now_ms))

@@ -57,6 +57,7 @@ metrics! {
     ELEMENTS_SAVED = Counter "traqq_hll_elements_saved_total" [""] "Elements of unique counts not sent because they could change nothing.";
     RECORDS_SKIPPED = Counter "traqq_records_skipped_total" [""] "Offsets passed over because an operator chose to.";
     REBALANCES = Counter "traqq_rebalances_total" ["change"] "Partitions assigned, revoked, lost.";
+    BROKER_INFO = Gauge "traqq_broker_info" ["broker"] "1 for the kind of log that is read: local, kafka, nats.";
     PARTITIONS = Gauge "traqq_partitions" [""] "Partitions this worker has.";
     PARTITIONS_STOPPED = Gauge "traqq_partitions_stopped" [""] "Partitions that wait for an operator.";
     POSITION = Gauge "traqq_position" ["topic,partition"] "Next offset to apply, as the store has it.";

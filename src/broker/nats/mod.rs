@@ -70,6 +70,8 @@ struct Open {
     reader: JoinHandle<()>,
     /// What acknowledges everything before an offset.
     acks: VecDeque<(i64, Subject)>,
+    /// What acknowledges the mark before.
+    acked: Option<Subject>,
     /// The position and time of the mark written last.
     marked: Option<(i64, Instant)>,
 }
@@ -342,7 +344,10 @@ impl Consumer for NatsConsumer {
             };
             let reader = self.runtime.spawn(reader.run());
             let generation = opening.generation;
-            self.open.insert(number, Open { generation, next, pending, reader, acks: VecDeque::new(), marked: None });
+            self.open.insert(
+                number,
+                Open { generation, next, pending, reader, acks: VecDeque::new(), acked: None, marked: None },
+            );
         }
         self.is_alarmed = false;
         Ok(())
@@ -388,11 +393,11 @@ impl Consumer for NatsConsumer {
         for mark in marks {
             let number = mark.partition.partition;
             let Some(open) = self.open.get_mut(&number) else { continue };
-            let mut reply = None;
             while open.acks.front().is_some_and(|(end, _)| *end <= mark.position) {
-                reply = open.acks.pop_front().map(|(_, reply)| reply);
+                open.acked = open.acks.pop_front().map(|(_, reply)| reply);
             }
-            if let Some(reply) = reply {
+            // Nobody answers an acknowledgement. One that met a server without a leader is gone, so the last one is sent with every mark.
+            if let Some(reply) = open.acked.clone() {
                 let ack = self.runtime.block_on(self.link.client.publish(reply, "+ACK".into()));
                 ack.map_err(|error| self.link.retry("acknowledging", &error))?;
             }
