@@ -25,6 +25,8 @@ use crate::model::{Fingerprint, RecordBatch, TopicPartition};
 
 /// Records are handed on in batches of about this many bytes.
 const BATCH_BYTES: usize = 256 << 10;
+/// One pull asks for so many messages; with the next one that is half way, they fit the client's queue of 65,536.
+const PULL_MESSAGES: usize = 20_000;
 /// A pull lasts this long when nothing comes,
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 /// and the server is heard at least this often meanwhile.
@@ -143,7 +145,8 @@ impl Reader {
             ..pull::Config::default()
         };
         let consumer = stream.create_consumer(config).await.map_err(|error| failed("consumer", &error))?;
-        let pulls = consumer.stream().max_bytes_per_batch(self.pull_bytes).expires(PULL_EXPIRES).heartbeat(HEARTBEAT);
+        let pulls = consumer.stream().max_messages_per_batch(PULL_MESSAGES).max_bytes_per_batch(self.pull_bytes);
+        let pulls = pulls.expires(PULL_EXPIRES).heartbeat(HEARTBEAT);
         let mut messages = pulls.messages().await.map_err(|error| failed("pull", &error))?;
         let mut delivered = 0;
         let mut batch = self.batch();
