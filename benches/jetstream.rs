@@ -16,7 +16,6 @@ use async_nats::jetstream::{self, stream};
 use futures_util::StreamExt;
 
 const PARTITIONS: usize = 8;
-const PULL_BYTES: usize = 8 << 20;
 const PULL_MESSAGES: usize = 20_000;
 /// One acknowledgement for so many messages, about what a commit brings.
 const ACK_EVERY: u64 = 5000;
@@ -68,13 +67,8 @@ async fn discard(url: &str, name: &str, records: u64) -> serde_json::Value {
         let consumer = stream.create_consumer(config).await.expect("a consumer");
         let seen = Arc::clone(&seen);
         tasks.push(tokio::spawn(async move {
-            let mut messages = consumer
-                .stream()
-                .max_messages_per_batch(PULL_MESSAGES)
-                .max_bytes_per_batch(PULL_BYTES)
-                .messages()
-                .await
-                .expect("messages");
+            let mut messages =
+                consumer.stream().max_messages_per_batch(PULL_MESSAGES).messages().await.expect("messages");
             let mut count = 0;
             while let Some(message) = messages.next().await {
                 let message = message.expect("a message");

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use async_nats::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
@@ -25,7 +25,7 @@ use crate::model::{Fingerprint, RecordBatch, TopicPartition};
 
 /// Records are handed on in batches of about this many bytes.
 const BATCH_BYTES: usize = 256 << 10;
-/// One pull asks for so many messages; with the next one that is half way, they fit the client's queue of 65,536.
+/// One pull asks for so many messages at most, which is less than the client's queue holds.
 const PULL_MESSAGES: usize = 20_000;
 /// A pull lasts this long when nothing comes,
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
@@ -35,9 +35,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const ACK_PENDING_MAX: i64 = 2_000_000;
 /// Redelivery serves nobody: whoever reads next says where to begin.
 const ACK_WAIT: Duration = Duration::from_secs(24 * 3600);
-/// A partition without a message for so long moves its position to where the stream ended
-const QUIET: Duration = Duration::from_secs(5);
-/// so long ago, which is longer than any replica lags.
+/// A partition without a message moves its position to where the stream ended so long ago, which is longer than any replica lags.
 const SETTLED: Duration = Duration::from_secs(10);
 /// Between attempts to read a partition.
 const RETRY: Duration = Duration::from_millis(500);
@@ -145,62 +143,84 @@ impl Reader {
             ..pull::Config::default()
         };
         let consumer = stream.create_consumer(config).await.map_err(|error| failed("consumer", &error))?;
-        let pulls = consumer.stream().max_messages_per_batch(PULL_MESSAGES).max_bytes_per_batch(self.pull_bytes);
-        let pulls = pulls.expires(PULL_EXPIRES).heartbeat(HEARTBEAT);
-        let mut messages = pulls.messages().await.map_err(|error| failed("pull", &error))?;
-        let mut delivered = 0;
-        let mut batch = self.batch();
-        let mut last_reply = None;
+        let inbox = link.client.new_inbox();
+        let subscribed = link.client.subscribe(inbox.clone()).await;
+        let mut messages = subscribed.map_err(|error| failed("consumer", &error))?;
+        let mut average = Average::of(&stream);
+        let (mut delivered, mut next) = (0, self.next());
+        let (mut batch, mut last_reply) = (self.batch(), None);
         let mut quiet_since: Option<(Instant, i64)> = None;
+        // A message that does not fit a pull is pulled alone.
+        let mut is_alone = false;
         loop {
-            let message = match messages.next().now_or_never() {
-                Some(message) => message,
-                None if !batch.is_empty() => {
-                    let full = std::mem::replace(&mut batch, self.batch());
-                    self.hand_over(full, last_reply.take()).await?;
-                    continue;
-                }
-                None => match tokio::time::timeout(QUIET, messages.next()).await {
-                    Ok(message) => message,
-                    Err(_) => {
-                        quiet_since = self.settle(&stream, quiet_since).await?;
+            let asked = if is_alone { 1 } else { average.messages_in(self.pull_bytes) };
+            let mut left = asked;
+            let pull = pull::BatchConfig {
+                batch: asked,
+                max_bytes: if is_alone { 0 } else { self.pull_bytes },
+                expires: Some(PULL_EXPIRES),
+                idle_heartbeat: HEARTBEAT,
+                ..pull::BatchConfig::default()
+            };
+            consumer.request_batch(pull, inbox.clone().into()).await.map_err(|error| failed("pull", &error))?;
+            is_alone = false;
+            while left > 0 {
+                let message = match messages.next().now_or_never() {
+                    Some(message) => message,
+                    None if !batch.is_empty() => {
+                        let full = std::mem::replace(&mut batch, self.batch());
+                        self.hand_over(full, last_reply.take()).await?;
                         continue;
                     }
-                },
-            };
-            let message = message.ok_or_else(|| failed("pull", &"ended"))?.map_err(|error| failed("pull", &error))?;
-            if batch.is_empty() && self.session() != session {
-                return Err(failed("pull", &"connected again; comparing what was read last"));
-            }
-            quiet_since = None;
-            let info = message.info().map_err(|error| failed("a message without coordinates", &error))?;
-            delivered += 1;
-            if info.consumer_sequence != delivered {
-                let text = format!(
-                    "delivery {} came after {}; reading again from there",
-                    info.consumer_sequence,
-                    delivered - 1
-                );
-                if !batch.is_empty() {
-                    self.hand_over(batch, last_reply.take()).await?;
+                    None => match tokio::time::timeout(HEARTBEAT * 2, messages.next()).await {
+                        Ok(message) => message,
+                        // Not even a heartbeat: the server has forgotten the pull, or ended it to the byte, which it does not say.
+                        Err(_) => break,
+                    },
+                };
+                let message = message.ok_or_else(|| failed("pull", &"the subscription ended"))?;
+                if batch.is_empty() && self.session() != session {
+                    return Err(failed("pull", &"connected again; comparing what was read last"));
                 }
-                return Err(failed("a message was lost on its way", &text));
-            }
-            let sequence = info.stream_sequence as i64;
-            if sequence < self.next() {
-                continue;
-            }
-            let published_ms = millis(info.published);
-            let pending = info.pending as i64;
-            push(&mut batch, sequence, published_ms, &message.payload, message.headers.as_ref());
-            self.next.store(sequence + 1, Ordering::Relaxed);
-            self.pending.store(pending, Ordering::Relaxed);
-            if batch.bytes() >= BATCH_BYTES {
-                last_reply = message.message.reply;
-                let full = std::mem::replace(&mut batch, self.batch());
-                self.hand_over(full, last_reply.take()).await?;
-            } else {
-                last_reply = message.message.reply;
+                match message.status {
+                    None | Some(StatusCode::OK) => {}
+                    Some(StatusCode::IDLE_HEARTBEAT) => {
+                        quiet_since = self.settle(quiet_since).await?;
+                        next = next.max(self.next());
+                        continue;
+                    }
+                    Some(StatusCode::TIMEOUT) => break,
+                    Some(StatusCode::REQUEST_TERMINATED) if is_full(&message) => {
+                        is_alone = left == asked;
+                        break;
+                    }
+                    Some(status) => {
+                        let text = format!("{status} {}", message.description.unwrap_or_default());
+                        return Err(failed("pull", &text));
+                    }
+                }
+                quiet_since = None;
+                let place = message.reply.as_ref().and_then(|reply| Place::parse(reply));
+                let place = place.ok_or_else(|| failed("pull", &"a message without coordinates"))?;
+                delivered += 1;
+                if place.delivery != delivered {
+                    let text =
+                        format!("delivery {} came for {delivered}; reading again from {}", place.delivery, self.next());
+                    return Err(failed("a message was lost on its way", &text));
+                }
+                left -= 1;
+                average.add(message.length);
+                if place.sequence < next {
+                    continue;
+                }
+                next = place.sequence + 1;
+                push(&mut batch, place.sequence, place.published_ms, &message.payload, message.headers.as_ref());
+                self.pending.store(place.pending, Ordering::Relaxed);
+                last_reply = message.reply;
+                if batch.bytes() >= BATCH_BYTES {
+                    let full = std::mem::replace(&mut batch, self.batch());
+                    self.hand_over(full, last_reply.take()).await?;
+                }
             }
         }
     }
@@ -217,6 +237,7 @@ impl Reader {
         if let Some(end) = batch.len().checked_sub(1) {
             self.last = Some(batch.get(end).fingerprint());
         }
+        self.next.fetch_max(batch.position, Ordering::Relaxed);
         while *self.paused.borrow_and_update() {
             if self.paused.changed().await.is_err() {
                 break;
@@ -227,7 +248,7 @@ impl Reader {
     }
 
     /// Other partitions fill the stream while this one is quiet. Its position follows, or trimming would look like a loss.
-    async fn settle(&mut self, stream: &Stream, since: Option<(Instant, i64)>) -> BrokerResult<Option<(Instant, i64)>> {
+    async fn settle(&mut self, since: Option<(Instant, i64)>) -> BrokerResult<Option<(Instant, i64)>> {
         let Some(filter) = &self.filter else { return Ok(None) };
         let failed = |error: &dyn std::fmt::Display| self.link.retry("a quiet partition", error);
         let Some((at, end)) = since else {
@@ -238,9 +259,8 @@ impl Reader {
             return Ok(if end <= self.next() { None } else { since });
         }
         // The leader answers, and it has had all that was before `end` for a while.
-        match stream.get_first_raw_message_by_subject(filter, self.next() as u64).await {
+        match self.link.stream().await?.get_first_raw_message_by_subject(filter, self.next() as u64).await {
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
-                self.next.store(end, Ordering::Relaxed);
                 let mut batch = self.batch();
                 batch.position = end;
                 self.hand_over(batch, None).await?;
@@ -251,6 +271,64 @@ impl Reader {
             Err(error) => Err(failed(&error)),
         }
     }
+}
+
+/// Bytes of a message, to ask for as many as fit. The server's own bound on bytes is for those that turn out larger: it ends a pull,
+/// and sometimes without a word.
+struct Average {
+    bytes: u64,
+    messages: u64,
+}
+
+impl Average {
+    /// What is in the stream says what to expect.
+    fn of(stream: &Stream) -> Self {
+        let state = &stream.cached_info().state;
+        Self { bytes: state.bytes.max(1), messages: state.messages.max(1) }
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.messages += 1;
+    }
+
+    /// Half of the bound, so that it is rarely met.
+    fn messages_in(&self, bytes_max: usize) -> usize {
+        (bytes_max as u64 / 2 * self.messages / self.bytes).clamp(1, PULL_MESSAGES as u64) as usize
+    }
+}
+
+/// Where a message stands, from the subject that acknowledges it.
+#[derive(PartialEq, Eq, Debug)]
+struct Place {
+    sequence: i64,
+    /// The how manyth message this is to the consumer.
+    delivery: u64,
+    published_ms: i64,
+    pending: i64,
+}
+
+impl Place {
+    /// `$JS.ACK.<stream>.<consumer>.<attempts>.<sequence>.<delivery>.<nanoseconds>.<pending>`, or newer, with domain and account in
+    /// front of the stream and room for more at the end (ADR-15).
+    fn parse(reply: &str) -> Option<Self> {
+        let rest = reply.strip_prefix("$JS.ACK.")?;
+        let skipped = if rest.bytes().filter(|byte| *byte == b'.').count() == 6 { 3 } else { 5 };
+        let mut numbers = rest.split('.').skip(skipped).map(|number| number.parse::<i64>().ok());
+        let mut number = || numbers.next().flatten();
+        let (sequence, delivery, nanoseconds) = (number()?, number()?, number()?);
+        Some(Self {
+            sequence,
+            delivery: u64::try_from(delivery).ok()?,
+            published_ms: nanoseconds / 1_000_000,
+            pending: number()?,
+        })
+    }
+}
+
+/// Whether a pull ended because the next message would be beyond its bytes.
+fn is_full(message: &async_nats::Message) -> bool {
+    message.description.as_ref().is_some_and(|description| description.contains("MaxBytes"))
 }
 
 fn millis(time: async_nats::datetime::DateTime) -> i64 {
@@ -276,5 +354,36 @@ fn header_name(name: &str) -> String {
         Some(prefix) if prefix.eq_ignore_ascii_case("ce-") => format!("ce_{}", name[3..].to_ascii_lowercase()),
         _ if name.eq_ignore_ascii_case("content-type") => "content-type".to_owned(),
         _ => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_in_both_forms() {
+        let place = Place { sequence: 17, delivery: 4, published_ms: 1_700_000_000_123, pending: 9 };
+        let old = "$JS.ACK.events.traqq-0.1.17.4.1700000000123456789.9";
+        assert_eq!(Place::parse(old), Some(place));
+        let new = Place::parse("$JS.ACK._.hash.events.traqq-0.1.17.4.1700000000123456789.9.token").unwrap();
+        assert_eq!((new.sequence, new.delivery, new.pending), (17, 4, 9));
+        assert_eq!(Place::parse("$JS.ACK.events.traqq-0.1.x.4.1700000000123456789.9"), None);
+        assert_eq!(Place::parse("_INBOX.x"), None);
+    }
+
+    #[test]
+    fn pulls_ask_for_what_fits() {
+        let average = |bytes, messages| Average { bytes, messages };
+        assert_eq!(average(1000, 1).messages_in(1 << 20), 524);
+        assert_eq!(average(1, 1).messages_in(8 << 20), PULL_MESSAGES);
+        assert_eq!(average(10 << 20, 1).messages_in(1 << 20), 1);
+    }
+
+    #[test]
+    fn headers_of_cloudevents_are_named_as_the_decoder_knows_them() {
+        assert_eq!(header_name("Ce-Specversion"), "ce_specversion");
+        assert_eq!(header_name("Content-Type"), "content-type");
+        assert_eq!(header_name("X-Other"), "X-Other");
     }
 }
