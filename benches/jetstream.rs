@@ -17,6 +17,7 @@ use futures_util::StreamExt;
 
 const PARTITIONS: usize = 8;
 const PULL_MESSAGES: usize = 20_000;
+const PULL_EXPIRES: Duration = Duration::from_secs(5);
 /// One acknowledgement for so many messages, about what a commit brings.
 const ACK_EVERY: u64 = 5000;
 
@@ -67,15 +68,17 @@ async fn discard(url: &str, name: &str, records: u64) -> serde_json::Value {
         let consumer = stream.create_consumer(config).await.expect("a consumer");
         let seen = Arc::clone(&seen);
         tasks.push(tokio::spawn(async move {
-            let mut messages =
-                consumer.stream().max_messages_per_batch(PULL_MESSAGES).messages().await.expect("messages");
             let mut count = 0;
-            while let Some(message) = messages.next().await {
-                let message = message.expect("a message");
-                count += 1;
-                seen.fetch_add(1, Ordering::Relaxed);
-                if count % ACK_EVERY == 0 {
-                    message.ack().await.expect("an acknowledgement");
+            loop {
+                let pull = consumer.fetch().max_messages(PULL_MESSAGES).expires(PULL_EXPIRES);
+                let mut messages = pull.messages().await.expect("messages");
+                while let Some(message) = messages.next().await {
+                    let message = message.expect("a message");
+                    count += 1;
+                    seen.fetch_add(1, Ordering::Relaxed);
+                    if count % ACK_EVERY == 0 {
+                        message.ack().await.expect("an acknowledgement");
+                    }
                 }
             }
         }));

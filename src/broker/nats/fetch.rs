@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
-use async_nats::{HeaderMap, StatusCode};
+use async_nats::{HeaderMap, StatusCode, Subject};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
@@ -144,7 +144,7 @@ impl Reader {
         };
         let consumer = stream.create_consumer(config).await.map_err(|error| failed("consumer", &error))?;
         let inbox = link.client.new_inbox();
-        let subscribed = link.client.subscribe(inbox.clone()).await;
+        let subscribed = link.client.subscribe(format!("{inbox}.*")).await;
         let mut messages = subscribed.map_err(|error| failed("consumer", &error))?;
         let mut average = Average::of(&stream);
         let (mut delivered, mut next) = (0, self.next());
@@ -152,7 +152,11 @@ impl Reader {
         let mut quiet_since: Option<(Instant, i64)> = None;
         // A message that does not fit a pull is pulled alone.
         let mut is_alone = false;
+        let mut pulls = 0_u64;
         loop {
+            pulls += 1;
+            // What the server says of a pull comes here, and may come late.
+            let here = Subject::from(format!("{inbox}.{pulls}"));
             let asked = if is_alone { 1 } else { average.messages_in(self.pull_bytes) };
             let mut left = asked;
             let pull = pull::BatchConfig {
@@ -162,7 +166,7 @@ impl Reader {
                 idle_heartbeat: HEARTBEAT,
                 ..pull::BatchConfig::default()
             };
-            consumer.request_batch(pull, inbox.clone().into()).await.map_err(|error| failed("pull", &error))?;
+            consumer.request_batch(pull, here.clone()).await.map_err(|error| failed("pull", &error))?;
             is_alone = false;
             while left > 0 {
                 let message = match messages.next().now_or_never() {
@@ -174,7 +178,7 @@ impl Reader {
                     }
                     None => match tokio::time::timeout(HEARTBEAT * 2, messages.next()).await {
                         Ok(message) => message,
-                        // Not even a heartbeat: the server has forgotten the pull, or ended it to the byte, which it does not say.
+                        // Not even a heartbeat: the server has forgotten the pull.
                         Err(_) => break,
                     },
                 };
@@ -189,7 +193,9 @@ impl Reader {
                         next = next.max(self.next());
                         continue;
                     }
+                    Some(_) if message.subject != here => continue,
                     Some(StatusCode::TIMEOUT) => break,
+                    Some(StatusCode::REQUEST_TERMINATED) if is_complete(&message) => break,
                     Some(StatusCode::REQUEST_TERMINATED) if is_full(&message) => {
                         is_alone = left == asked;
                         break;
@@ -233,7 +239,7 @@ impl Reader {
         RecordBatch::new(self.partition.clone(), self.generation)
     }
 
-    async fn hand_over(&mut self, batch: RecordBatch, reply: Option<async_nats::Subject>) -> BrokerResult<()> {
+    async fn hand_over(&mut self, batch: RecordBatch, reply: Option<Subject>) -> BrokerResult<()> {
         if let Some(end) = batch.len().checked_sub(1) {
             self.last = Some(batch.get(end).fingerprint());
         }
@@ -273,8 +279,7 @@ impl Reader {
     }
 }
 
-/// Bytes of a message, to ask for as many as fit. The server's own bound on bytes is for those that turn out larger: it ends a pull,
-/// and sometimes without a word.
+/// Bytes of a message, to ask for as many as fit. The server's own bound on bytes is for those that turn out larger.
 struct Average {
     bytes: u64,
     messages: u64,
@@ -324,6 +329,11 @@ impl Place {
             pending: number()?,
         })
     }
+}
+
+/// Whether a pull ended as it should, its messages or its bytes being used up.
+fn is_complete(message: &async_nats::Message) -> bool {
+    message.description.as_ref().is_some_and(|description| description.contains("Batch Completed"))
 }
 
 /// Whether a pull ended because the next message would be beyond its bytes.
