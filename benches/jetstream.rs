@@ -102,7 +102,7 @@ async fn main() {
     match arguments[..] {
         ["fill", url, stream, corpus, records] => fill(url, stream, corpus, records.parse().expect("a number")).await,
         ["discard", url, stream, records] => {
-            println!("{}", discard(url, stream, records.parse().expect("a number")).await)
+            println!("{}", discard(url, stream, records.parse().expect("a number")).await);
         }
         _ => panic!("see the top of benches/jetstream.rs"),
     }
