@@ -1,13 +1,13 @@
 //! A worker process between a real Kafka and a real Redis: what does not fit into the chaos run.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::cli::{traqq, write_config};
-use crate::process::{PATIENCE, Process};
+use crate::process::{PATIENCE, Process, post, total, wait_for_total};
 use crate::servers::{Redis, free_port, kafka_brokers, poll_until};
 
 fn servers() -> Command {
@@ -71,18 +71,6 @@ impl Scene {
         let file = write_config(directory.path(), &text);
         Self { topic, redis, directory, file }
     }
-}
-
-fn total(redis: &Redis) -> i64 {
-    let keys = redis.cli(&["--raw", "KEYS", "t:add:d:*:event"]);
-    let sum_of = |key: &str| {
-        redis.cli(&["--raw", "HVALS", key]).lines().filter_map(|line| line.parse::<i64>().ok()).sum::<i64>()
-    };
-    keys.lines().filter(|key| !key.is_empty()).map(sum_of).sum()
-}
-
-fn wait_for_total(redis: &Redis, expected: i64) {
-    poll_until(PATIENCE, &format!("{expected} events in Redis"), || (total(redis) == expected).then_some(()));
 }
 
 #[test]
@@ -268,17 +256,7 @@ fn events_come_in_in_front_of_kafka() {
     std::fs::write(&scene.file, config).unwrap();
     let worker = Process::start(&scene.file);
     worker.wait_for_line("listening for TCP");
-    let post = |headers: &str, body: &str| {
-        let mut stream = TcpStream::connect(("127.0.0.1", http)).unwrap();
-        let length = body.len();
-        let head = format!(
-            "POST /api/v1/events HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
-        );
-        stream.write_all((head + body).as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    };
+    let post = |headers: &str, body: &str| post(http, headers, body);
     let lines = events(500).join("\n");
     let answer = post("content-type: application/x-ndjson\r\n", &format!("{lines}\nnot json\n"));
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"accepted\":500,\"rejected\":1"), "{answer}");

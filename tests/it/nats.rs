@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -11,7 +9,7 @@ use async_nats::jetstream::{self, stream};
 use futures_util::TryStreamExt;
 
 use crate::cli::{traqq, write_config};
-use crate::process::{PATIENCE, Process};
+use crate::process::{PATIENCE, Process, post, total, wait_for_total};
 use crate::servers::{Nats, Redis, free_port, poll_until};
 
 /// Runs against a server.
@@ -83,16 +81,11 @@ impl Scene {
     }
 
     fn total(&self) -> i64 {
-        let keys = self.redis.cli(&["--raw", "KEYS", "t:add:d:*:event"]);
-        let sum_of = |key: &str| {
-            let values = self.redis.cli(&["--raw", "HVALS", key]);
-            values.lines().filter_map(|line| line.parse::<i64>().ok()).sum::<i64>()
-        };
-        keys.lines().filter(|key| !key.is_empty()).map(sum_of).sum()
+        total(&self.redis)
     }
 
     fn wait_for_total(&self, expected: i64) {
-        poll_until(PATIENCE, &format!("{expected} events in Redis"), || (self.total() == expected).then_some(()));
+        wait_for_total(&self.redis, expected);
     }
 
     /// Who holds which partition, as the bucket says.
@@ -393,17 +386,7 @@ fn events_come_in_in_front_of_nats() {
     std::fs::write(&scene.file, config.replace("127.0.0.1:0", &format!("127.0.0.1:{http}"))).unwrap();
     let worker = scene.worker(0);
     worker.wait_for_line("listening");
-    let post = |headers: &str, body: &str| {
-        let mut stream = TcpStream::connect(("127.0.0.1", http)).unwrap();
-        let length = body.len();
-        let head = format!(
-            "POST /api/v1/events HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
-        );
-        stream.write_all((head + body).as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    };
+    let post = |headers: &str, body: &str| post(http, headers, body);
     let lines: Vec<String> = (0..500).map(|n| format!(r#"{{"event":"e","ip":"10.0.0.{}"}}"#, n % 50)).collect();
     let answer = post("content-type: application/x-ndjson\r\n", &format!("{}\nnot json\n", lines.join("\n")));
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"accepted\":500,\"rejected\":1"), "{answer}");

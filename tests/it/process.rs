@@ -1,11 +1,13 @@
 //! The program itself, as a process.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
 use crate::cli::traqq;
-use crate::servers::poll_until;
+use crate::servers::{Redis, poll_until};
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -53,4 +55,30 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The events counted under prefix `t`.
+pub fn total(redis: &Redis) -> i64 {
+    let keys = redis.cli(&["--raw", "KEYS", "t:add:d:*:event"]);
+    let sum_of = |key: &str| {
+        redis.cli(&["--raw", "HVALS", key]).lines().filter_map(|line| line.parse::<i64>().ok()).sum::<i64>()
+    };
+    keys.lines().filter(|key| !key.is_empty()).map(sum_of).sum()
+}
+
+pub fn wait_for_total(redis: &Redis, expected: i64) {
+    poll_until(PATIENCE, &format!("{expected} events in Redis"), || (total(redis) == expected).then_some(()));
+}
+
+/// Sends events; the whole answer.
+pub fn post(http: u16, headers: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", http)).unwrap();
+    let length = body.len();
+    let head = format!(
+        "POST /api/v1/events HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
+    );
+    stream.write_all((head + body).as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }

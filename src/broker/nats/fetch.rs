@@ -60,7 +60,7 @@ pub struct Reader {
 }
 
 /// The name of a partition's consumer.
-pub fn consumer_name(group: &str, partition: i32) -> String {
+fn consumer_name(group: &str, partition: i32) -> String {
     format!("{group}-{partition}")
 }
 
@@ -89,25 +89,30 @@ impl Reader {
     /// `Stop` when the stream is no longer the one that was read.
     async fn compare(&self, stream: &Stream) -> BrokerResult<()> {
         let Some(last) = self.last else { return Ok(()) };
-        match stream.get_raw_message(last.offset as u64).await {
+        match self.stored(stream, last.offset).await? {
+            Some(batch) if batch.get(0).fingerprint() == last => Ok(()),
+            Some(_) => Err(BrokerError::Stop(format!("message {} is not the one that was read", last.offset))),
+            // Trimmed, or another stream: the position says which.
+            None => {
+                let first = stream.cached_info().state.first_sequence as i64;
+                if last.offset < first && self.next() >= first {
+                    return Ok(());
+                }
+                Err(BrokerError::Stop(format!("message {}, which was read last, is gone", last.offset)))
+            }
+        }
+    }
+
+    /// One message as the stream's leader has it.
+    async fn stored(&self, stream: &Stream, sequence: i64) -> BrokerResult<Option<RecordBatch>> {
+        match stream.get_raw_message(sequence as u64).await {
             Ok(message) => {
                 let mut batch = self.batch();
-                push(&mut batch, last.offset, millis(message.time), &message.payload, Some(&message.headers));
-                if batch.get(0).fingerprint() == last {
-                    return Ok(());
-                }
-                Err(BrokerError::Stop(format!("message {} is not the one that was read", last.offset)))
+                push(&mut batch, sequence, millis(message.time), &message.payload, Some(&message.headers));
+                Ok(Some(batch))
             }
-            // Trimmed, or another stream: the position says which.
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
-                let text = format!("message {}, which was read last, is gone", last.offset);
-                let is_trimmed = (last.offset as u64) < stream.cached_info().state.first_sequence;
-                if is_trimmed && self.next() as u64 >= stream.cached_info().state.first_sequence {
-                    return Ok(());
-                }
-                Err(BrokerError::Stop(text))
-            }
-            Err(error) => Err(self.link.retry("the message read last", &error)),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(self.link.retry(&format!("message {sequence}"), &error)),
         }
     }
 
@@ -118,14 +123,8 @@ impl Reader {
         let session = self.session();
         self.compare(&stream).await?;
         if let Some(sequence) = self.verify {
-            match stream.get_raw_message(sequence as u64).await {
-                Ok(message) => {
-                    let mut batch = self.batch();
-                    push(&mut batch, sequence, millis(message.time), &message.payload, Some(&message.headers));
-                    self.hand_over(batch, None).await?;
-                }
-                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {}
-                Err(error) => return Err(failed("the message applied last", &error)),
+            if let Some(batch) = self.stored(&stream, sequence).await? {
+                self.hand_over(batch, None).await?;
             }
             self.verify = None;
         }
@@ -261,8 +260,11 @@ impl Reader {
             let end = self.link.stream().await?.cached_info().state.last_sequence as i64 + 1;
             return Ok(Some((Instant::now(), end)));
         };
-        if at.elapsed() < SETTLED || end <= self.next() {
-            return Ok(if end <= self.next() { None } else { since });
+        if end <= self.next() {
+            return Ok(None);
+        }
+        if at.elapsed() < SETTLED {
+            return Ok(since);
         }
         // The leader answers, and it has had all that was before `end` for a while.
         match self.link.stream().await?.get_first_raw_message_by_subject(filter, self.next() as u64).await {

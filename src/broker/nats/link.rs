@@ -84,13 +84,12 @@ pub fn is_missing(error: &GetStreamError) -> bool {
 /// A stream that spreads its subjects itself says how: `{{partition(n,...)}}` in its transform. One behind a mapping of the server needs
 /// `partition_subject`. Any other is one partition.
 pub fn partition_filters(stream: &stream::Config, config: &Config) -> Result<Vec<Option<String>>, String> {
-    if let Some(template) = &config.partition_subject {
-        return Ok((0..config.partitions)
-            .map(|number| Some(template.replacen("{}", &number.to_string(), 1)))
-            .collect());
-    }
-    let Some(transform) = &stream.subject_transform else { return Ok(vec![None]) };
-    let Some((partitions, template)) = parse_transform(&transform.destination)? else { return Ok(vec![None]) };
+    let spread = match (&config.partition_subject, &stream.subject_transform) {
+        (Some(template), _) => Some((config.partitions, template.clone())),
+        (None, Some(transform)) => parse_transform(&transform.destination)?,
+        (None, None) => None,
+    };
+    let Some((partitions, template)) = spread else { return Ok(vec![None]) };
     Ok((0..partitions).map(|number| Some(template.replacen("{}", &number.to_string(), 1))).collect())
 }
 
