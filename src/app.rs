@@ -145,7 +145,8 @@ impl Backends {
         }
         if !is_local {
             let kafka = &config.broker.kafka;
-            refuse_bad_kafka(kafka).await?;
+            let broker = kafka.clone();
+            refuse_bad("kafka", tokio::task::spawn_blocking(move || kafka::checks(&broker)).await?)?;
             let consumer =
                 KafkaConsumer::new(kafka, config.worker.fetch_bytes_max()).map_err(|error| anyhow!(error))?;
             let dead_letters = KafkaProducer::dead_letters(kafka).map_err(|error| anyhow!(error))?;
@@ -360,29 +361,11 @@ fn dead_letters(log: &LocalLog, limit: usize) -> Result<serde_json::Value, Strin
     Ok(letters.collect())
 }
 
-async fn refuse_bad_kafka(config: &kafka::Config) -> anyhow::Result<()> {
-    let broker = config.clone();
-    tokio::task::spawn_blocking(move || kafka::checks(&broker)).await?.or_else(|error| {
-        // A broker that is down comes back; a topic that is missing does not.
-        if error.contains("cannot be reached") {
-            tracing::warn!(error, "starting all the same");
-            return Ok(());
-        }
-        Err(anyhow!(error))
-    })?;
-    for warning in kafka::warn_unknown(config) {
-        tracing::warn!(warning, "configuration");
-    }
-    Ok(())
-}
-
 /// Eviction, a replica, a missing permission or stream: counting must not begin. A server that is down comes back.
 fn refuse_bad(server: &'static str, checks: Vec<Check>) -> anyhow::Result<()> {
     for check in checks {
         match check.finding {
-            Finding::Bad(text) if check.name == "connection" && !text.contains("refuses") => {
-                tracing::warn!(text, "starting all the same");
-            }
+            Finding::Unavailable(text) => tracing::warn!(text, server, "starting all the same"),
             Finding::Bad(text) => return Err(anyhow!(text)),
             Finding::Warning(text) => tracing::warn!(text, check = check.name, server, "checks"),
             Finding::Good(_) => {}

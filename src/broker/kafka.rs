@@ -20,7 +20,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
-pub use config::{Config, checks, warn_unknown};
+pub use config::{Config, checks};
 pub use producer::KafkaProducer;
 
 use super::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};

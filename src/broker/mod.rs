@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::model::{RecordBatch, TopicPartition};
+use crate::model::{Finding, RecordBatch, TopicPartition};
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BrokerError {
@@ -32,6 +32,15 @@ pub enum BrokerError {
     /// A person must act.
     #[error("{0}")]
     Stop(String),
+}
+
+impl From<BrokerError> for Finding {
+    fn from(error: BrokerError) -> Self {
+        match error {
+            BrokerError::Stop(text) => Self::Bad(text),
+            BrokerError::Retry(text) => Self::Unavailable(text),
+        }
+    }
 }
 
 pub type BrokerResult<T> = Result<T, BrokerError>;

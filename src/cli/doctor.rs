@@ -36,21 +36,18 @@ impl Doctor {
         }
         if uses_redis {
             let checks = block_on(redis::checks(&config.store.redis, app::now()))?;
-            let is_lost = |check: &Check| check.name == "connection" && matches!(check.finding, Finding::Bad(_));
-            has_counts &= !checks.iter().any(is_lost);
+            has_counts &= !checks.iter().any(|check| check.name == "connection" && check.is_bad());
             sections.push(("redis", checks));
         }
         if has_counts {
             sections.push(("counts", block_on(counts(config))?));
         }
         match broker {
-            BrokerKind::Kafka => sections.push(("kafka", vec![topics(config)])),
+            BrokerKind::Kafka => sections.push(("kafka", kafka::checks(&config.broker.kafka))),
             BrokerKind::Nats => sections.push(("nats", block_on(nats::checks(&config.broker.nats))?)),
             BrokerKind::Auto | BrokerKind::Local => {}
         }
-        let bad =
-            sections.iter().flat_map(|(_, checks)| checks).filter(|check| matches!(check.finding, Finding::Bad(_)));
-        let bad = bad.count();
+        let bad = sections.iter().flat_map(|(_, checks)| checks).filter(|check| check.is_bad()).count();
         if self.json {
             print_json(&to_json(&sections))?;
         } else {
@@ -83,14 +80,6 @@ fn configuration(config: &Config) -> Check {
         Err(text) => Finding::Bad(text),
     };
     Check { name: "configuration", finding }
-}
-
-fn topics(config: &Config) -> Check {
-    let finding = match kafka::checks(&config.broker.kafka) {
-        Ok(()) => Finding::Good(config.broker.kafka.brokers.clone()),
-        Err(text) => Finding::Bad(text),
-    };
-    Check { name: "topics", finding }
 }
 
 /// Where it is, how much room there is, and what an acknowledged event survives; whether there are counts to be looked at.
@@ -191,6 +180,7 @@ fn print(sections: &[(&str, Vec<Check>)]) {
             let (mark, text) = match finding {
                 Finding::Good(text) => (terminal.paint(Style::Green, "ok  "), text),
                 Finding::Warning(text) => (terminal.paint(Style::Yellow, "warn"), text),
+                Finding::Unavailable(text) => (terminal.paint(Style::Red, "DOWN"), text),
                 Finding::Bad(text) => (terminal.paint(Style::Red, "BAD "), text),
             };
             say!("  {mark}  {name}: {text}");
@@ -206,6 +196,7 @@ fn to_json(sections: &[(&str, Vec<Check>)]) -> serde_json::Value {
             let (level, text) = match finding {
                 Finding::Good(text) => ("good", text),
                 Finding::Warning(text) => ("warning", text),
+                Finding::Unavailable(text) => ("unavailable", text),
                 Finding::Bad(text) => ("bad", text),
             };
             serde_json::json!({"section": section, "check": name, "level": level, "text": text})

@@ -22,7 +22,7 @@ pub use dump::{Contents, KeyDump, StoredKey};
 pub use meta::{AppliedRules, LAYOUT, Meta, Since, apply_rules, metric_name, metrics_of};
 pub use read::{Quarantined, Read, Reply};
 
-use crate::model::{Checkpoint, TopicPartition, WriteBatch};
+use crate::model::{Checkpoint, Finding, TopicPartition, WriteBatch};
 
 /// Values added up by label.
 pub type Sums = HashMap<String, i128, hashbrown::DefaultHashBuilder>;
@@ -74,6 +74,15 @@ impl StoreError {
             Self::Retry(_) => "retry",
             Self::Reconnect(_) => "reconnect",
             Self::Stop(_) => "stop",
+        }
+    }
+}
+
+impl From<StoreError> for Finding {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Stop(text) => Self::Bad(text),
+            StoreError::Retry(text) | StoreError::Reconnect(text) => Self::Unavailable(text),
         }
     }
 }

@@ -38,7 +38,8 @@ const COMMIT_SECONDS_BUCKETS: [f64; 14] =
 
 /// Logs go to standard error.
 pub fn init_logs(config: &Config) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&config.level).map_err(|error| {
+    // The client of NATS says that it is connected, in three lines.
+    let filter = EnvFilter::try_new(format!("async_nats=warn,{}", config.level)).map_err(|error| {
         format!("log.level = {:?} is not a filter: {error}; write error, warn, info, debug or trace", config.level)
     })?;
     let is_terminal = std::io::stderr().is_terminal();

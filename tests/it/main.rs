@@ -1,6 +1,7 @@
 //! Everything that needs more than one folder, in one binary.
 
 mod architecture;
+mod certificates;
 mod cli;
 mod client;
 mod deploy;
@@ -9,6 +10,7 @@ mod kafka;
 mod local;
 mod model;
 mod nats;
+mod nats_access;
 mod process;
 mod proxy;
 mod readme;

@@ -19,14 +19,14 @@ fn with<T, F: Future<Output = T>>(nats: &Nats, work: impl FnOnce(jetstream::Cont
 }
 
 /// Servers, and the configuration of a worker between them.
-struct Scene {
-    nats: Nats,
-    redis: Redis,
+pub struct Scene {
+    pub nats: Nats,
+    pub redis: Redis,
     directory: tempfile::TempDir,
-    file: PathBuf,
+    pub file: PathBuf,
 }
 
-const STREAM: &str = "events";
+pub const STREAM: &str = "events";
 
 impl Scene {
     /// With a stream as `doctor --create` makes it; `more` is appended to the configuration.
@@ -37,12 +37,17 @@ impl Scene {
     }
 
     fn without_stream(partitions: i32, more: &str) -> Self {
-        let (nats, redis, directory) = (Nats::start(), Redis::start(&[]), tempfile::tempdir().unwrap());
+        Self::on(Nats::start(), partitions, "", "127.0.0.1:0", more)
+    }
+
+    /// Against a server that asks for something; `access` are lines of `[broker.nats]`.
+    pub fn on(nats: Nats, partitions: i32, access: &str, http: &str, more: &str) -> Self {
+        let (redis, directory) = (Redis::start(&[]), tempfile::tempdir().unwrap());
         let text = format!(
             "[broker.nats]\nservers = [\"{}\"]\nstream = \"{STREAM}\"\npartitions = {partitions}\nkey_field = \"ip\"\n\
-             dead_letter_subject = \"dead\"\n[store.redis]\nurl = \"{}\"\nprefix = \"t\"\n\
+             dead_letter_subject = \"dead\"\n{access}\n[store.redis]\nurl = \"{}\"\nprefix = \"t\"\n\
              [mapping]\nadd = [\"event\"]\nbitmap = [\"ip\"]\n\
-             [server]\nhttp = \"127.0.0.1:0\"\ntcp = \"off\"\n[log]\nformat = \"text\"\n{more}",
+             [server]\nhttp = \"{http}\"\ntcp = \"off\"\n[log]\nformat = \"text\"\n{more}",
             nats.url(),
             redis.url()
         );
@@ -50,13 +55,13 @@ impl Scene {
         Self { nats, redis, directory, file }
     }
 
-    fn create(&self) {
+    pub fn create(&self) {
         let made = traqq().arg("--config").arg(&self.file).args(["doctor", "--create"]).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
     }
 
     /// Another configuration file of the same, for another worker.
-    fn worker(&self, number: usize) -> Process {
+    pub fn worker(&self, number: usize) -> Process {
         let directory = self.directory.path().join(number.to_string());
         std::fs::create_dir_all(&directory).unwrap();
         Process::start(&write_config(&directory, &std::fs::read_to_string(&self.file).unwrap()))
@@ -84,7 +89,7 @@ impl Scene {
         total(&self.redis)
     }
 
-    fn wait_for_total(&self, expected: i64) {
+    pub fn wait_for_total(&self, expected: i64) {
         wait_for_total(&self.redis, expected);
     }
 
@@ -380,10 +385,9 @@ fn a_quiet_partition_is_not_a_lost_one() {
 /// Events over HTTP go into the stream, keyed, and dead letters to their subject.
 #[test]
 fn events_come_in_in_front_of_nats() {
-    let scene = Scene::new(4, "");
     let http = free_port();
-    let config = std::fs::read_to_string(&scene.file).unwrap();
-    std::fs::write(&scene.file, config.replace("127.0.0.1:0", &format!("127.0.0.1:{http}"))).unwrap();
+    let scene = Scene::on(Nats::start(), 4, "", &format!("127.0.0.1:{http}"), "");
+    scene.create();
     let worker = scene.worker(0);
     worker.wait_for_line("listening");
     let post = |headers: &str, body: &str| post(http, headers, body);
@@ -427,5 +431,51 @@ fn events_come_in_in_front_of_nats() {
     assert_eq!(&letter.payload[..], b"not json");
     assert_eq!(letter.headers.get("traqq-reason").unwrap().as_str(), "invalid_json");
     assert_eq!(letter.headers.get("traqq-offset").unwrap().as_str(), "502");
+    assert_eq!(worker.stop(), 0);
+}
+
+/// What is sent to the server twice, because nobody knows whether the first time was recorded, is stored once.
+#[test]
+fn dead_letters_that_are_sent_again_are_stored_once() {
+    let scene = Scene::new(2, "[worker]\non_empty_store = \"restart\"\n");
+    scene.publish(50);
+    with(&scene.nats, |jetstream| async move {
+        for number in 0..20 {
+            jetstream.publish(format!("{STREAM}.bad{number}"), "not json".into()).await.unwrap().await.unwrap();
+        }
+    });
+    let letters = || {
+        with(&scene.nats, |jetstream| async move {
+            jetstream.get_stream("events-dead-letters").await.unwrap().cached_info().state.messages
+        })
+    };
+    let worker = scene.worker(0);
+    scene.wait_for_total(50);
+    poll_until(PATIENCE, "the dead letters", || (letters() == 20).then_some(()));
+    assert_eq!(worker.stop(), 0);
+    // Everything is read again, and every dead letter with it.
+    scene.redis.cli(&["FLUSHALL"]);
+    let worker = scene.worker(0);
+    scene.wait_for_total(50);
+    poll_until(PATIENCE, "all is read", || {
+        let position = |text: &str| text.split(' ').next().and_then(|number| number.parse::<i64>().ok());
+        let positions = scene.redis.cli(&["--raw", "HVALS", "t:ckpt"]);
+        positions.lines().all(|line| position(line) == Some(71)).then_some(())
+    });
+    assert_eq!(worker.stop(), 0);
+    assert_eq!(letters(), 20);
+}
+
+/// A worker that comes before its server waits for it.
+#[test]
+fn a_worker_waits_for_its_server() {
+    let mut scene = Scene::new(2, "");
+    scene.publish(100);
+    scene.nats.kill9();
+    let worker = scene.worker(0);
+    let line = worker.wait_for_line("starting all the same");
+    assert!(line.contains("cannot be reached: Connection refused"), "{line}");
+    scene.nats.restart();
+    scene.wait_for_total(100);
     assert_eq!(worker.stop(), 0);
 }

@@ -25,6 +25,7 @@ use traqq::store::{
     Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Since, Store, StoreError, StoreResult, metrics_of,
 };
 
+use crate::certificates;
 use crate::proxy::{Direction, Proxy};
 use crate::servers::{Redis, free_port, poll_until};
 
@@ -1000,6 +1001,10 @@ async fn an_evicting_server_and_a_replica_are_bad() {
     let here = config(&redis.url(), 1);
     let Finding::Bad(line) = finding(&here, "eviction").await else { panic!("not bad") };
     assert!(line.contains("allkeys-lru") && line.contains("noeviction"), "{line}");
+    // Nor is it taken later, in the place of another one.
+    let store = small_store(&here).await;
+    let error = store.session(0).await.err();
+    assert!(matches!(&error, Some(StoreError::Stop(line)) if line.contains("allkeys-lru")), "{error:?}");
     redis.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     assert!(matches!(finding(&here, "eviction").await, Finding::Good(_)));
     assert!(matches!(finding(&here, "role").await, Finding::Good(_)));
@@ -1024,35 +1029,10 @@ async fn an_evicting_server_and_a_replica_are_bad() {
     assert!(line.contains("replica"), "{line}");
 }
 
-fn openssl(dir: &TempDir, args: &str) {
-    let output = std::process::Command::new("openssl").args(args.split(' ')).current_dir(dir).output().unwrap();
-    assert!(output.status.success(), "openssl {args}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 #[tokio::test]
 async fn tls_with_an_authority_of_our_own() {
     let dir = tempfile::tempdir().unwrap();
-    let name = "ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
-    for authority in ["ca", "other"] {
-        openssl(
-            &dir,
-            &format!("req -x509 -newkey {name} -keyout {authority}.key -out {authority}.pem -subj /CN={authority}"),
-        );
-    }
-    for (end, extension) in [("server", "subjectAltName=IP:127.0.0.1"), ("client", "keyUsage=digitalSignature")] {
-        std::fs::write(dir.path().join("extensions"), extension).unwrap();
-        openssl(
-            &dir,
-            &format!("req -new -newkey {name} -keyout {end}.key -out {end}.csr -subj /CN={end}")
-                .replace(" -days 2", ""),
-        );
-        openssl(
-            &dir,
-            &format!(
-                "x509 -req -in {end}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {end}.pem -days 2 -extfile extensions"
-            ),
-        );
-    }
+    certificates::make(&dir);
     let path = |name: &str| dir.path().join(name).display().to_string();
     let port = free_port();
     let redis = Redis::start(&[

@@ -9,6 +9,7 @@ use rdkafka::error::KafkaError;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Start;
+use crate::model::{Check, Finding};
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -184,46 +185,61 @@ pub(super) fn invalid(error: KafkaError) -> String {
     }
 }
 
-/// Says which topics that must exist do not.
-pub fn checks(config: &Config) -> Result<(), String> {
+/// Everything a worker relies on. The connection is the first.
+pub fn checks(config: &Config) -> Vec<Check> {
     const TIMEOUT: Duration = Duration::from_secs(10);
-    let client: BaseConsumer = config.producer_client().create().map_err(invalid)?;
-    let metadata = client.fetch_metadata(None, TIMEOUT).map_err(|error| {
-        format!(
-            "kafka {}: cannot be reached: {error}; is it running, and does it advertise this address?",
-            config.brokers
-        )
-    })?;
-    let exists = |name: &str| metadata.topics().iter().any(|topic| topic.name() == name);
-    for topic in &config.topics {
-        if !exists(topic) {
-            return Err(format!(
-                "kafka {}: there is no topic {topic:?}; create it, or correct broker.kafka.topics",
-                config.brokers
-            ));
+    let brokers = &config.brokers;
+    let mut checks: Vec<Check> = ignored(config)
+        .map(|name| Check {
+            name: "properties",
+            finding: Finding::Warning(format!(
+                "broker.kafka.properties.\"{name}\" has no meaning with group.protocol = consumer; remove it"
+            )),
+        })
+        .collect();
+    let client: Result<BaseConsumer, _> = config.producer_client().create();
+    let metadata = match client.map(|client| client.fetch_metadata(None, TIMEOUT)) {
+        Ok(Ok(metadata)) => metadata,
+        Ok(Err(error)) => {
+            let text = format!(
+                "kafka {brokers}: cannot be reached: {error}; is it running, and does it advertise this address?"
+            );
+            checks.push(Check { name: "connection", finding: Finding::Unavailable(text) });
+            return checks;
         }
-    }
-    match config.dead_letters() {
-        Some(topic) if !exists(&topic) => Err(format!(
-            "kafka {}: there is no dead-letter topic {topic:?}; create it with `kafka-topics.sh --create --topic {topic} --bootstrap-server {}`, \
-             or set broker.kafka.dead_letter_topic",
-            config.brokers, config.brokers
+        Err(error) => {
+            checks.push(Check { name: "connection", finding: Finding::Bad(invalid(error)) });
+            return checks;
+        }
+    };
+    checks.push(Check { name: "connection", finding: Finding::Good(brokers.clone()) });
+    let exists = |name: &str| metadata.topics().iter().any(|topic| topic.name() == name);
+    let finding = match config.topics.iter().find(|topic| !exists(topic)) {
+        None => Finding::Good(config.topics.join(", ")),
+        Some(topic) => Finding::Bad(format!(
+            "kafka {brokers}: there is no topic {topic:?}; create it, or correct broker.kafka.topics"
         )),
-        _ => Ok(()),
+    };
+    checks.push(Check { name: "topics", finding });
+    if let Some(topic) = config.dead_letters() {
+        let finding = if exists(&topic) {
+            Finding::Good(topic)
+        } else {
+            Finding::Bad(format!(
+                "kafka {brokers}: there is no dead-letter topic {topic:?}; create it with `kafka-topics.sh --create --topic {topic} \
+                 --bootstrap-server {brokers}`, or set broker.kafka.dead_letter_topic"
+            ))
+        };
+        checks.push(Check { name: "dead letters", finding });
     }
+    checks
 }
 
-/// Properties that librdkafka takes but ignores, worth a warning.
-pub fn warn_unknown(config: &Config) -> Vec<String> {
+/// Properties that librdkafka takes and ignores.
+fn ignored(config: &Config) -> impl Iterator<Item = &'static str> {
     let is_new_protocol = config.properties.get("group.protocol").map(String::as_str) == Some("consumer");
     let clash = ["session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy"];
-    clash
-        .iter()
-        .filter(|name| is_new_protocol && config.properties.contains_key(**name))
-        .map(|name| {
-            format!("broker.kafka.properties.\"{name}\" has no meaning with group.protocol = consumer; remove it")
-        })
-        .collect()
+    clash.into_iter().filter(move |name| is_new_protocol && config.properties.contains_key(*name))
 }
 
 #[cfg(test)]

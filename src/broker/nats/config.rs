@@ -169,11 +169,9 @@ impl Config {
         format!("traqq-{}-{}", self.group, self.stream)
     }
 
-    /// Connects in the background; what is asked before waits for it.
     pub(super) async fn connect_options(&self) -> Result<ConnectOptions, String> {
         let mut options = ConnectOptions::new()
             .name("traqq")
-            .retry_on_initial_connect()
             .ping_interval(Duration::from_secs(5))
             .connection_timeout(Duration::from_secs(5))
             .request_timeout(Some(REQUEST_TIMEOUT))

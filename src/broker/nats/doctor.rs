@@ -2,26 +2,23 @@
 
 use std::time::Duration;
 
-use async_nats::connection::State;
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{AccountError, AccountErrorKind, GetStreamByNameError, GetStreamByNameErrorKind};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 
 use super::config::Config;
-use super::link::{Link, ingest_subject, is_missing, partition_filters};
-use crate::broker::BrokerError;
+use super::link::{Link, confirmed, ingest_subject, is_missing, partition_filters};
 use crate::model::{Check, Finding};
 
-/// How long a server may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
-const STEP: Duration = Duration::from_millis(20);
 /// The first version with subject transforms in streams and metadata on consumers.
 const VERSION_MIN: (u32, u32) = (2, 10);
 
 /// Everything a worker relies on. The connection is the first.
 pub async fn checks(config: &Config) -> Vec<Check> {
     let mut checks = Vec::new();
-    let link = match connect(config).await {
+    let link = match Link::reach(config).await {
         Ok(link) => link,
-        Err(text) => return vec![Check { name: "connection", finding: Finding::Bad(text) }],
+        Err(finding) => return vec![Check { name: "connection", finding }],
     };
     let info = link.client.server_info();
     let finding = if version(&info.version).is_some_and(|version| version < VERSION_MIN) {
@@ -33,46 +30,52 @@ pub async fn checks(config: &Config) -> Vec<Check> {
     match link.jetstream.query_account().await {
         Ok(_) => {}
         Err(error) => {
-            let text =
-                format!("JetStream does not answer: {error}; start nats-server with -js, or grant this user $JS.API.>");
-            checks.push(Check { name: "jetstream", finding: Finding::Bad(text) });
+            checks.push(Check { name: "jetstream", finding: no_answer(&error, &link.trouble()) });
             return checks;
         }
     }
     match link.stream().await {
         Ok(stream) => checks.extend(stream_checks(&stream.cached_info().config, config)),
-        Err(BrokerError::Stop(text) | BrokerError::Retry(text)) => {
-            checks.push(Check { name: "stream", finding: Finding::Bad(text) });
-        }
+        Err(error) => checks.push(Check { name: "stream", finding: error.into() }),
     }
     if let Some(subject) = config.dead_letters() {
-        let finding = match link.jetstream.stream_by_subject(subject.clone()).await {
+        let taken_by = confirmed(|| link.jetstream.stream_by_subject(subject.clone()), nobody_takes);
+        let finding = match taken_by.await {
             Ok(stream) if stream == config.stream => Finding::Bad(format!(
                 "{subject} is taken by {stream}, the stream that is counted: dead letters would be counted; set broker.nats.dead_letter_subject"
             )),
             Ok(stream) => Finding::Good(format!("{subject}, taken by stream {stream}")),
-            Err(error) => Finding::Bad(format!(
-                "no stream takes {subject}: {error}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
+            Err(error) if nobody_takes(&error) => Finding::Bad(format!(
+                "no stream takes {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
             )),
+            Err(error) => Finding::Unavailable(format!("{subject}: {error}")),
         };
         checks.push(Check { name: "dead letters", finding });
     }
     checks
 }
 
-async fn connect(config: &Config) -> Result<Link, String> {
-    let link = Link::new(config).await?;
-    let deadline = tokio::time::Instant::now() + TIMEOUT;
-    while link.client.connection_state() != State::Connected {
-        if tokio::time::Instant::now() > deadline {
-            return Err(format!(
-                "{}: cannot be reached; is it running, and are the credentials right?",
-                config.place()
-            ));
+fn nobody_takes(error: &GetStreamByNameError) -> bool {
+    error.kind() == GetStreamByNameErrorKind::NotFound
+}
+
+/// Servers without a leader do not answer, and find one again.
+fn no_answer(error: &AccountError, trouble: &str) -> Finding {
+    let is_off = match error.kind() {
+        AccountErrorKind::JetStream(error) => {
+            [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT]
+                .contains(&error.error_code())
         }
-        tokio::time::sleep(STEP).await;
+        kind => kind == AccountErrorKind::JetStreamUnavailable,
+    };
+    if is_off {
+        return Finding::Bad(format!(
+            "JetStream is off: {error}; start nats-server with -js, or enable it for the account"
+        ));
     }
-    Ok(link)
+    Finding::Unavailable(format!(
+        "JetStream does not answer: {error} {trouble}; have its servers a leader, and may this user use $JS.API.>?"
+    ))
 }
 
 fn version(text: &str) -> Option<(u32, u32)> {
@@ -137,7 +140,7 @@ fn label(filter: &Option<String>) -> &str {
 
 /// Makes the stream and the one of dead letters, where they are missing; returns what was made.
 pub async fn create(config: &Config) -> Result<Vec<String>, String> {
-    let link = connect(config).await?;
+    let link = Link::reach(config).await.map_err(|finding| finding.to_string())?;
     let mut made = Vec::new();
     let name = &config.stream;
     match link.jetstream.get_stream(name).await {

@@ -1,33 +1,67 @@
 //! The connection, and what the stream looks like.
 
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
 use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream::{self, Stream};
 use async_nats::jetstream::{self, Context, kv};
-use async_nats::{Client, Event};
+use async_nats::{Client, ConnectError, ConnectOptions, Event};
 
 use super::config::Config;
 use crate::broker::{BrokerError, BrokerResult};
+use crate::model::Finding;
 
 /// Publishes that wait for the server's answer at the same time.
 const PUBLISHES_MAX: usize = 16_384;
+/// How often a server must say that something is missing, and the pause between.
+const MISSING_ASKS: usize = 4;
+const MISSING_PAUSE: Duration = Duration::from_millis(500);
 
 pub struct Link {
     pub client: Client,
     pub jetstream: Context,
     pub config: Config,
+    trouble: Arc<Mutex<String>>,
 }
 
 impl Link {
-    /// Reaches a server in the background.
+    /// Reaches a server in the background; what is asked before waits for it.
     pub async fn new(config: &Config) -> Result<Self, String> {
-        let options = config.connect_options().await?.event_callback(|event| async move {
+        let options = config.connect_options().await?.retry_on_initial_connect();
+        Self::connect(config, options).await.map_err(|error| format!("{}: {error}", config.place()))
+    }
+
+    /// Reaches a server now, or says why not.
+    pub async fn reach(config: &Config) -> Result<Self, Finding> {
+        let options = config.connect_options().await.map_err(Finding::Bad)?;
+        Self::connect(config, options).await.map_err(|error| {
+            // The innermost reason is the one that says something.
+            let mut reason: &dyn std::error::Error = &error;
+            while let Some(source) = reason.source() {
+                reason = source;
+            }
+            Finding::Unavailable(format!(
+                "{}: cannot be reached: {reason}; is it running, and are credentials and certificates right?",
+                config.place()
+            ))
+        })
+    }
+
+    async fn connect(config: &Config, options: ConnectOptions) -> Result<Self, ConnectError> {
+        let trouble = Arc::new(Mutex::new(String::new()));
+        let noted = Arc::clone(&trouble);
+        let options = options.event_callback(move |event| {
             match event {
                 Event::Connected | Event::Closed | Event::Draining => tracing::debug!(%event, "nats"),
-                event => tracing::warn!(%event, "nats"),
+                event => {
+                    tracing::warn!(%event, "nats");
+                    *noted.lock().expect("no panic under this lock") = event.to_string();
+                }
             }
+            std::future::ready(())
         });
-        let client =
-            options.connect(&config.servers[..]).await.map_err(|error| format!("{}: {error}", config.place()))?;
+        let client = options.connect(&config.servers[..]).await?;
         let context = jetstream::context::ContextBuilder::new()
             .timeout(super::config::REQUEST_TIMEOUT)
             .max_ack_inflight(PUBLISHES_MAX)
@@ -36,7 +70,12 @@ impl Link {
             Some(domain) => context.domain(domain.clone()).build(client.clone()),
             None => context.build(client.clone()),
         };
-        Ok(Self { client, jetstream, config: config.clone() })
+        Ok(Self { client, jetstream, config: config.clone(), trouble })
+    }
+
+    /// What the client complained of last, for a message.
+    pub fn trouble(&self) -> String {
+        self.trouble.lock().expect("no panic under this lock").clone()
     }
 
     pub fn retry(&self, what: &str, error: &dyn std::fmt::Display) -> BrokerError {
@@ -46,7 +85,7 @@ impl Link {
     /// The stream as its leader has it now.
     pub async fn stream(&self) -> BrokerResult<Stream> {
         let name = &self.config.stream;
-        self.jetstream.get_stream(name).await.map_err(|error| {
+        confirmed(|| self.jetstream.get_stream(name), is_missing).await.map_err(|error| {
             if is_missing(&error) {
                 return BrokerError::Stop(format!(
                     "{}: there is no stream {name:?}; create it with `traqq doctor --create`, or correct broker.nats.stream",
@@ -73,6 +112,20 @@ impl Link {
         let created = self.jetstream.create_key_value(config).await;
         created.map_err(|error| self.retry(&format!("key-value bucket {bucket}"), &error))
     }
+}
+
+/// What is missing for good. A server that has just become the leader may not know yet what there is.
+pub async fn confirmed<T, E, F: Future<Output = Result<T, E>>>(
+    ask: impl Fn() -> F,
+    is_missing: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    for _ in 1..MISSING_ASKS {
+        match ask().await {
+            Err(error) if is_missing(&error) => tokio::time::sleep(MISSING_PAUSE).await,
+            answer => return answer,
+        }
+    }
+    ask().await
 }
 
 pub fn is_missing(error: &GetStreamError) -> bool {

@@ -132,15 +132,18 @@ impl Connector {
     pub async fn connect_clean(&self, meta_key: &str) -> StoreResult<MultiplexedConnection> {
         let mut connection = self.connect().await?;
         let failed = |error: RedisError| self.classify(&error);
-        let server = info(&mut connection, "server").await.map_err(failed)?;
+        let server = info(&mut connection, "all").await.map_err(failed)?;
+        // The server that was looked at in the beginning may have been replaced.
+        if let Finding::Bad(text) = eviction(field(&server, "maxmemory_policy"), &self.address) {
+            return Err(StoreError::Stop(text));
+        }
         let run_id = field(&server, "run_id").unwrap_or_default().to_owned();
         let recorded: Option<String> =
             cmd("HGET").arg(meta_key).arg(CLEAN_RUN_ID).query_async(&mut connection).await.map_err(failed)?;
         if recorded.as_deref() == Some(&run_id) {
             return Ok(connection);
         }
-        let persistence = info(&mut connection, "persistence").await.map_err(failed)?;
-        if field(&persistence, "aof_enabled") == Some("1") && !self.rewrite(&mut connection).await? {
+        if field(&server, "aof_enabled") == Some("1") && !self.rewrite(&mut connection).await? {
             return Ok(connection);
         }
         let mut record = cmd("EVAL");
@@ -243,7 +246,7 @@ pub async fn checks(config: &Config, now: i64) -> Vec<Check> {
     let mut connection = match connector.connect().await {
         Ok(connection) => connection,
         Err(error) => {
-            check("connection", Finding::Bad(error.to_string()));
+            check("connection", error.into());
             return checks;
         }
     };
@@ -251,7 +254,7 @@ pub async fn checks(config: &Config, now: i64) -> Vec<Check> {
     let everything = match info(&mut connection, "all").await {
         Ok(everything) => everything,
         Err(error) => {
-            check("permissions", Finding::Bad(connector.classify(&error).to_string()));
+            check("permissions", connector.classify(&error).into());
             return checks;
         }
     };
@@ -264,16 +267,7 @@ pub async fn checks(config: &Config, now: i64) -> Vec<Check> {
             _ => Finding::Bad("is a replica; point store.redis.url at the primary".to_owned()),
         },
     );
-    check(
-        "eviction",
-        match value("maxmemory_policy").as_str() {
-            "noeviction" => Finding::Good("noeviction".to_owned()),
-            policy => Finding::Bad(format!(
-                "redis {}: maxmemory-policy is {policy}, which would evict counts; run `redis-cli CONFIG SET maxmemory-policy noeviction` and put it in redis.conf",
-                connector.address
-            )),
-        },
-    );
+    check("eviction", eviction(field(&everything, "maxmemory_policy"), &connector.address));
     check("persistence", persistence(&value("aof_enabled"), &value("rdb_last_bgsave_status")));
     check("permissions", permissions(&mut connection, config).await);
     let clock: Result<(i64, i64), _> = cmd("TIME").query_async(&mut connection).await;
@@ -284,10 +278,20 @@ pub async fn checks(config: &Config, now: i64) -> Vec<Check> {
             Ok((second, _)) => {
                 Finding::Warning(format!("{:+} s from this machine's; keys expire by the server's", second - now))
             }
-            Err(error) => Finding::Bad(connector.classify(&error).to_string()),
+            Err(error) => connector.classify(&error).into(),
         },
     );
     checks
+}
+
+fn eviction(policy: Option<&str>, address: &str) -> Finding {
+    match policy {
+        Some("noeviction") => Finding::Good("noeviction".to_owned()),
+        policy => Finding::Bad(format!(
+            "redis {address}: maxmemory-policy is {}, which would evict counts; run `redis-cli CONFIG SET maxmemory-policy noeviction` and put it in redis.conf",
+            policy.unwrap_or("unknown")
+        )),
+    }
 }
 
 fn version(version: &str) -> Finding {
