@@ -141,11 +141,11 @@ async fn counts(config: &Config) -> Vec<Check> {
             Err(error) => Finding::Bad(error.to_string()),
         },
     });
+    let mut is_sound = true;
     for lane in 0..store.lanes() {
-        match store.quarantined(lane).await {
-            Ok(quarantined) if quarantined.is_empty() => {
-                checks.push(Check { name: "quarantined keys", finding: Finding::Good("none".to_owned()) });
-            }
+        let quarantined = store.quarantined(lane).await;
+        is_sound &= quarantined.as_ref().is_ok_and(Vec::is_empty);
+        match quarantined {
             Ok(quarantined) => checks.extend(quarantined.into_iter().map(|quarantined| Check {
                 name: "quarantined keys",
                 finding: Finding::Bad(format!(
@@ -155,8 +155,11 @@ async fn counts(config: &Config) -> Vec<Check> {
                     way_back(config, &quarantined.key)
                 )),
             })),
-            Err(error) => checks.push(Check { name: "quarantined keys", finding: Finding::Bad(error.to_string()) }),
+            Err(error) => checks.push(Check { name: "quarantined keys", finding: error.into() }),
         }
+    }
+    if is_sound {
+        checks.push(Check { name: "quarantined keys", finding: Finding::Good("none".to_owned()) });
     }
     checks
 }

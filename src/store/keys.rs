@@ -13,6 +13,7 @@
 //! <prefix>:ckpt                                        hash  topic/partition -> checkpoint
 //! <prefix>:quarantine                                  hash  key -> error
 //! <prefix>:meta                                        hash
+//! <prefix>:never                                       never exists
 //! ```
 //!
 //! With more than one lane the prefix is `<prefix>{<tag>}`; meta stands at the bare prefix too. In names and values `%` and `:`
@@ -43,6 +44,11 @@ impl Keys {
 
     pub fn quarantine(&self) -> String {
         format!("{}:quarantine", self.prefix)
+    }
+
+    /// A key that nothing ever writes, see `commit.lua`.
+    pub fn never(&self) -> String {
+        format!("{}:never", self.prefix)
     }
 
     /// The set of the keys of a bucket.
@@ -151,13 +157,19 @@ pub fn lane_tags(lanes: usize) -> Vec<String> {
     (0..lanes)
         .map(|lane| {
             let share = SLOTS * lane / lanes..SLOTS * (lane + 1) / lanes;
-            let falls_in = |tag: &String| share.contains(&usize::from(crc16(tag.as_bytes()) % SLOTS as u16));
+            let falls_in = |tag: &String| share.contains(&usize::from(slot_of(tag)));
             (0..).map(|n: u32| n.to_string()).find(falls_in).expect("CRC-16 reaches every slot")
         })
         .collect()
 }
 
 const SLOTS: usize = 16_384;
+
+/// The slot of a key in Redis Cluster: that of what stands between its first braces, if anything does.
+pub fn slot_of(key: &str) -> u16 {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    crc16(tag.filter(|tag| !tag.is_empty()).unwrap_or(key).as_bytes()) % SLOTS as u16
+}
 
 /// CRC-16/XMODEM, which Redis Cluster maps keys to slots with.
 fn crc16(bytes: &[u8]) -> u16 {
@@ -187,10 +199,11 @@ mod tests {
     #[test]
     fn lane_tags_fall_into_equal_shares_of_the_slots() {
         assert_eq!(crc16(b"123456789"), 0x31c3);
+        // As `CLUSTER KEYSLOT` says.
+        assert_eq!([slot_of("foo"), slot_of("t{foo}:meta"), slot_of("t{}:meta{foo}")], [12_182, 12_182, 10_023]);
         assert_eq!(lane_tags(1), [""; 0]);
         for lanes in [2, 3, 8, 16] {
-            let slots =
-                lane_tags(lanes).iter().map(|tag| usize::from(crc16(tag.as_bytes())) % SLOTS).collect::<Vec<_>>();
+            let slots = lane_tags(lanes).iter().map(|tag| usize::from(slot_of(tag))).collect::<Vec<_>>();
             for (lane, slot) in slots.iter().enumerate() {
                 assert_eq!(slot * lanes / SLOTS, lane, "{lanes} lanes: {slots:?}");
             }

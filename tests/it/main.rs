@@ -15,6 +15,7 @@ mod process;
 mod proxy;
 mod readme;
 mod redis_aof;
+mod redis_ha;
 mod redis_store;
 mod redis_worker;
 mod servers;

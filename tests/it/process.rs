@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cli::traqq;
 use crate::servers::{Redis, poll_until};
@@ -26,10 +26,15 @@ impl Process {
     }
 
     pub fn wait_for_line(&self, part: &str) -> String {
-        poll_until(PATIENCE, &format!("{part:?} in the worker's log"), || {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
             let text = std::fs::read_to_string(&self.log).unwrap();
-            text.lines().find(|line| line.contains(part)).map(str::to_owned)
-        })
+            if let Some(line) = text.lines().find(|line| line.contains(part)) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < deadline, "{part:?} does not come in the worker's log:\n{text}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The most memory it has held.

@@ -39,7 +39,7 @@ pub fn config(url: &str, lanes: usize) -> Config {
     Config { url: Secret(url.to_owned()), prefix: "p".to_owned(), lanes, ..Config::default() }
 }
 
-fn plan(rules: &str) -> Arc<Plan> {
+pub fn plan(rules: &str) -> Arc<Plan> {
     let rules: Rules = serde_json::from_str(rules).unwrap();
     Arc::new(Plan::new(rules.validate().unwrap()))
 }
@@ -174,7 +174,7 @@ fn drawn() -> impl Strategy<Value = Vec<Drawn>> {
     prop::collection::vec(batch.prop_map(|(partition, writes, settles)| Drawn { partition, writes, settles }), 1..10)
 }
 
-fn elements<'e>(texts: impl IntoIterator<Item = &'e str>) -> Elements {
+pub fn elements<'e>(texts: impl IntoIterator<Item = &'e str>) -> Elements {
     let mut elements = Elements::default();
     texts.into_iter().for_each(|text| elements.push(text.as_bytes()));
     elements
@@ -221,7 +221,7 @@ fn drawn_write(metrics: &[Metric], now: i64, (metric, bucket, values): &DrawnWri
     KeyWrite { bucket, expires_at, metric, writes }
 }
 
-fn step(from: Checkpoint, records: i64) -> Checkpoint {
+pub fn step(from: Checkpoint, records: i64) -> Checkpoint {
     let offset = from.position + records - 1;
     Checkpoint {
         position: offset + 1,
@@ -508,9 +508,9 @@ async fn the_worked_example_of_the_documentation_is_what_is_written() {
 // ---- 2. the fence ----------------------------------------------------------------------------------------------------
 
 const SMALL: &str = r#"{"mapping":{"bitmap":["ip"],"add":["event"]}}"#;
-const BUCKET: Bucket = Bucket { kind: BucketKind::Day, start: 1_699_920_000 };
+pub const BUCKET: Bucket = Bucket { kind: BucketKind::Day, start: 1_699_920_000 };
 
-fn part(partition: i32) -> TopicPartition {
+pub fn part(partition: i32) -> TopicPartition {
     TopicPartition::new("t", partition)
 }
 
@@ -523,16 +523,19 @@ async fn small_store(config: &Config) -> RedisStore {
     store
 }
 
+pub const fn key_write(metric: Metric, writes: Writes) -> KeyWrite {
+    KeyWrite { bucket: BUCKET, expires_at: None, metric, writes }
+}
+
 fn small_writes(ips: &[&str]) -> Vec<KeyWrite> {
-    let write = |metric, writes| KeyWrite { bucket: BUCKET, expires_at: None, metric, writes };
     vec![
-        write(Metric::Unique { of: pattern("ip") }, Writes::Unique(elements(ips.iter().copied()))),
-        write(Metric::Count { of: pattern("event") }, Writes::Count(vec![("a".into(), ips.len() as i64)])),
+        key_write(Metric::Unique { of: pattern("ip") }, Writes::Unique(elements(ips.iter().copied()))),
+        key_write(Metric::Count { of: pattern("event") }, Writes::Count(vec![("a".into(), ips.len() as i64)])),
     ]
 }
 
 /// One record of one partition: `ip` and a count of one.
-fn small(partition: i32, from: i64, ips: &[&str]) -> WriteBatch {
+pub fn small(partition: i32, from: i64, ips: &[&str]) -> WriteBatch {
     let at = |position| if position == 0 { Checkpoint::start(0) } else { step(Checkpoint::start(0), position) };
     let span = Span { partition: part(partition), from: at(from), to: at(from + 1) };
     WriteBatch { spans: vec![span], writes: small_writes(ips) }
@@ -861,7 +864,7 @@ async fn finding(config: &Config, name: &str) -> Finding {
 }
 
 /// Everything a worker does to a store.
-async fn use_all(config: &Config) -> StoreResult<()> {
+pub async fn use_all(config: &Config) -> StoreResult<()> {
     let plan = plan(RULES);
     let metrics = metrics_of(&plan.rules.rules);
     let store = RedisStore::new(config).unwrap();

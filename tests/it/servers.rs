@@ -5,14 +5,15 @@
 
 #![allow(dead_code, reason = "a toolbox: what one test needs, the next does not")]
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::BuildHasher;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
@@ -289,13 +290,7 @@ fn is_healthy(monitoring: u16) -> io::Result<bool> {
 fn nats_server() -> &'static str {
     static BINARY: OnceLock<String> = OnceLock::new();
     BINARY.get_or_init(|| {
-        let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers"))
-            .args(["install", "nats"])
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .expect("run tests/servers (is python3 on PATH?)");
-        assert!(output.status.success(), "tests/servers install nats failed");
+        let output = servers(&["install", "nats"]);
         let text = String::from_utf8(output.stdout).expect("a path is UTF-8");
         text.trim().strip_prefix("nats: ").expect("tests/servers printed the path").to_owned()
     })
@@ -311,19 +306,86 @@ pub fn kafka_brokers() -> String {
 }
 
 fn start_kafka() -> String {
+    let exports = up("kafka", &std::env::temp_dir().join(format!("traqq-it-{}.json", std::process::id())));
+    exports["KAFKA_BROKERS"].clone()
+}
+
+/// Has `tests/servers` start something, which it removes when this process has ended; what it exports.
+fn up(name: &str, state: &Path) -> BTreeMap<String, String> {
     let pid = std::process::id().to_string();
-    let state = std::env::temp_dir().join(format!("traqq-it-{pid}.json"));
+    let output = servers(&["up", name, "--with-pid", &pid, "--state", state.to_str().expect("a path is UTF-8")]);
+    let exports = String::from_utf8(output.stdout).expect("exports are UTF-8");
+    let pairs = exports.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
+    pairs.map(|(variable, value)| (variable.to_owned(), value.trim_matches('\'').to_owned())).collect()
+}
+
+fn servers(arguments: &[&str]) -> Output {
     let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers"))
-        .args(["up", "kafka", "--with-pid", &pid, "--state"])
-        .arg(state)
+        .args(arguments)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .expect("run tests/servers (is python3 on PATH?)");
-    assert!(output.status.success(), "tests/servers up kafka failed");
-    let exports = String::from_utf8(output.stdout).expect("exports are UTF-8");
-    let brokers = exports.lines().find_map(|line| line.strip_prefix("export KAFKA_BROKERS="));
-    brokers.expect("tests/servers printed KAFKA_BROKERS").to_owned()
+    assert!(output.status.success(), "tests/servers {arguments:?} failed");
+    output
+}
+
+/// Several servers that belong together, of `tests/servers`; they end with the value.
+pub struct Nodes {
+    state: PathBuf,
+    exports: BTreeMap<String, String>,
+    restarted: Vec<Child>,
+}
+
+impl Nodes {
+    pub fn up(name: &str) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let state = std::env::temp_dir().join(format!("traqq-it-{}-{number}.json", std::process::id()));
+        let exports = up(name, &state);
+        Self { state, exports, restarted: Vec::new() }
+    }
+
+    pub fn variable(&self, name: &str) -> String {
+        self.exports[name].clone()
+    }
+
+    fn directories(&self) -> impl Iterator<Item = &Path> {
+        self.exports["REDIS_NODES"].split(':').map(Path::new)
+    }
+
+    pub fn ports(&self) -> Vec<String> {
+        self.directories().map(|node| fs::read_to_string(node.join("port")).expect("a port")).collect()
+    }
+
+    /// Ends a server as a crash does.
+    pub fn kill9(&self, node: usize) {
+        let directory = self.directories().nth(node).expect("a node");
+        let pid = fs::read_to_string(directory.join("pid")).expect("a pid");
+        assert!(Command::new("kill").args(["-9", pid.trim()]).status().expect("kill").success());
+    }
+
+    /// Starts it again with the same port and directory.
+    pub fn restart(&mut self, node: usize) {
+        let directory = self.directories().nth(node).expect("a node").to_owned();
+        let words = fs::read_to_string(directory.join("command")).expect("a command");
+        let words: Vec<String> = serde_json::from_str(&words).expect("a list of words");
+        let mut command = mortal(&words[0]);
+        command.args(&words[1..]).current_dir(&directory).stdin(Stdio::null()).stdout(Stdio::null());
+        self.restarted.push(spawn(command).expect("start a server again"));
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for child in &mut self.restarted {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        // A panic here, while a test unwinds, would abort the whole binary; what stays is removed when the process has ended.
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers");
+        let _ = Command::new(script).args(["down", "--state"]).arg(&self.state).output();
+    }
 }
 
 /// A command whose process the kernel kills together with the thread that started it, where the system can.

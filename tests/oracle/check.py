@@ -27,6 +27,7 @@ import time
 import tomllib
 
 import redis
+import redis_at
 
 import jetstream
 from fold import OTHER, REGISTERS, TOMBSTONE, Fold, by_value, cap, raise_registers
@@ -498,7 +499,7 @@ def main():
         config = tomllib.load(file)
     fold, counts, dead = fold_all(config, options)
     settings = config.get("store", {}).get("redis", {})
-    client = redis.Redis.from_url(options.redis or settings.get("url", "redis://127.0.0.1:6379/0"))
+    client = redis_at.connect(options.redis or settings.get("url", "redis://127.0.0.1:6379/0"))
     prefix = settings.get("prefix", "traqq")
     comparison = Comparison(fold, Store(client, prefix), prefix, options)
     lines = comparison.run()

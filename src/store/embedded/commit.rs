@@ -89,7 +89,8 @@ pub fn commit(store: &Inner, open: &Arc<Open>, plan: &str, batch: &WriteBatch) -
 }
 
 impl<'b> Change<'b> {
-    /// Shows the new values to readers.
+    /// Shows the new values to readers: key by key, because readers would wait for a whole batch. The positions come last, so
+    /// whoever has seen those sees all of it.
     fn settle(self, store: &Inner) {
         fn put<V>(table: &mut Table<V>, values: Vec<(&str, V)>) {
             for (label, value) in values {

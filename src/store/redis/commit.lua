@@ -1,6 +1,6 @@
 -- Applies one batch to one lane: the fence, the positions, then the writes, in one step.
 --
--- KEYS  1 ckpt, 2 meta, 3 quarantine, then the data keys in the order in which ARGV speaks of them
+-- KEYS  1 ckpt, 2 meta, 3 quarantine, 4 one that never exists, then the data keys in the order in which ARGV speaks of them
 -- ARGV  plan hash
 --       spans: n, then n * (field, from, to)
 --       guard of the HLL shadow: n, then n * (field, position); n, then n * (index into KEYS of a key that must exist, expiry)
@@ -10,6 +10,10 @@
 --
 -- A script has no rollback. The first write is the positions, by `call`, so that a store out of memory refuses the batch as
 -- a whole; after it only the errors of `tolerated` can happen, and they quarantine one key.
+--
+-- While a cluster moves the slot of a lane, its keys are here or there, and a call for one that is not here fails in the
+-- middle. But a node that moves a slot away refuses a script before it begins if one of KEYS is missing, and the fourth
+-- always is.
 
 local call, pcall_redis = redis.call, redis.pcall
 local at = 0
@@ -17,7 +21,7 @@ local function arg()
   at = at + 1
   return ARGV[at]
 end
-local key_at = 3
+local key_at = 4
 local function key()
   key_at = key_at + 1
   return KEYS[key_at]

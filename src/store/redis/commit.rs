@@ -5,10 +5,9 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value, cmd};
 
-use super::connect::Connector;
+use super::connect::Node;
 use super::shadow::Shadow;
 use super::{StoreError, StoreResult, parse_positions};
 use crate::model::{Checkpoint, Elements, KeyWrite, Span, WriteBatch, Writes, increments};
@@ -26,8 +25,7 @@ pub struct Limits {
 }
 
 pub struct RedisSession {
-    connection: MultiplexedConnection,
-    connector: Connector,
+    node: Node,
     keys: Keys,
     limits: Limits,
     script: String,
@@ -36,20 +34,13 @@ pub struct RedisSession {
 }
 
 impl RedisSession {
-    pub fn new(
-        connection: MultiplexedConnection,
-        connector: Connector,
-        keys: Keys,
-        limits: Limits,
-        shadow_bytes_max: usize,
-    ) -> Self {
+    pub fn new(node: Node, keys: Keys, limits: Limits, shadow_bytes_max: usize) -> Self {
         let shadow = Arc::new(Mutex::new(Shadow::new(shadow_bytes_max)));
-        Self { connection, connector, keys, limits, script: String::new(), shadow }
+        Self { node, keys, limits, script: String::new(), shadow }
     }
 
     pub async fn load_script(mut self) -> StoreResult<Self> {
-        let answer = cmd("SCRIPT").arg("LOAD").arg(SCRIPT).query_async(&mut self.connection).await;
-        self.script = answer.map_err(|error| self.connector.classify(&error))?;
+        self.script = self.node.query(cmd("SCRIPT").arg("LOAD").arg(SCRIPT)).await?;
         Ok(self)
     }
 }
@@ -57,8 +48,7 @@ impl RedisSession {
 #[async_trait]
 impl Session for RedisSession {
     async fn positions(&mut self) -> StoreResult<Positions> {
-        let answer = cmd("HGETALL").arg(self.keys.checkpoint()).query_async(&mut self.connection).await;
-        parse_positions(answer.map_err(|error| self.connector.classify(&error))?)
+        parse_positions(self.node.query(cmd("HGETALL").arg(self.keys.checkpoint())).await?)
     }
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {
@@ -66,13 +56,10 @@ impl Session for RedisSession {
             let shadow = self.shadow.lock().expect("no panic under this lock");
             Encoded::new(&batch, &self.keys, &self.limits, &shadow, &self.script)
         };
-        let mut connection = self.connection.clone();
-        let connector = self.connector.clone();
+        let mut node = self.node.clone();
         let shadow = Arc::clone(&self.shadow);
         let mut answer = async move {
-            let answer = connection.send_packed_command(&encoded.command).await.and_then(Value::extract_error);
-            let answer = answer.map_err(|error| connector.classify(&error))?;
-            let mut outcome = parse_outcome(answer, &batch.spans)?;
+            let mut outcome = parse_outcome(node.send(&encoded.command).await?, &batch.spans)?;
             if let Outcome::Applied(applied) = &mut outcome {
                 applied.elements_sent = encoded.elements_sent;
                 applied.elements_saved = encoded.elements_saved;
@@ -102,7 +89,7 @@ struct Encoded {
 impl Encoded {
     fn new(batch: &WriteBatch, keys: &Keys, limits: &Limits, shadow: &Shadow, script: &str) -> Self {
         let mut encoder = Encoder {
-            names: vec![keys.checkpoint(), keys.meta(), keys.quarantine()],
+            names: vec![keys.checkpoint(), keys.meta(), keys.quarantine(), keys.never()],
             arguments: Arguments::default(),
             relied_on: Vec::new(),
             writes: 0,

@@ -24,7 +24,12 @@ pub fn classify(error: &RedisError, address: &str) -> StoreError {
         }
         // Flushed between two steps of a start: the next try begins anew.
         "ERR" if detail.contains("traqq: meta is gone") => StoreError::Retry(line("was emptied meanwhile")),
-        "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" => StoreError::Retry(line(&format!("{code} {detail}"))),
+        // A slot on its way to another node: what is written to it waits until it has arrived.
+        "TRYAGAIN" | "ASK" => {
+            StoreError::Retry(line("is moving the slot of this lane to another node; waiting until it has arrived"))
+        }
+        "MOVED" => StoreError::Reconnect(line("has no longer the slot of this lane; looking for who has")),
+        "CLUSTERDOWN" | "MASTERDOWN" => StoreError::Reconnect(line(&format!("{code} {detail}"))),
         "READONLY" => StoreError::Reconnect(line("is a replica now; connecting again to find the primary")),
         "NOSCRIPT" => StoreError::Reconnect(line("forgot the commit script; loading it again")),
         "WRONGPASS" | "NOAUTH" => {

@@ -18,9 +18,9 @@ const CREATE: &str = "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
     for i = n + 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1]) end
     return 1";
 
-/// ARGV: meta field, partition, start.
+/// ARGV: meta field, start, and beside a checkpoint the partition.
 const ADOPT: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('ERR traqq: meta is gone') end
-    if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[3]) == 1 then redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[3]) end
+    if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 1 and KEYS[2] then redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[2]) end
     return 1";
 
 /// ARGV: expected plan, then pairs.
@@ -29,8 +29,13 @@ const REPLACE: &str = "local plan = redis.call('HGET', KEYS[1], 'plan')
     for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
     return 1";
 
+/// Where the meta is that is read.
+fn home(store: &RedisStore) -> &Keys {
+    if store.lanes.len() > 1 { &store.root } else { &store.lanes[0] }
+}
+
 pub async fn load(store: &RedisStore) -> StoreResult<Option<Meta>> {
-    let fields: BTreeMap<String, String> = store.query(cmd("HGETALL").arg(store.root.meta())).await?;
+    let fields: BTreeMap<String, String> = store.query(home(store), cmd("HGETALL").arg(home(store).meta())).await?;
     if fields.is_empty() { Ok(None) } else { Meta::of_fields(&fields).map(Some).map_err(StoreError::Stop) }
 }
 
@@ -45,15 +50,13 @@ pub async fn limits(store: &RedisStore) -> StoreResult<Limits> {
 }
 
 pub async fn create(store: &RedisStore, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
+    for (lane, keys) in store.lanes.iter().enumerate() {
+        let of_lane = positions.iter().filter(|(partition, _)| partition.lane(store.lanes.len()) == lane);
+        create_at(store, keys, meta, &of_lane.collect::<Vec<_>>()).await?;
+    }
     if store.lanes.len() > 1 {
-        for (lane, keys) in store.lanes.iter().enumerate() {
-            let of_lane = positions.iter().filter(|(partition, _)| partition.lane(store.lanes.len()) == lane);
-            create_at(store, keys, meta, &of_lane.collect::<Vec<_>>()).await?;
-        }
         // The bare prefix comes last: a meta there says that every lane has one.
         create_at(store, &store.root, meta, &[]).await?;
-    } else {
-        create_at(store, &store.root, meta, &positions.iter().collect::<Vec<_>>()).await?;
     }
     load(store).await?.ok_or_else(|| StoreError::Retry("meta vanished while it was written".to_owned()))
 }
@@ -66,28 +69,33 @@ async fn create_at(
 ) -> StoreResult<()> {
     let fields = meta.to_fields();
     let mut command = cmd("EVAL");
-    command.arg(CREATE).arg(2).arg(keys.meta()).arg(keys.checkpoint()).arg(fields.len());
+    // At the bare prefix the two are in different slots of a cluster, and there are no positions.
+    if positions.is_empty() {
+        command.arg(CREATE).arg(1).arg(keys.meta());
+    } else {
+        command.arg(CREATE).arg(2).arg(keys.meta()).arg(keys.checkpoint());
+    }
+    command.arg(fields.len());
     for (name, value) in &fields {
         command.arg(name).arg(value);
     }
     for (partition, checkpoint) in positions {
         command.arg(partition.to_string()).arg(checkpoint.to_string());
     }
-    store.run(&command).await.map(|_| ())
+    store.run(keys, &command).await.map(|_| ())
 }
 
 pub async fn adopt(store: &RedisStore, starts: &[(TopicPartition, i64)]) -> StoreResult<()> {
     for (partition, start) in starts {
         let lane = &store.lanes[partition.lane(store.lanes.len())];
-        let mut places = vec![lane];
+        let mut command = cmd("EVAL");
+        command.arg(ADOPT).arg(2).arg(lane.meta()).arg(lane.checkpoint());
+        command.arg(start_field(partition)).arg(*start).arg(partition.to_string());
+        store.run(lane, &command).await?;
         if store.lanes.len() > 1 {
-            places.push(&store.root);
-        }
-        for keys in places {
             let mut command = cmd("EVAL");
-            command.arg(ADOPT).arg(2).arg(keys.meta()).arg(lane.checkpoint());
-            command.arg(start_field(partition)).arg(partition.to_string()).arg(*start);
-            store.run(&command).await?;
+            command.arg(ADOPT).arg(1).arg(store.root.meta()).arg(start_field(partition)).arg(*start);
+            store.run(&store.root, &command).await?;
         }
     }
     Ok(())
@@ -99,17 +107,13 @@ pub async fn replace_rules(store: &RedisStore, expected_plan: &str, meta: &Meta)
     // The plan goes first: the script knows its new value by its place, so that a replacement cut short can be repeated.
     let ordered = std::iter::once(&fields[plan]).chain(fields.iter().filter(|(name, _)| name != "plan"));
     let ordered: Vec<&(String, String)> = ordered.collect();
-    let mut places: Vec<&Keys> = store.lanes.iter().collect();
-    if store.lanes.len() > 1 {
-        places.push(&store.root);
-    }
-    for keys in places {
+    for keys in store.homes() {
         let mut command = cmd("EVAL");
         command.arg(REPLACE).arg(1).arg(keys.meta()).arg(expected_plan);
         for (name, value) in &ordered {
             command.arg(name).arg(value);
         }
-        let replaced: i64 = store.query(&command).await?;
+        let replaced: i64 = store.query(keys, &command).await?;
         if replaced == 0 {
             return Err(StoreError::Stop(
                 "the mapping was changed by somebody else meanwhile; look at it with `traqq mapping show` and try again"

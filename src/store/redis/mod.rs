@@ -1,6 +1,10 @@
-//! Redis as a store: one node, one script for each batch.
+//! Redis as a store: one script for each batch, on a server, the primary that Sentinels name, or the node of a cluster that has a
+//! lane's slot.
 //!
-//! - `connect`  connections, and what is checked before the first commit on one
+//! - `config`   `[store.redis]`
+//! - `place`    where the server is
+//! - `connect`  connections, and what is made sure of before the first commit on one
+//! - `checks`   what `traqq doctor` looks at
 //! - `commit`   a batch as arguments of `commit.lua`, and the session that sends it
 //! - `shadow`   the copy of registers that saves sending elements twice
 //! - `meta`     what the prefix knows about itself
@@ -9,26 +13,32 @@
 //! - `explain`  a batch as commands a person can read
 //! - `error`    what an error means
 
+mod checks;
 mod commit;
+mod config;
 mod connect;
 mod error;
 mod explain;
 mod meta;
+mod place;
 mod read;
 mod restore;
 mod shadow;
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
-use redis::aio::MultiplexedConnection;
-use redis::{Cmd, FromRedisValue, Value, cmd};
+use redis::{Cmd, FromRedisValue, RedisError, Value, cmd};
 use tokio::sync::Mutex;
 
-pub use connect::{Config, checks};
+pub use checks::checks;
+pub use config::Config;
 pub use explain::commands;
 
-use self::connect::Connector;
-use super::keys::Keys;
+use self::connect::{Connector, Node};
+use self::place::{Address, Place};
 pub use super::keys::lane_tags;
+use super::keys::{Keys, slot_of};
 use super::{KeyDump, Meta, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey};
 use crate::model::{Checkpoint, TopicPartition};
 
@@ -37,8 +47,8 @@ pub struct RedisStore {
     lanes: Vec<Keys>,
     root: Keys,
     shadow_bytes_max: usize,
-    /// The connection for everything but commits; made when first needed, dropped when it fails.
-    shared: Mutex<Option<MultiplexedConnection>>,
+    /// Connections for everything but commits, by the slot they are for; made when first needed, dropped when they fail.
+    shared: HashMap<u16, Mutex<Option<Node>>>,
 }
 
 impl RedisStore {
@@ -49,51 +59,81 @@ impl RedisStore {
             0 => vec![Keys::new(&config.prefix, None)],
             _ => tags.iter().map(|tag| Keys::new(&config.prefix, Some(tag))).collect(),
         };
-        Ok(Self {
+        let mut store = Self {
             connector: Connector::new(config)?,
             lanes,
             root: Keys::new(&config.prefix, None),
             shadow_bytes_max: config.shadow_bytes_max,
-            shared: Mutex::new(None),
-        })
+            shared: HashMap::new(),
+        };
+        store.shared = store.homes().map(|keys| (store.slot(keys), Mutex::default())).collect();
+        Ok(store)
     }
 
-    async fn connection(&self) -> StoreResult<MultiplexedConnection> {
-        let mut shared = self.shared.lock().await;
-        if let Some(connection) = &*shared {
-            return Ok(connection.clone());
+    /// The lanes, and the bare prefix where meta is.
+    fn homes(&self) -> impl Iterator<Item = &Keys> {
+        self.lanes.iter().chain((self.lanes.len() > 1).then_some(&self.root))
+    }
+
+    /// Where the keys of a lane are; of the bare prefix, where meta is. The same for all where one server has everything.
+    fn slot(&self, keys: &Keys) -> u16 {
+        if matches!(self.connector.place, Place::Cluster(_)) { slot_of(&keys.meta()) } else { 0 }
+    }
+
+    async fn node(&self, keys: &Keys) -> StoreResult<Node> {
+        // One attempt at a time; whoever waits for it takes what it has found.
+        let mut shared = self.shared[&self.slot(keys)].lock().await;
+        if let Some(node) = &*shared {
+            return Ok(node.clone());
         }
-        let connection = self.connector.connect().await?;
-        *shared = Some(connection.clone());
-        Ok(connection)
+        let node = self.connector.connect(&keys.meta()).await?;
+        Ok(shared.insert(node).clone())
     }
 
-    async fn run(&self, command: &Cmd) -> StoreResult<Value> {
-        let mut connection = self.connection().await?;
-        let answer = connection.send_packed_command(command).await.and_then(Value::extract_error);
-        self.settle(answer).await
+    async fn run(&self, keys: &Keys, command: &Cmd) -> StoreResult<Value> {
+        let mut node = self.node(keys).await?;
+        let answer = node.connection.send_packed_command(command).await.and_then(Value::extract_error);
+        match answer.as_ref().err().and_then(asked_elsewhere) {
+            Some(to) => self.ask(&to, command).await,
+            None => self.settle(keys, &node, answer).await,
+        }
     }
 
-    async fn query<T: FromRedisValue>(&self, command: &Cmd) -> StoreResult<T> {
-        let value = self.run(command).await?;
-        T::from_redis_value(value).map_err(|error| {
-            StoreError::Stop(format!("redis {}: unexpected answer: {error}", self.connector.address()))
-        })
+    /// Asks the node that a slot is moving to, for a key that has moved already.
+    async fn ask(&self, to: &Address, command: &Cmd) -> StoreResult<Value> {
+        let mut node = self.connector.connect_to(to).await?;
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("ASKING").ignore().add_command(command.clone());
+        let answers = node.connection.send_packed_commands(&pipeline, 1, 1).await;
+        let answer = answers.and_then(|mut answers| answers.remove(0).extract_error());
+        answer.map_err(|error| node.classify(&error))
+    }
+
+    async fn query<T: FromRedisValue>(&self, keys: &Keys, command: &Cmd) -> StoreResult<T> {
+        let value = self.run(keys, command).await?;
+        T::from_redis_value(value).map_err(|error| StoreError::Stop(format!("redis: unexpected answer: {error}")))
     }
 
     /// Classifies an answer; a connection that failed is not used again.
-    async fn settle<T>(&self, answer: Result<T, redis::RedisError>) -> StoreResult<T> {
+    async fn settle<T>(&self, keys: &Keys, node: &Node, answer: Result<T, RedisError>) -> StoreResult<T> {
         match answer {
             Ok(value) => Ok(value),
             Err(error) => {
-                let error = self.connector.classify(&error);
+                let error = node.classify(&error);
                 if matches!(error, StoreError::Reconnect(_)) {
-                    *self.shared.lock().await = None;
+                    *self.shared[&self.slot(keys)].lock().await = None;
                 }
                 Err(error)
             }
         }
     }
+}
+
+/// Where a key is that is not here any more, while the rest of its slot still is.
+fn asked_elsewhere(error: &RedisError) -> Option<Address> {
+    let (address, _) = error.redirect_node().filter(|_| error.code() == Some("ASK"))?;
+    let (host, port) = address.rsplit_once(':')?;
+    Some((host.to_owned(), port.parse().ok()?))
 }
 
 fn parse_positions(pairs: Vec<(String, String)>) -> StoreResult<Positions> {
@@ -131,24 +171,21 @@ impl Store for RedisStore {
     }
 
     async fn disconnect(&self) {
-        *self.shared.lock().await = None;
+        for shared in self.shared.values() {
+            *shared.lock().await = None;
+        }
     }
 
     async fn session(&self, lane: usize) -> StoreResult<Box<dyn Session>> {
-        let connection = self.connector.connect_clean(&self.lanes[lane].meta()).await?;
+        let node = self.connector.connect_clean(&self.lanes[lane].meta()).await?;
         let limits = meta::limits(self).await?;
-        let session = commit::RedisSession::new(
-            connection,
-            self.connector.clone(),
-            self.lanes[lane].clone(),
-            limits,
-            self.shadow_bytes_max,
-        );
+        let session = commit::RedisSession::new(node, self.lanes[lane].clone(), limits, self.shadow_bytes_max);
         Ok(Box::new(session.load_script().await?))
     }
 
     async fn positions(&self, lane: usize) -> StoreResult<Positions> {
-        parse_positions(self.query(cmd("HGETALL").arg(self.lanes[lane].checkpoint())).await?)
+        let keys = &self.lanes[lane];
+        parse_positions(self.query(keys, cmd("HGETALL").arg(keys.checkpoint())).await?)
     }
 
     async fn set_position(
@@ -165,11 +202,12 @@ impl Store for RedisStore {
         let from = from.map(|from| from.to_string()).unwrap_or_default();
         let mut command = cmd("EVAL");
         command.arg(SCRIPT).arg(1).arg(keys.checkpoint());
-        self.query(command.arg(partition.to_string()).arg(from).arg(to.to_string())).await
+        self.query(keys, command.arg(partition.to_string()).arg(from).arg(to.to_string())).await
     }
 
     async fn quarantined(&self, lane: usize) -> StoreResult<Vec<Quarantined>> {
-        let pairs: Vec<(String, String)> = self.query(cmd("HGETALL").arg(self.lanes[lane].quarantine())).await?;
+        let keys = &self.lanes[lane];
+        let pairs: Vec<(String, String)> = self.query(keys, cmd("HGETALL").arg(keys.quarantine())).await?;
         Ok(pairs.into_iter().map(|(key, error)| Quarantined { key, error }).collect())
     }
 

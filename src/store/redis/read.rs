@@ -2,7 +2,7 @@
 
 use redis::{Cmd, Value, cmd};
 
-use super::{Keys, RedisStore, StoreError, StoreResult};
+use super::{Keys, RedisStore, StoreError, StoreResult, asked_elsewhere};
 use crate::hll::Hll;
 use crate::store::{Read, Reply};
 
@@ -16,14 +16,17 @@ pub async fn read(store: &RedisStore, keys: &Keys, reads: &[Read]) -> StoreResul
         for read in chunk {
             pipeline.add_command(command(keys, read));
         }
-        let mut connection = store.connection().await?;
-        let answers = connection.send_packed_commands(&pipeline, 0, chunk.len()).await;
-        for (read, answer) in chunk.iter().zip(store.settle(answers).await?) {
+        let mut node = store.node(keys).await?;
+        let answers = node.connection.send_packed_commands(&pipeline, 0, chunk.len()).await;
+        for (read, answer) in chunk.iter().zip(store.settle(keys, &node, answers).await?) {
             let reply = match answer.extract_error() {
                 Ok(answer) => parse(read, answer)?,
                 // Of all errors only this one is about the key; the others are about the server or the user.
                 Err(error) if error.code() == Some("WRONGTYPE") => Reply::Unreadable(error.to_string()),
-                Err(error) => return store.settle(Err(error)).await,
+                Err(error) => match asked_elsewhere(&error) {
+                    Some(to) => parse(read, store.ask(&to, &command(keys, read)).await?)?,
+                    None => return store.settle(keys, &node, Err(error)).await,
+                },
             };
             replies.push(reply);
         }

@@ -17,14 +17,14 @@ pub async fn keys(store: &RedisStore, lane: &Keys) -> StoreResult<Vec<StoredKey>
     let metrics = metrics_of(&meta.valid_rules().map_err(StoreError::Stop)?.rules);
     let mut keys = Vec::new();
     for bucket in buckets(store, lane).await? {
-        let tracked: HashSet<String> = store.query(cmd("SMEMBERS").arg(lane.tracking(bucket))).await?;
+        let tracked: HashSet<String> = store.query(lane, cmd("SMEMBERS").arg(lane.tracking(bucket))).await?;
         for metric in &metrics {
             let name = lane.of_metric(bucket, metric).swap_remove(0);
             if !tracked.contains(&name) {
                 continue;
             }
             // -2: it has expired; -1: it never does.
-            let expires_at: i64 = store.query(cmd("EXPIRETIME").arg(&name)).await?;
+            let expires_at: i64 = store.query(lane, cmd("EXPIRETIME").arg(&name)).await?;
             if expires_at != -2 {
                 let expires_at = Some(expires_at).filter(|expiry| *expiry >= 0);
                 keys.push(StoredKey { bucket, metric: metric.clone(), expires_at });
@@ -41,7 +41,7 @@ async fn buckets(store: &RedisStore, lane: &Keys) -> StoreResult<Vec<Bucket>> {
     loop {
         let mut scan = cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(1000);
-        let (next, names): (u64, Vec<String>) = store.query(&scan).await?;
+        let (next, names): (u64, Vec<String>) = store.query(lane, &scan).await?;
         buckets.extend(names.iter().filter_map(|name| {
             let (kind, start) = name.strip_prefix(&before)?.split_once(':')?;
             let kind = BucketKind::ALL.into_iter().find(|known| known.to_string() == kind)?;
@@ -70,10 +70,10 @@ pub async fn restore(store: &RedisStore, lane: &Keys, keys: &[KeyDump]) -> Store
                 pipeline.add_command(std::mem::take(command.arg(name).arg(expiry)));
             }
         }
-        let mut connection = store.connection().await?;
+        let mut node = store.node(lane).await?;
         let count = pipeline.cmd_iter().count();
-        let answers = connection.send_packed_commands(&pipeline, count + 1, 1).await;
-        store.settle(answers).await?;
+        let answers = node.connection.send_packed_commands(&pipeline, count + 1, 1).await;
+        store.settle(lane, &node, answers).await?;
     }
     Ok(())
 }
@@ -132,7 +132,7 @@ fn pairs_of(command: &str, name: &str, arguments: impl Iterator<Item = String>) 
 
 pub async fn restore_quarantine(store: &RedisStore, lane: &Keys, quarantined: &[Quarantined]) -> StoreResult<()> {
     for Quarantined { key, error } in quarantined {
-        store.run(cmd("HSET").arg(lane.quarantine()).arg(key).arg(error)).await?;
+        store.run(lane, cmd("HSET").arg(lane.quarantine()).arg(key).arg(error)).await?;
     }
     Ok(())
 }
