@@ -23,7 +23,7 @@ use crate::store::embedded::EmbeddedStore;
 use crate::store::redis::{self, RedisStore, lane_tags};
 use crate::store::{Meta, Store};
 use crate::telemetry::names;
-use crate::worker::{Status, Worker};
+use crate::worker::{Execution, Status, Worker};
 
 /// How often the recorder folds its histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -250,6 +250,7 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
         status: Arc::clone(&status),
         shutdown: watch,
         now_ms,
+        execution: Execution::Threads,
     };
     let log = backends.local.as_ref().and_then(|local| local.log.clone());
     let live = live(Arc::clone(&status), metrics, log);

@@ -101,6 +101,15 @@ impl MemoryBroker {
         self.lock().marks.values().cloned().collect()
     }
 
+    /// The offsets of the records whose values are like this.
+    pub fn offsets_where(&self, partition: &TopicPartition, is_it: impl Fn(&[u8]) -> bool) -> Vec<i64> {
+        let inner = self.lock();
+        let log = &inner.partitions[partition];
+        let offsets = (log.low..).zip(&log.records);
+        let found = offsets.filter(|(_, stored)| stored.message.value.as_deref().is_some_and(&is_it));
+        found.map(|(offset, _)| offset).collect()
+    }
+
     pub fn high(&self, partition: &TopicPartition) -> i64 {
         self.lock().partitions[partition].high()
     }

@@ -430,8 +430,10 @@ struct MemorySession {
 
 #[async_trait]
 impl Session for MemorySession {
-    async fn positions(&mut self) -> StoreResult<Positions> {
-        self.store.positions(self.lane).await
+    async fn stored(&mut self) -> StoreResult<(Meta, Positions)> {
+        let inner = self.store.lock();
+        let meta = inner.state.meta.clone().ok_or_else(StoreError::emptied)?;
+        Ok((meta, inner.state.lanes[self.lane].positions.clone()))
     }
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {

@@ -68,6 +68,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// What a step of a start says that finds no meta any more; the next try begins anew.
+    pub fn emptied() -> Self {
+        Self::Retry("the store was emptied meanwhile".to_owned())
+    }
+
     /// The label of the metric that counts it.
     pub const fn class(&self) -> &'static str {
         match self {
@@ -151,7 +156,13 @@ pub trait Store: Send + Sync {
 
 #[async_trait]
 pub trait Session: Send {
-    async fn positions(&mut self) -> StoreResult<Positions>;
+    /// Meta and positions of one moment: a position that is missing beside a start that is not was deleted by somebody, while a
+    /// store that was emptied meanwhile is an error that passes. With several lanes the starts are those of the lane, at least.
+    async fn stored(&mut self) -> StoreResult<(Meta, Positions)>;
+
+    async fn positions(&mut self) -> StoreResult<Positions> {
+        Ok(self.stored().await?.1)
+    }
 
     /// Sends a batch before it returns; the future is the answer. Batches are applied in the order of the calls. After
     /// any answer but [`Outcome::Applied`] the session must be dropped.

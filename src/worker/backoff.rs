@@ -1,7 +1,8 @@
 //! How long to wait before the next try: doubling up to a cap, with jitter so that many workers do not come back at once.
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
+
+use super::chance::most_of;
 
 const FIRST: Duration = Duration::from_millis(50);
 const CAP: Duration = Duration::from_secs(10);
@@ -20,10 +21,7 @@ impl Backoff {
     pub fn next(&mut self) -> Duration {
         let full = (FIRST * 2_u32.saturating_pow(self.failures.min(16))).min(CAP);
         self.failures += 1;
-        let half = full / 2;
-        // The standard library seeds every RandomState anew; that is all the randomness jitter needs.
-        let random = RandomState::new().hash_one(self.failures);
-        half + half.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64)
+        most_of(full)
     }
 }
 

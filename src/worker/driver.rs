@@ -3,11 +3,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc::Sender, oneshot};
+use tokio::time::Instant;
 
 use super::budget::{Budget, Permit};
+use super::execution::Execution;
 use crate::broker::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Watermarks};
 use crate::model::{Checkpoint, TopicPartition};
 use crate::telemetry::names;
@@ -56,10 +59,21 @@ pub struct Driver {
 }
 
 impl Driver {
-    pub fn start(mut consumer: Box<dyn Consumer>, budget: Arc<Budget>, notices: Sender<Notice>) -> Self {
+    pub fn start(
+        mut consumer: Box<dyn Consumer>,
+        budget: Arc<Budget>,
+        notices: Sender<Notice>,
+        execution: Execution,
+    ) -> Self {
         let (commands, queue) = mpsc::channel();
+        if execution == Execution::Tasks {
+            tokio::spawn(async move { drive(consumer.as_mut(), &budget, queue, &notices, execution).await });
+            return Self { commands };
+        }
         let run = move || {
-            let drive = AssertUnwindSafe(|| drive(consumer.as_mut(), &budget, &queue, &notices));
+            let drive = AssertUnwindSafe(|| {
+                drive(consumer.as_mut(), &budget, queue, &notices, execution).now_or_never().expect("a thread blocks");
+            });
             if catch_unwind(drive).is_err() {
                 let text = "the consumer thread panicked; this is a bug, please report it with the log above";
                 let _ = notices.blocking_send(Notice::Failed(BrokerError::Stop(text.to_owned())));
@@ -85,11 +99,12 @@ impl Driver {
     }
 }
 
-fn drive(
+async fn drive(
     consumer: &mut dyn Consumer,
     budget: &Arc<Budget>,
-    commands: &mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Command>,
     notices: &Sender<Notice>,
+    execution: Execution,
 ) {
     let mut pacer = Pacer { full_since: None, is_paused: false };
     let mut ends_at = Instant::now();
@@ -106,7 +121,9 @@ fn drive(
                 }
                 Ok(command) => {
                     let is_slow = matches!(command, Command::Open(_) | Command::Ask(_));
-                    obey(consumer, command, notices);
+                    for notice in obey(consumer, command) {
+                        execution.send(notices, notice).await;
+                    }
                     if is_slow {
                         break;
                     }
@@ -115,47 +132,53 @@ fn drive(
                 Err(mpsc::TryRecvError::Disconnected) => return consumer.close(),
             }
         }
-        let Some(room) = pacer.room(consumer, budget) else { continue };
-        let events = match consumer.poll(POLL, room.min(POLL_BYTES_MAX)) {
+        let Some(room) = pacer.room(consumer, budget, execution) else {
+            execution.pass(POLL).await;
+            continue;
+        };
+        let events = match consumer.poll(execution.blocking(POLL), room.min(POLL_BYTES_MAX)) {
             Ok(events) => events,
             Err(error) => {
-                if notices.blocking_send(Notice::Failed(error)).is_err() {
+                if !execution.send(notices, Notice::Failed(error)).await {
                     return consumer.close();
                 }
-                std::thread::sleep(PATIENCE);
+                execution.sleep(PATIENCE).await;
                 continue;
             }
         };
         for event in events {
             let permit = if let Event::Records(batch) = &event { Some(budget.take(batch.bytes())) } else { None };
-            if notices.blocking_send(Notice::Event(event, permit)).is_err() {
+            if !execution.send(notices, Notice::Event(event, permit)).await {
                 return consumer.close();
             }
         }
         if ends_at.elapsed() >= ENDS_EVERY {
             ends_at = Instant::now();
-            let _ = notices.blocking_send(Notice::Ends(consumer.ends()));
+            execution.send(notices, Notice::Ends(consumer.ends())).await;
         }
+        execution.pass(POLL).await;
     }
 }
 
-fn obey(consumer: &mut dyn Consumer, command: Command, notices: &Sender<Notice>) {
+/// Does it, and returns what the loop is to hear of it.
+fn obey(consumer: &mut dyn Consumer, command: Command) -> Vec<Notice> {
     match command {
-        Command::Open(opens) => open(consumer, opens, notices),
+        Command::Open(opens) => return open(consumer, opens),
         Command::Halt(partition) => consumer.halt(&partition),
         Command::Release(partitions) => consumer.release(&partitions),
         Command::Commit(marks) => {
             if let Err(error) = consumer.commit(&marks, false) {
-                let _ = notices.blocking_send(Notice::Event(Event::CommitFailed(error.to_string()), None));
+                return vec![Notice::Event(Event::CommitFailed(error.to_string()), None)];
             }
         }
         Command::Ask(question) => question(consumer),
         Command::Close(..) => unreachable!("handled by the caller"),
     }
+    Vec::new()
 }
 
 /// Opens what the log still has; the loop judges the rest by the watermarks.
-fn open(consumer: &mut dyn Consumer, opens: Vec<Open>, notices: &Sender<Notice>) {
+fn open(consumer: &mut dyn Consumer, opens: Vec<Open>) -> Vec<Notice> {
     let mut openings = Vec::new();
     let mut results = Vec::new();
     let deadline = Instant::now() + OPEN_TIMEOUT;
@@ -175,11 +198,12 @@ fn open(consumer: &mut dyn Consumer, opens: Vec<Open>, notices: &Sender<Notice>)
         results.push((partition, generation, result));
     }
     let opened = if openings.is_empty() { Ok(()) } else { consumer.open(&openings) };
-    for (partition, generation, result) in results {
+    let notice = |(partition, generation, result)| {
         let is_concerned = openings.iter().any(|opening| opening.partition == partition);
         let result = if is_concerned { opened.clone().and(result) } else { result };
-        let _ = notices.blocking_send(Notice::Opened { partition, generation, result });
-    }
+        Notice::Opened { partition, generation, result }
+    };
+    results.into_iter().map(notice).collect()
 }
 
 /// Pauses fetching when there has been no room for a while; the group must be polled all the same.
@@ -190,8 +214,8 @@ struct Pacer {
 
 impl Pacer {
     /// Bytes that may be read now; `None` when it is time to look at the commands again.
-    fn room(&mut self, consumer: &mut dyn Consumer, budget: &Budget) -> Option<usize> {
-        let room = budget.room(if self.is_paused { Duration::ZERO } else { POLL });
+    fn room(&mut self, consumer: &mut dyn Consumer, budget: &Budget, execution: Execution) -> Option<usize> {
+        let room = budget.room(execution.blocking(if self.is_paused { Duration::ZERO } else { POLL }));
         if room > 0 {
             self.full_since = None;
             self.set_paused(consumer, false);

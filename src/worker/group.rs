@@ -1,7 +1,9 @@
 //! Partitions come and go; what is shown of them; what the broker is told.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::driver::Command;
 use super::partition::{Partition, State};

@@ -3,11 +3,12 @@
 //! It lives as long as the session. The first answer that is not "applied" ends it: the loop takes over from there.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::budget::Permit;
@@ -74,6 +75,7 @@ impl LaneSender {
             // Cancel safety: neither `recv` nor `next` loses anything when the other branch wins, and what a branch took is
             // dealt with before the next turn.
             tokio::select! {
+                biased;
                 batch = batches.recv(), if in_flight.len() < self.in_flight_max => {
                     let Some(sending) = batch else { return };
                     in_flight.push_back(self.send(sending).await);

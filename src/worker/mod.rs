@@ -2,6 +2,7 @@
 //!
 //! - `driver`     the thread that owns the consumer
 //! - `pool`       the threads that fold
+//! - `execution`  threads, or tasks of a simulation
 //! - `lane`       the task that sends a lane's batches, in order, dead letters first
 //! - `start`      what must hold before anything is counted
 //! - `run`        the loop that ties them together: records, jobs, answers
@@ -9,11 +10,15 @@
 //! - `group`      partitions that come and go, what is shown of them, what the broker is told
 //! - `partition`  what is known of one partition, and whether the log is still the one it was
 //! - `status`     what a person may look at
+//! - `backoff`    how long to wait before the next try; `chance` what it is spread by
+//! - `budget`     the bound on what is in flight
 
 mod backoff;
 mod budget;
+mod chance;
 mod config;
 mod driver;
+mod execution;
 mod group;
 mod lane;
 mod partition;
@@ -23,7 +28,9 @@ mod run;
 mod start;
 mod status;
 
+pub use chance::seed;
 pub use config::{Config, OnEmptyStore, OnLogGap};
+pub use execution::Execution;
 pub use run::{Worker, WorkerError};
 pub use start::plan_difference;
 pub use status::{PartitionStatus, Status};

@@ -1,15 +1,21 @@
 //! The threads that fold. Jobs go in, batches come out, in any order; the loop puts them back in order.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::budget::{Budget, Permit};
+use super::chance;
+use super::config::Config;
+use super::execution::Execution;
 use crate::compile::{Folded, Folder, Part, Plan};
 
 /// What a fold thread yields to the threads that answer; of this process only, where the system knows threads.
 const FOLD_NICE: i32 = 10;
+/// How long a fold takes by the clock of a simulation, so that jobs overtake each other.
+const SIMULATED_FOLD: Duration = Duration::from_millis(10);
 
 pub struct Job {
     pub lane: usize,
@@ -46,40 +52,68 @@ pub struct Done {
 }
 
 pub struct Pool {
-    jobs: mpsc::Sender<Job>,
+    jobs: Jobs,
     /// The current epoch of each lane.
     epochs: Arc<Vec<AtomicU64>>,
+}
+
+enum Jobs {
+    Threads(mpsc::Sender<Job>),
+    Tasks(Arc<Mutex<Bench>>),
 }
 
 impl Pool {
     pub fn start(
         plan: &Arc<Plan>,
-        threads: usize,
-        operations_max: usize,
+        config: &Config,
         lanes: usize,
         budget: &Arc<Budget>,
         done: &UnboundedSender<Done>,
+        execution: Execution,
     ) -> Self {
-        let (jobs, queue) = mpsc::channel();
-        let queue = Arc::new(Mutex::new(queue));
         let epochs: Arc<Vec<AtomicU64>> = Arc::new((0..lanes).map(|_| AtomicU64::new(0)).collect());
-        for index in 0..threads {
-            let (plan, queue, done, epochs) = (Arc::clone(plan), Arc::clone(&queue), done.clone(), Arc::clone(&epochs));
-            let budget = Arc::clone(budget);
+        let bench = || Bench {
+            folder: Folder::new(Arc::clone(plan), config.batch_operations),
+            epochs: Arc::clone(&epochs),
+            budget: Arc::clone(budget),
+            done: done.clone(),
+        };
+        if execution == Execution::Tasks {
+            return Self { jobs: Jobs::Tasks(Arc::new(Mutex::new(bench()))), epochs };
+        }
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let queue = Arc::new(Mutex::new(queue));
+        for index in 0..config.threads() {
+            let (mut bench, queue) = (bench(), Arc::clone(&queue));
             std::thread::Builder::new()
                 .name(format!("fold-{index}"))
                 .spawn(move || {
                     // Questions to this process are answered between two batches, not behind them.
                     let _ = rustix::process::nice(FOLD_NICE);
-                    work(&plan, operations_max, &queue, &epochs, &budget, &done);
+                    loop {
+                        // The lock is held while waiting: the others queue up behind it, which is what they would do anyway.
+                        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                        if !job.is_ok_and(|job| bench.work(job)) {
+                            return;
+                        }
+                    }
                 })
                 .expect("a thread can be started");
         }
-        Self { jobs, epochs }
+        Self { jobs: Jobs::Threads(jobs), epochs }
     }
 
     pub fn submit(&self, job: Job) {
-        self.jobs.send(job).expect("fold threads live as long as the pool");
+        match &self.jobs {
+            Jobs::Threads(jobs) => jobs.send(job).expect("fold threads live as long as the pool"),
+            Jobs::Tasks(bench) => {
+                let bench = Arc::clone(bench);
+                tokio::spawn(async move {
+                    tokio::time::sleep(chance::most_of(SIMULATED_FOLD)).await;
+                    bench.lock().unwrap_or_else(PoisonError::into_inner).work(job);
+                });
+            }
+        }
     }
 
     pub fn set_epoch(&self, lane: usize, epoch: u64) {
@@ -87,32 +121,28 @@ impl Pool {
     }
 }
 
-fn work(
-    plan: &Arc<Plan>,
-    operations_max: usize,
-    queue: &Mutex<mpsc::Receiver<Job>>,
-    epochs: &[AtomicU64],
-    budget: &Arc<Budget>,
-    done: &UnboundedSender<Done>,
-) {
-    let mut folder = Folder::new(Arc::clone(plan), operations_max);
-    loop {
-        // The lock is held while waiting: the others queue up behind it, which is what they would do anyway.
-        let job = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv();
-        let Ok(Job { lane, epoch, sequence, parts }) = job else { return };
-        if epochs[lane].load(Ordering::Relaxed) != epoch {
-            continue;
+/// What one thread folds with.
+struct Bench {
+    folder: Folder,
+    epochs: Arc<Vec<AtomicU64>>,
+    budget: Arc<Budget>,
+    done: UnboundedSender<Done>,
+}
+
+impl Bench {
+    /// `false` when there is nothing more to do.
+    fn work(&mut self, Job { lane, epoch, sequence, parts }: Job) -> bool {
+        if self.epochs[lane].load(Ordering::Relaxed) != epoch {
+            return true;
         }
-        let fold = std::panic::AssertUnwindSafe(|| folder.fold(parts));
+        let fold = std::panic::AssertUnwindSafe(|| self.folder.fold(parts));
         let folded = std::panic::catch_unwind(fold).ok();
         let hold = |folded: Folded| {
-            let permit = budget.take(folded.bytes());
+            let permit = self.budget.take(folded.bytes());
             (folded, permit)
         };
         let folded: Option<Vec<(Folded, Permit)>> = folded.map(|folded| folded.into_iter().map(hold).collect());
         let is_broken = folded.is_none();
-        if done.send(Done { lane, epoch, sequence, folded }).is_err() || is_broken {
-            return;
-        }
+        self.done.send(Done { lane, epoch, sequence, folded }).is_ok() && !is_broken
     }
 }

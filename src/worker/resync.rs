@@ -1,9 +1,10 @@
 //! The one rule for every doubt: go back to the stored positions.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::config::OnLogGap;
@@ -82,7 +83,9 @@ impl Loop {
         if epoch != self.lanes[index].epoch {
             return;
         }
-        self.starts.extend(meta.starts);
+        let lanes = self.lanes.len();
+        self.starts.retain(|partition, _| partition.lane(lanes) != index);
+        self.starts.extend(meta.starts.into_iter().filter(|(partition, _)| partition.lane(lanes) == index));
         let is_resync = session.is_some();
         if let Some(session) = session {
             let (batches, queue) = mpsc::unbounded_channel();
@@ -127,6 +130,10 @@ impl Loop {
                 None if self.starts.contains_key(name) => stopped.push(name.clone()),
                 None => unknown.push(name.clone()),
             }
+        }
+        if !is_resync && !stopped.is_empty() {
+            // Meta and positions were not read in one step: the store may have been emptied in between.
+            return self.resync(index, "a checkpoint is missing");
         }
         for name in stopped {
             self.stop_partition(
@@ -283,14 +290,11 @@ where
 /// Connects to a lane and reads its positions.
 async fn view(starter: &Starter, lane: usize, epoch: u64) -> Result<View, NotStarted> {
     starter.store.disconnect().await;
-    let mut meta = starter.establish().await?;
+    starter.establish().await?;
     let mut session = starter.store.session(lane).await?;
-    let mut positions = session.positions().await?;
-    if positions.is_empty() {
-        // Emptied, or failed over, since meta was read? Then there is another meta now; else the checkpoints are really gone.
-        meta = starter.establish().await?;
-        positions = session.positions().await?;
-    }
+    // The store may have been emptied since, and begun anew by somebody else.
+    let (meta, positions) = session.stored().await?;
+    let meta = starter.accept(meta)?;
     Ok(View { lane, epoch, meta, positions, session: Some(session) })
 }
 

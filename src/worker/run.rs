@@ -4,17 +4,19 @@
 //! is in doubt (a fence, an error, a timeout, a lost connection) is settled one way: the lane's session, batches and shadows are
 //! thrown away, the stored positions are read, and every partition of the lane that is still ours goes on from there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::budget::{Budget, Permit};
 use super::config::Config;
 use super::driver::{Command, Driver, Notice};
+use super::execution::Execution;
 use super::lane::{Committed, Sending};
 use super::partition::{Arrival, Partition};
 use super::pool::{Done, HeldPart, Job, Pool};
@@ -49,6 +51,7 @@ pub struct Worker {
     pub shutdown: watch::Receiver<bool>,
     /// The clock, in epoch milliseconds; lag in seconds is measured by it and nothing else is.
     pub now_ms: fn() -> i64,
+    pub execution: Execution,
 }
 
 /// A person must act; the text says how.
@@ -180,7 +183,7 @@ pub(super) struct Loop {
     pub(super) starter: Starter,
     pub(super) pool: Pool,
     pub(super) lanes: Vec<Lane>,
-    pub(super) partitions: HashMap<TopicPartition, Partition>,
+    pub(super) partitions: BTreeMap<TopicPartition, Partition>,
     pub(super) starts: BTreeMap<TopicPartition, i64>,
     pub(super) generation: u64,
     pub(super) leaving: Option<Leaving>,
@@ -205,16 +208,29 @@ impl Worker {
     /// Counts until it is told to stop, or until a person must act.
     pub async fn run(self) -> Result<(), WorkerError> {
         self.config.check().map_err(WorkerError)?;
-        let Self { config, plan, group, prefix, tags, start, store, consumer, producer, status, mut shutdown, now_ms } =
-            self;
+        let Self {
+            config,
+            plan,
+            group,
+            prefix,
+            tags,
+            start,
+            store,
+            consumer,
+            producer,
+            status,
+            mut shutdown,
+            now_ms,
+            execution,
+        } = self;
         let budget = Budget::new(config.in_flight_bytes_max());
         let (notices_in, mut notices) = mpsc::channel(NOTICES_MAX);
         let (done_in, mut done) = mpsc::unbounded_channel();
         let (answers, mut committed) = mpsc::unbounded_channel();
         let (internal_in, mut internal) = mpsc::unbounded_channel();
-        let driver = Driver::start(consumer, Arc::clone(&budget), notices_in);
+        let driver = Driver::start(consumer, Arc::clone(&budget), notices_in, execution);
         let lanes = store.lanes();
-        let pool = Pool::start(&plan, config.threads(), config.batch_operations, lanes, &budget, &done_in);
+        let pool = Pool::start(&plan, &config, lanes, &budget, &done_in, execution);
         let starter = Starter {
             store: Arc::clone(&store),
             driver: driver.clone(),
@@ -231,7 +247,7 @@ impl Worker {
             starter,
             pool,
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
-            partitions: HashMap::new(),
+            partitions: BTreeMap::new(),
             starts: BTreeMap::new(),
             generation: 0,
             leaving: None,
@@ -249,19 +265,21 @@ impl Worker {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let result = loop {
             // Cancel safety: receiving from a channel, waiting for a tick and watching a flag lose nothing when another branch
-            // wins; every branch deals with what it took at once and without waiting.
+            // wins; every branch deals with what it took at once and without waiting. What is rare comes first, then what ends
+            // something before what begins something.
             let step = tokio::select! {
-                Some(answer) = committed.recv() => this.on_committed(answer),
-                Some(message) = internal.recv() => this.on_internal(message),
-                Some(done) = done.recv() => this.on_folded(done),
-                Some(notice) = notices.recv() => this.on_notice(notice),
-                _ = tick.tick() => this.on_tick(),
+                biased;
                 changed = shutdown.changed(), if !this.is_draining => {
                     if changed.is_err() || *shutdown.borrow() {
                         this.drain();
                     }
                     Ok(())
                 }
+                _ = tick.tick() => this.on_tick(),
+                Some(message) = internal.recv() => this.on_internal(message),
+                Some(answer) = committed.recv() => this.on_committed(answer),
+                Some(done) = done.recv() => this.on_folded(done),
+                Some(notice) = notices.recv() => this.on_notice(notice),
             };
             if let Err(error) = step {
                 break Err(error);

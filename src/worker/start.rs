@@ -100,7 +100,7 @@ impl Starter {
         }
     }
 
-    fn accept(&self, meta: Meta) -> Result<Meta, NotStarted> {
+    pub fn accept(&self, meta: Meta) -> Result<Meta, NotStarted> {
         let ours = Meta::new(&self.plan.rules, &self.group, self.tags.clone());
         let mut differences = meta.differences(&ours);
         if meta.plan != ours.plan {

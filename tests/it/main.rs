@@ -19,3 +19,4 @@ mod redis_ha;
 mod redis_store;
 mod redis_worker;
 mod servers;
+mod simulation;

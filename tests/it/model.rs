@@ -12,10 +12,10 @@ use traqq::compile::{Folder, Part, Plan};
 use traqq::model::{Checkpoint, RecordBatch, Rules, TopicPartition};
 use traqq::store::memory::{Fault, MemoryStore};
 use traqq::store::{Meta, Store};
-use traqq::worker::{Config, Status, Worker, WorkerError};
+use traqq::worker::{Config, Execution, Status, Worker, WorkerError};
 
 const TOPIC: &str = "events";
-const NOW_MS: i64 = 1_700_000_000_000;
+pub const NOW_MS: i64 = 1_700_000_000_000;
 
 /// A small generator, so that a failing seed can be run again.
 pub struct Random(pub u64);
@@ -121,6 +121,7 @@ impl Harness {
             status: Arc::new(Status::default()),
             shutdown: watch,
             now_ms: || NOW_MS,
+            execution: Execution::Threads,
         };
         Running { member, shutdown, task: tokio::spawn(worker.run()) }
     }
@@ -134,6 +135,10 @@ impl Harness {
                 self.broker.append(&partition, NOW_MS, &event(random));
             }
         }
+    }
+
+    pub fn partitions(&self) -> impl Iterator<Item = TopicPartition> {
+        (0..self.partitions).map(|partition| self.partition(partition))
     }
 
     /// Whether the stored positions are at the ends of the log.

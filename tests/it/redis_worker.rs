@@ -12,7 +12,7 @@ use traqq::model::{Bucket, BucketKind};
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{Config as RedisConfig, RedisStore, lane_tags};
 use traqq::store::{Read, Reply, Store, metrics_of};
-use traqq::worker::{Config, OnEmptyStore, Status, Worker, WorkerError};
+use traqq::worker::{Config, Execution, OnEmptyStore, Status, Worker, WorkerError};
 
 use crate::model::{Harness, Random, event, plan};
 use crate::proxy::{Direction, Proxy};
@@ -112,6 +112,7 @@ impl Bench {
             status: Arc::clone(&status),
             shutdown: watch,
             now_ms: || NOW_MS,
+            execution: Execution::Threads,
         };
         Running { member, shutdown, status, task: tokio::spawn(worker.run()) }
     }

@@ -36,6 +36,17 @@ async def connect(url, **options):
     return await nats.connect(url.split(","), pending_size=64 << 20, **forever, **options)
 
 
+async def asked(question, client):
+    """What a server answers that may have no leader yet, and then loses the question."""
+    for _ in range(10):
+        try:
+            return await question(client.jetstream(timeout=3))
+        except Exception as error:  # no answer, or that there is nobody to answer
+            last = error
+            await asyncio.sleep(0.5)
+    raise last
+
+
 async def publish_all(url, stream, records, rate):
     """Every record once, whatever fails: with an id, sent again until it is acknowledged."""
     client = await connect(url)
@@ -88,10 +99,9 @@ def records_of(url, stream, subject=None):
         from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
         client = await connect(url)
-        js = client.jetstream(timeout=TIMEOUT_S)
-        config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE, inactive_threshold=60)
-        more = await js.pull_subscribe(subject or ">", stream=stream, config=config)
-        left = (await more.consumer_info()).num_pending
+        config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE, inactive_threshold=60, num_replicas=1)
+        more = await asked(lambda js: js.pull_subscribe(subject or ">", stream=stream, config=config), client)
+        left = (await asked(lambda _: more.consumer_info(), client)).num_pending
         while left > 0:
             chunk = []
             for message in await more.fetch(min(CHUNK, left), timeout=TIMEOUT_S):
@@ -124,7 +134,7 @@ def partitions_of(url, stream):
 
     async def ask():
         client = await connect(url)
-        config = (await client.jetstream(timeout=TIMEOUT_S).stream_info(stream)).config
+        config = (await asked(lambda js: js.stream_info(stream), client)).config
         await client.close()
         return config
 

@@ -393,8 +393,9 @@ impl EmbeddedSession {
 
 #[async_trait]
 impl Session for EmbeddedSession {
-    async fn positions(&mut self) -> StoreResult<Positions> {
-        Ok(self.store.current()?.1.positions.clone())
+    async fn stored(&mut self) -> StoreResult<(Meta, Positions)> {
+        let (_, known) = self.store.current()?;
+        Ok((known.meta.clone().ok_or_else(StoreError::emptied)?, known.positions.clone()))
     }
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {

@@ -1,5 +1,6 @@
 //! A batch as arguments of `commit.lua`, and the session that sends it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -12,9 +13,13 @@ use super::shadow::Shadow;
 use super::{StoreError, StoreResult, parse_positions};
 use crate::model::{Checkpoint, Elements, KeyWrite, Span, WriteBatch, Writes, increments};
 use crate::store::keys::{Keys, encode};
-use crate::store::{Applied, Outcome, Positions, Quarantined, Session};
+use crate::store::{Applied, Meta, Outcome, Positions, Quarantined, Session};
 
 const SCRIPT: &str = include_str!("commit.lua");
+/// Meta and positions of one moment.
+const STORED: &str =
+    "if redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('ERR traqq: meta is gone') end
+    return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}";
 
 /// What the script needs to know of the rules.
 #[derive(Clone, Debug)]
@@ -47,8 +52,10 @@ impl RedisSession {
 
 #[async_trait]
 impl Session for RedisSession {
-    async fn positions(&mut self) -> StoreResult<Positions> {
-        parse_positions(self.node.query(cmd("HGETALL").arg(self.keys.checkpoint())).await?)
+    async fn stored(&mut self) -> StoreResult<(Meta, Positions)> {
+        let ask = cmd("EVAL").arg(STORED).arg(2).arg(self.keys.meta()).arg(self.keys.checkpoint()).clone();
+        let (fields, positions): (BTreeMap<String, String>, Vec<(String, String)>) = self.node.query(&ask).await?;
+        Ok((Meta::of_fields(&fields).map_err(StoreError::Stop)?, parse_positions(positions)?))
     }
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {
