@@ -137,6 +137,12 @@ impl Harness {
         }
     }
 
+    /// Adds a partition.
+    pub fn grow(&mut self) {
+        self.broker.append_hidden(&self.partition(self.partitions));
+        self.partitions += 1;
+    }
+
     pub fn partitions(&self) -> impl Iterator<Item = TopicPartition> {
         (0..self.partitions).map(|partition| self.partition(partition))
     }

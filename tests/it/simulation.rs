@@ -296,7 +296,11 @@ impl Consumer for SimConsumer {
         self.mood(1)?;
         // A fetch brings as much as it brings.
         let bytes_max = bytes_max.min(1 + self.world.lock().unwrap().random.below(4_000) as usize);
-        self.memory.poll(timeout, bytes_max)
+        let mut events = self.memory.poll(timeout, bytes_max)?;
+        if self.world.lock().unwrap().chance(1) {
+            events.push(Event::OutOfRange);
+        }
+        Ok(events)
     }
 
     fn open(&mut self, openings: &[Opening]) -> BrokerResult<()> {
@@ -437,13 +441,14 @@ impl Simulation {
         let count = self.below(12) as usize;
         let mut events = Random(self.below(u64::MAX) | 1);
         self.harness.append(&mut events, count);
-        match self.below(13) {
+        match self.below(14) {
             0 | 1 => {
                 let back = self.below(10) as usize;
                 self.store.crash(Some(back));
             }
             2 if self.below(4) == 0 => self.store.crash(None),
             3 | 4 if self.workers.len() < 4 => self.start_worker(),
+            13 => self.harness.grow(),
             5 if self.workers.len() > 1 => self.stop_worker().await,
             6 | 7 if !self.workers.is_empty() => {
                 // As kill -9 does; what it had sent to the store still arrives.
