@@ -214,13 +214,28 @@ fn promtool_accepts_configuration_rules_and_their_tests() {
 fn every_metric_that_is_written_about_exists() {
     let mut known: BTreeSet<String> = names::ALL.iter().map(|definition| definition.name.to_owned()).collect();
     known.insert(format!("{}_bucket", names::COMMIT_SECONDS));
-    for path in ["deploy/prometheus/alerts.yaml", "deploy/prometheus/alerts_test.yaml", "deploy/README.md"] {
+    for path in
+        ["deploy/prometheus/alerts.yaml", "deploy/prometheus/alerts_test.yaml", "deploy/README.md", "RELIABILITY.md"]
+    {
         let text = text(path);
         let named = matches(r"\btraqq_[a-z0-9_]+", &text);
         assert!(!named.is_empty(), "{path}");
         for name in named {
             assert!(known.contains(name), "{path}: telemetry/names.rs has no {name}");
         }
+    }
+}
+
+/// What is said to be shown by a test is.
+#[test]
+fn the_matrix_of_faults_names_tests_that_exist() {
+    let matrix = text("RELIABILITY.md");
+    let named = matches(r"`[a-z_]+::[a-z_0-9]+`", &matrix);
+    assert!(named.len() > 20, "{named:?}");
+    for name in named {
+        let (file, test) = name.trim_matches('`').split_once("::").unwrap();
+        let tests = text(&format!("tests/it/{file}.rs"));
+        assert!(tests.contains(&format!("fn {test}(")), "RELIABILITY.md: there is no {name}");
     }
 }
 
