@@ -191,7 +191,11 @@ def odd_records(second):
     return cases
 
 
-def records(seed, events, start):
+SHAPES = ("plain", "poison", "hot", "wide")
+WIDE = b'{"event": "e", "url": "/%d", "ip": "%d", "user_id": "u%d", "geo": "g", "ts": %d}'
+
+
+def records(seed, events, start, shape="plain"):
     """Timestamp in milliseconds, key, value, headers."""
     rng = random.Random(seed)
     make = Events(rng)
@@ -205,7 +209,11 @@ def records(seed, events, start):
         chance = bits >> 32 & 0xFFFF
         if chance < 1966:  # 3 % late
             second -= rng.randrange(LATE_MAX)
-        if chance >= 65400:  # 0.2 %
+        if shape == "poison" and chance >= 6554:  # 90 %
+            value, headers = b'{"event": "poison", "amount": ' + str(bits).encode(), []
+        elif shape == "wide":
+            value, headers = WIDE % (bits & 0xFFFFFFF, bits >> 8 & 0xFFFFFFF, bits >> 4 & 0xFFFFFFF, second), []
+        elif chance >= 65400:  # 0.2 %
             if odd_made is None or odd_at == len(odd):
                 odd, odd_at, odd_made = odd_records(second), 0, second
                 rng.shuffle(odd)
@@ -219,7 +227,9 @@ def records(seed, events, start):
         yield broker_ms, key, value, headers
 
 
-def place(rng, key, partitions):
+def place(rng, key, partitions, shape="plain"):
+    if shape == "hot" and rng.random() < 0.935:  # the others have a hundredth of it each
+        return 0
     return rng.randrange(partitions) if key is None else sum(key) % partitions
 
 
@@ -279,7 +289,7 @@ class Sender:
         producer.poll(0)
 
     def batch(self, batch):
-        batch = [(record, place(self.rng, record[1], self.options.partitions)) for record in batch]
+        batch = [(record, place(self.rng, record[1], self.options.partitions, self.options.shape)) for record in batch]
         kind = self.rng.randrange(len(CODECS) + 2)
         if kind < len(CODECS):
             self.send(self.plain[kind], batch, self.report)
@@ -306,7 +316,7 @@ class Sender:
 def produce(options):
     create_topic(options)
     sender = Sender(options)
-    stream = records(options.seed, options.events, options.start)
+    stream = records(options.seed, options.events, options.start, options.shape)
     begun, sent = time.monotonic(), 0
     size = min(BATCH, max(1, options.rate // 10)) if options.rate else BATCH
     while batch := list(itertools.islice(stream, size)):
@@ -325,7 +335,7 @@ def publish(options):
     import jetstream
 
     begun = time.monotonic()
-    stream = records(options.seed, options.events, options.start)
+    stream = records(options.seed, options.events, options.start, options.shape)
     sent = asyncio.run(jetstream.publish_all(options.nats, options.topic, stream, options.rate))
     print(f"produce: {sent} records, {sent / (time.monotonic() - begun):.0f} a second")
 
@@ -341,6 +351,7 @@ def main():
     parser.add_argument("--rate", type=int, default=0)
     parser.add_argument("--dump")
     parser.add_argument("--nats")
+    parser.add_argument("--shape", choices=SHAPES, default="plain", help="90 %% bad; one partition a hundred times hotter; nothing twice")
     options = parser.parse_args()
     if options.start is None:
         options.start = autumn_night(time.time())
