@@ -67,11 +67,13 @@ pub enum StoreKind {
 /// What the name of a secret among a client's properties has in it.
 const HIDDEN: [&str; 4] = ["password", "secret", ".pem", "oauthbearer.config"];
 /// Set by the file that `NAME_FILE` points at, or by `NAME` itself, and never shown.
-const SECRETS: [&str; 7] = [
+const SECRETS: [&str; 9] = [
     "store.redis.url",
     "store.redis.password",
     "store.redis.sentinel_password",
     "server.token",
+    "server.read_token",
+    "server.write_token",
     "broker.nats.password",
     "broker.nats.token",
     "broker.nats.nkey",

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 
 use super::Failure;
+use crate::model::Secret;
 use crate::server;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -38,11 +39,14 @@ impl ServerArgument {
             Some(url) => Target::parse(url),
             None => local_url(&config.http).and_then(|url| Target::parse(&url)),
         };
-        let authorization = config.token.as_ref().map(|token| HeaderValue::try_from(format!("Bearer {}", token.0)));
-        let authorization = authorization.transpose().map_err(|_| {
-            Failure::Usage("server.token has characters that an Authorization header cannot carry".to_owned())
-        })?;
-        Ok(Client { target: Arc::new(target.map_err(Failure::Usage)?), authorization, connection: None })
+        let bearer = |token: &Option<Secret>| {
+            let token = config.token.as_ref().or(token.as_ref());
+            let value = token.map(|token| HeaderValue::try_from(format!("Bearer {}", token.0)));
+            let unusable = "server.token has characters that an Authorization header cannot carry";
+            value.transpose().map_err(|_| Failure::Usage(unusable.to_owned()))
+        };
+        let (to_read, to_write) = (bearer(&config.read_token)?, bearer(&config.write_token)?);
+        Ok(Client { target: Arc::new(target.map_err(Failure::Usage)?), to_read, to_write, connection: None })
     }
 }
 
@@ -122,13 +126,15 @@ impl From<ClientError> for Failure {
 /// One connection to a server, made when it is needed and again after it was lost. A clone has its own.
 pub struct Client {
     target: Arc<Target>,
-    authorization: Option<HeaderValue>,
+    to_read: Option<HeaderValue>,
+    to_write: Option<HeaderValue>,
     connection: Option<SendRequest<Full<Bytes>>>,
 }
 
 impl Clone for Client {
     fn clone(&self) -> Self {
-        Self { target: Arc::clone(&self.target), authorization: self.authorization.clone(), connection: None }
+        let (to_read, to_write) = (self.to_read.clone(), self.to_write.clone());
+        Self { target: Arc::clone(&self.target), to_read, to_write, connection: None }
     }
 }
 
@@ -152,6 +158,7 @@ impl Client {
         headers: &[(header::HeaderName, HeaderValue)],
         body: Bytes,
     ) -> Result<Reply, ClientError> {
+        let authorization = if method == Method::POST { &self.to_write } else { &self.to_read };
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.target.prefix))
@@ -160,7 +167,7 @@ impl Client {
             .body(Full::new(body))
             .expect("a method, a path and known headers");
         request.headers_mut().extend(headers.iter().cloned());
-        if let Some(authorization) = &self.authorization {
+        if let Some(authorization) = authorization {
             request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
         }
         let mut connection = self.connection().await?;

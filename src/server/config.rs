@@ -17,6 +17,10 @@ pub struct Config {
     pub tcp: String,
     /// Required as `Authorization: Bearer` by every route but the health checks.
     pub token: Option<Secret>,
+    /// The same, for questions only.
+    pub read_token: Option<Secret>,
+    /// The same, for sending events only.
+    pub write_token: Option<Secret>,
     /// Listen beyond this machine without a token.
     pub allow_public_without_token: bool,
     /// `/metrics` needs no token.
@@ -41,6 +45,8 @@ impl Default for Config {
             http: "127.0.0.1:9877".to_owned(),
             tcp: "127.0.0.1:9876".to_owned(),
             token: None,
+            read_token: None,
+            write_token: None,
             allow_public_without_token: false,
             metrics_public: false,
             header_timeout_ms: 10_000,
@@ -71,16 +77,36 @@ impl Config {
                 return Err(format!("server.{name} = 0 would refuse every request; it must be at least 1"));
             }
         }
-        match &self.token {
-            Some(Secret(token)) if token.is_empty() => {
-                Err("server.token is empty; write a long random string, or remove the key".to_owned())
+        for (name, token) in self.tokens() {
+            let Some(Secret(token)) = token else { continue };
+            if token.is_empty() {
+                return Err(format!("server.{name} is empty; write a long random string, or remove the key"));
             }
-            Some(Secret(token)) if !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
-                Err("server.token has characters that an Authorization header cannot carry; use letters and digits"
-                    .to_owned())
+            if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(format!(
+                    "server.{name} has characters that an Authorization header cannot carry; use letters and digits"
+                ));
             }
-            _ => Ok(()),
+            if self
+                .tokens()
+                .iter()
+                .any(|(other, known)| *other != name && known.as_ref().is_some_and(|known| known.0 == *token))
+            {
+                return Err(format!(
+                    "server.{name} is the same as another token; they must differ to mean different things"
+                ));
+            }
         }
+        Ok(())
+    }
+
+    const fn tokens(&self) -> [(&'static str, &Option<Secret>); 3] {
+        [("token", &self.token), ("read_token", &self.read_token), ("write_token", &self.write_token)]
+    }
+
+    /// Whether a stranger is asked for one.
+    pub fn has_token(&self) -> bool {
+        self.tokens().iter().any(|(_, token)| token.is_some())
     }
 
     /// Whether the TCP protocol is spoken.
@@ -101,7 +127,7 @@ impl Config {
         }
         let is_local =
             host == "localhost" || address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
-        if self.token.is_none() && !is_local && !self.allow_public_without_token {
+        if !self.has_token() && !is_local && !self.allow_public_without_token {
             return Err(format!(
                 "server.{name} = {address:?} listens beyond this machine without a token, so that anybody who reaches it reads every \
                  number; set server.token (or TRAQQ_SERVER__TOKEN_FILE), or, if the network is trusted, \

@@ -1,15 +1,14 @@
 //! What stands in front of every route: the token, the size of the body, the deadline.
 
-use std::hint::black_box;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header;
+use axum::http::{Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Config;
+use super::access::Tokens;
 use super::page::is_page;
 use super::problem::{Kind, Problem};
 
@@ -18,7 +17,7 @@ const OPEN: [&str; 3] = ["/health", "/livez", "/readyz"];
 
 #[derive(Clone)]
 pub(super) struct Guard {
-    token: Option<Arc<str>>,
+    tokens: Tokens,
     metrics_public: bool,
     /// Only this machine is listened to, and nobody needs a token.
     is_private: bool,
@@ -29,34 +28,35 @@ pub(super) struct Guard {
 impl Guard {
     pub fn new(config: &Config) -> Self {
         Self {
-            token: config.token.as_ref().map(|token| (*token.0).into()),
+            tokens: Tokens::new(config),
             metrics_public: config.metrics_public,
-            is_private: config.token.is_none() && !config.allow_public_without_token,
+            is_private: !config.has_token() && !config.allow_public_without_token,
             deadline: Duration::from_millis(config.request_timeout_ms),
             body_bytes_max: config.body_bytes_max,
         }
     }
 
-    fn admits(&self, request: &Request) -> bool {
+    /// `Err` says what is missing.
+    fn admit(&self, request: &Request) -> Result<(), (Kind, &'static str)> {
         let path = request.uri().path();
-        let Some(token) = &self.token else { return true };
         if OPEN.contains(&path) || is_page(path) || (self.metrics_public && path == "/metrics") {
-            return true;
+            return Ok(());
         }
         let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().split_first_chunk());
-        given.is_some_and(|(scheme, rest): (&[u8; 7], _)| {
-            scheme.eq_ignore_ascii_case(b"bearer ") && is_equal(rest.trim_ascii(), token.as_bytes())
-        })
+        let given = given.filter(|(scheme, _): &(&[u8; 7], _)| scheme.eq_ignore_ascii_case(b"bearer "));
+        let access = self.tokens.of_strangers().or_else(|| self.tokens.of(given?.1.trim_ascii()));
+        match access {
+            None => Err((Kind::Unauthorized, "send the header `Authorization: Bearer <server.token>`")),
+            Some(access) if request.method() == Method::POST && !access.may_write() => {
+                Err((Kind::Forbidden, "this token may only ask; events need server.write_token or server.token"))
+            }
+            Some(access) if request.method() != Method::POST && !access.may_read() => Err((
+                Kind::Forbidden,
+                "this token may only send events; questions need server.read_token or server.token",
+            )),
+            Some(_) => Ok(()),
+        }
     }
-}
-
-/// Takes the same time wherever the first difference is.
-pub(super) fn is_equal(left: &[u8], right: &[u8]) -> bool {
-    if left.len() != right.len() {
-        return false;
-    }
-    let difference = left.iter().zip(right).fold(0, |difference, (left, right)| black_box(difference | (left ^ right)));
-    black_box(difference) == 0
 }
 
 /// A name that a stranger's DNS leads here is not one of ours; addresses cannot be rebound.
@@ -80,9 +80,8 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
                       localhost, or set server.token";
         return Problem::new(Kind::Forbidden, detail, &path).into_response();
     }
-    if !guard.admits(&request) {
-        let detail = "send the header `Authorization: Bearer <server.token>`";
-        return Problem::new(Kind::Unauthorized, detail, &path).into_response();
+    if let Err((kind, detail)) = guard.admit(&request) {
+        return Problem::new(kind, detail, &path).into_response();
     }
     let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if length.is_some_and(|length: u64| length > guard.body_bytes_max as u64) {
@@ -104,12 +103,6 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tokens_are_compared_whole() {
-        assert!(is_equal(b"secret", b"secret") && is_equal(b"", b""));
-        assert!(!is_equal(b"secret", b"secreT") && !is_equal(b"secre", b"secret") && !is_equal(b"", b"s"));
-    }
 
     #[tokio::test]
     async fn an_answer_that_takes_too_long_is_given_up() {

@@ -6,6 +6,7 @@
 //!                            size of the body
 //! ```
 
+mod access;
 mod config;
 mod events;
 mod guard;

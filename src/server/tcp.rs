@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::Config;
-use super::guard::is_equal;
+use super::access::{Access, Tokens};
 use super::ingest::{Hold, Ingest, Judge};
 use crate::decode::Reason;
 use crate::model::BucketKind;
@@ -72,7 +72,7 @@ struct Command<'a> {
 struct Shared {
     ingest: Option<Arc<Ingest>>,
     engine: Arc<Engine>,
-    token: Option<String>,
+    tokens: Tokens,
     line_bytes_max: usize,
     line_timeout: Duration,
     write_timeout: Duration,
@@ -95,7 +95,7 @@ pub async fn serve(
     let shared = Arc::new(Shared {
         ingest,
         engine,
-        token: config.token.as_ref().map(|token| token.0.clone()),
+        tokens: Tokens::new(config),
         line_bytes_max: event_bytes_max + ENVELOPE_BYTES,
         line_timeout: Duration::from_millis(config.header_timeout_ms),
         write_timeout: Duration::from_millis(config.request_timeout_ms),
@@ -127,7 +127,8 @@ pub async fn serve(
 
 struct Connection {
     shared: Arc<Shared>,
-    is_admitted: bool,
+    /// What it may do; nothing before it has said a token.
+    access: Option<Access>,
     /// Bytes that were read and not yet understood: the beginning of a line.
     input: Vec<u8>,
     /// When it began.
@@ -147,10 +148,10 @@ struct Step {
 
 impl Connection {
     fn new(shared: Arc<Shared>) -> Self {
-        let is_admitted = shared.token.is_none();
+        let access = shared.tokens.of_strangers();
         Self {
             shared,
-            is_admitted,
+            access,
             input: Vec::new(),
             begun_at: Instant::now(),
             hold: None,
@@ -162,14 +163,14 @@ impl Connection {
     async fn run(mut self, mut stream: TcpStream) -> std::io::Result<()> {
         while !self.is_over {
             // Nothing more is held for a connection until there is something to be read.
-            let patience = if self.input.is_empty() && self.is_admitted {
+            let patience = if self.input.is_empty() && self.access.is_some() {
                 SILENCE_MAX
             } else {
                 self.shared.line_timeout.saturating_sub(self.begun_at.elapsed())
             };
             tokio::time::timeout(patience, stream.readable()).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
             let scanned = self.input.len();
-            if scanned == 0 && self.is_admitted {
+            if scanned == 0 && self.access.is_some() {
                 self.begun_at = Instant::now();
             }
             self.input.reserve(READ_BYTES);
@@ -225,7 +226,7 @@ impl Connection {
             self.begun_at = Instant::now();
             self.hold = None;
         }
-        let bytes_max = if self.is_admitted { self.shared.line_bytes_max } else { STRANGER_BYTES };
+        let bytes_max = if self.access.is_some() { self.shared.line_bytes_max } else { STRANGER_BYTES };
         if input.len() > bytes_max {
             self.fail(&format!("a line may have {bytes_max} bytes (events.max_event_bytes)"));
             self.is_over = true;
@@ -264,8 +265,11 @@ impl Connection {
                 return self.fail(&format!("the line is no command: {error}"));
             }
         };
-        if !self.is_admitted {
-            return self.auth(&command);
+        let Some(access) = self.access else { return self.auth(&command) };
+        if !(if command.cmd == "record" { access.may_write() } else { access.may_read() || command.cmd == "auth" }) {
+            self.finish(step).await;
+            return self
+                .fail("this token is for something else: server.read_token asks, server.write_token sends events");
         }
         if command.cmd == "record" {
             return self.record(&command, step).await;
@@ -284,10 +288,9 @@ impl Connection {
     }
 
     fn auth(&mut self, command: &Command<'_>) {
-        let token = self.shared.token.as_deref().unwrap_or_default();
-        let given = command.token.as_deref().filter(|_| command.cmd == "auth").unwrap_or_default();
-        self.is_admitted = is_equal(given.as_bytes(), token.as_bytes());
-        if self.is_admitted {
+        let given = command.token.as_deref().filter(|_| command.cmd == "auth");
+        self.access = given.and_then(|given| self.shared.tokens.of(given.as_bytes()));
+        if self.access.is_some() {
             self.output.extend_from_slice(OK);
         } else {
             self.is_over = true;

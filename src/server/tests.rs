@@ -228,6 +228,22 @@ async fn what_is_wrong_is_a_problem_document() {
     assert!(body.problem().contains("body_bytes_max"));
 }
 
+/// One token asks, another one sends, and neither does what the other is for.
+#[tokio::test]
+async fn tokens_are_for_asking_or_for_sending() {
+    let secret = |text: &str| Some(Secret(text.to_owned()));
+    let config = Config { read_token: secret("ask"), write_token: secret("send"), ..local() };
+    let server = start(&config).await;
+    for (token, question, event) in
+        [("ask", 200, Some(403)), ("send", 403, None), ("other", 401, Some(401)), ("", 401, Some(401))]
+    {
+        let head = format!("authorization: Bearer {token}\r\n");
+        assert_eq!(server.send("GET", "/api/v1/stats", &head).await.status, question, "{token}");
+        let answer = server.send("POST", "/api/v1/events", &format!("{head}content-length: 0\r\n")).await.status;
+        assert!(event.map_or(![401, 403].contains(&answer), |expected| answer == expected), "{token}: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_token_guards_everything_but_the_health_checks_and_the_page() {
     let config = Config { token: Some(Secret("s3cret".to_owned())), ..local() };

@@ -808,7 +808,10 @@ fn pages_of_other_sites_cannot_send_events_or_read_counts() {
 fn tcp_needs_the_token_first() {
     let site = Site::new("", "");
     let config = std::fs::read_to_string(&site.config).unwrap();
-    let config = config.replace("[server]\n", "[server]\nheader_timeout_ms = 300\ntoken = \"s3cret\"\n");
+    let config = config.replace(
+        "[server]\n",
+        "[server]\nheader_timeout_ms = 300\ntoken = \"s3cret\"\nread_token = \"ask\"\nwrite_token = \"send\"\n",
+    );
     std::fs::write(&site.config, config).unwrap();
     let process = site.start();
     let talk = |text: String| {
@@ -828,6 +831,13 @@ fn tcp_needs_the_token_first() {
     assert_eq!(talk("{".to_owned()), "", "a line that never ends");
     let unfinished = format!("{{\"cmd\":\"auth\",\"token\":\"s3cret\"}}\n{record}{{\"cmd\":");
     assert_eq!(talk(unfinished), "{\"success\":true}\n{\"success\":true}\n");
+    // One for asking, one for sending.
+    let both = format!("{record}{{\"cmd\":\"find\",\"metric_type\":\"add\",\"key\":\"event\"}}\n{{\"cmd\":");
+    for (token, expected) in [("ask", [true, false, true]), ("send", [true, true, false])] {
+        let answers = talk(format!("{{\"cmd\":\"auth\",\"token\":\"{token}\"}}\n{both}"));
+        let succeeded: Vec<bool> = answers.lines().map(|line| line.contains("\"success\":true")).collect();
+        assert_eq!(succeeded, expected, "{token}: {answers}");
+    }
     assert_eq!(process.stop(), 0);
 }
 

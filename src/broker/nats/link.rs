@@ -52,11 +52,15 @@ impl Link {
         let trouble = Arc::new(Mutex::new(String::new()));
         let noted = Arc::clone(&trouble);
         let options = options.event_callback(move |event| {
+            let mut noted = noted.lock().expect("no panic under this lock");
             match event {
-                Event::Connected | Event::Closed | Event::Draining => tracing::debug!(%event, "nats"),
+                Event::Connected => noted.clear(),
+                Event::Closed | Event::Draining => tracing::debug!(%event, "nats"),
+                // The same again, with every attempt to connect, is not news.
+                event if *noted == event.to_string() => {}
                 event => {
                     tracing::warn!(%event, "nats");
-                    *noted.lock().expect("no panic under this lock") = event.to_string();
+                    *noted = event.to_string();
                 }
             }
             std::future::ready(())
@@ -73,7 +77,7 @@ impl Link {
         Ok(Self { client, jetstream, config: config.clone(), trouble })
     }
 
-    /// What the client complained of last, for a message.
+    /// What the client complains of, for a message; nothing once it is connected again.
     pub fn trouble(&self) -> String {
         self.trouble.lock().expect("no panic under this lock").clone()
     }

@@ -1,0 +1,84 @@
+//! Who may do what: a token for everything, one that may only ask, and one that may only send events.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use super::Config;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Access {
+    All,
+    Read,
+    Write,
+}
+
+impl Access {
+    pub const fn may_read(self) -> bool {
+        matches!(self, Self::All | Self::Read)
+    }
+
+    pub const fn may_write(self) -> bool {
+        matches!(self, Self::All | Self::Write)
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Tokens(Arc<[(Box<str>, Access)]>);
+
+impl Tokens {
+    pub fn new(config: &Config) -> Self {
+        let tokens =
+            [(&config.token, Access::All), (&config.read_token, Access::Read), (&config.write_token, Access::Write)];
+        Self(tokens.into_iter().filter_map(|(token, access)| Some((&*token.as_ref()?.0, access))).map(own).collect())
+    }
+
+    /// What somebody may do who says nothing.
+    pub fn of_strangers(&self) -> Option<Access> {
+        self.0.is_empty().then_some(Access::All)
+    }
+
+    /// What somebody may do who says this. All tokens are compared, whichever fits.
+    pub fn of(&self, given: &[u8]) -> Option<Access> {
+        self.0.iter().fold(None, |found, (token, access)| match is_equal(given, token.as_bytes()) {
+            true => Some(*access),
+            false => found,
+        })
+    }
+}
+
+fn own((token, access): (&str, Access)) -> (Box<str>, Access) {
+    (token.into(), access)
+}
+
+/// Takes the same time wherever the first difference is.
+fn is_equal(left: &[u8], right: &[u8]) -> bool {
+    if left.len() != right.len() {
+        return false;
+    }
+    let difference = left.iter().zip(right).fold(0, |difference, (left, right)| black_box(difference | (left ^ right)));
+    black_box(difference) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Secret;
+
+    #[test]
+    fn tokens_are_compared_whole() {
+        assert!(is_equal(b"secret", b"secret") && is_equal(b"", b""));
+        assert!(!is_equal(b"secret", b"secreT") && !is_equal(b"secre", b"secret") && !is_equal(b"", b"s"));
+    }
+
+    #[test]
+    fn a_token_gives_what_it_is_for() {
+        let token = |text: &str| Some(Secret(text.to_owned()));
+        assert_eq!(Tokens::new(&Config::default()).of_strangers(), Some(Access::All));
+        let config =
+            Config { token: token("all"), read_token: token("ask"), write_token: token("send"), ..Config::default() };
+        let tokens = Tokens::new(&config);
+        assert_eq!(tokens.of_strangers(), None);
+        let found = ["all", "ask", "send", "other", ""].map(|given| tokens.of(given.as_bytes()));
+        assert_eq!(found, [Some(Access::All), Some(Access::Read), Some(Access::Write), None, None]);
+    }
+}
