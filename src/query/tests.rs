@@ -445,6 +445,10 @@ impl Store for Faulty {
         self.inner.restore_quarantine(lane, quarantined).await
     }
 
+    async fn begin_lane(&self, lane: usize, meta: &Meta) -> StoreResult<()> {
+        self.inner.begin_lane(lane, meta).await
+    }
+
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()> {
         self.inner.adopt(starts).await
     }

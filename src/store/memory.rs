@@ -29,6 +29,8 @@ enum Value {
 
 #[derive(Clone, Default)]
 struct Lane {
+    /// A copy of meta, as a lane of a cluster has it beside its positions; only its rules, plan and starts are looked at.
+    meta: Option<Meta>,
     positions: Positions,
     keys: HashMap<(Bucket, Metric), Value>,
     expiries: HashMap<(Bucket, Metric), i64>,
@@ -40,6 +42,24 @@ struct Lane {
 pub struct State {
     meta: Option<Meta>,
     lanes: Vec<Lane>,
+}
+
+impl State {
+    fn begin_lane(&mut self, index: usize, meta: &Meta, positions: &Positions) {
+        let lanes = self.lanes.len();
+        let lane = &mut self.lanes[index];
+        if lane.meta.is_none() {
+            let of_lane = positions.iter().filter(|(partition, _)| partition.lane(lanes) == index);
+            lane.positions.extend(of_lane.map(|(partition, checkpoint)| (partition.clone(), *checkpoint)));
+            lane.meta = Some(meta.clone());
+        }
+    }
+
+    /// Another state of one lane alone, as the node of a cluster that fails over.
+    pub fn with_lane_of(mut self, index: usize, other: &Self) -> Self {
+        self.lanes[index] = other.lanes[index].clone();
+        self
+    }
 }
 
 /// What the next commit does wrong.
@@ -117,9 +137,9 @@ impl MemoryStore {
         }
         let now = inner.now;
         let state = &mut inner.state;
-        let Some(meta) = &state.meta else { return Ok(Outcome::PlanChanged(String::new())) };
-        let rules: Rules = serde_json::from_str(&meta.rules).expect("rules were written as JSON");
         let lane = &mut state.lanes[lane];
+        let Some(meta) = &lane.meta else { return Ok(Outcome::PlanChanged(String::new())) };
+        let rules: Rules = serde_json::from_str(&meta.rules).expect("rules were written as JSON");
         let holds = |span: &crate::model::Span| lane.positions.get(&span.partition) == Some(&span.from);
         if !batch.spans.iter().all(holds) {
             let stored =
@@ -246,27 +266,27 @@ impl Store for MemoryStore {
 
     async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
         let mut inner = self.lock();
-        if let Some(existing) = &inner.state.meta {
-            return Ok(existing.clone());
+        for lane in 0..self.lanes {
+            inner.state.begin_lane(lane, meta, positions);
         }
-        for (partition, checkpoint) in positions {
-            let lane = &mut inner.state.lanes[partition.lane(self.lanes)];
-            lane.positions.insert(partition.clone(), *checkpoint);
-        }
-        inner.state.meta = Some(meta.clone());
-        Ok(meta.clone())
+        Ok(inner.state.meta.get_or_insert_with(|| meta.clone()).clone())
+    }
+
+    async fn begin_lane(&self, lane: usize, meta: &Meta) -> StoreResult<()> {
+        self.lock().state.begin_lane(lane, meta, &meta.first_positions());
+        Ok(())
     }
 
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()> {
         let mut inner = self.lock();
         let state = &mut inner.state;
-        let Some(meta) = &mut state.meta else { return Err(StoreError::Reconnect("the store is empty".to_owned())) };
         for (partition, start) in starts {
-            if !meta.starts.contains_key(partition) {
-                meta.starts.insert(partition.clone(), *start);
-                let lane = &mut state.lanes[partition.lane(self.lanes)];
-                lane.positions.insert(partition.clone(), Checkpoint::start(*start));
+            let lane = &mut state.lanes[partition.lane(self.lanes)];
+            for meta in [&mut lane.meta, &mut state.meta] {
+                let Some(meta) = meta else { return Err(StoreError::Reconnect("the store is empty".to_owned())) };
+                meta.starts.entry(partition.clone()).or_insert(*start);
             }
+            lane.positions.entry(partition.clone()).or_insert(Checkpoint::start(*start));
         }
         Ok(())
     }
@@ -274,7 +294,10 @@ impl Store for MemoryStore {
     async fn replace_rules(&self, expected_plan: &str, meta: &Meta) -> StoreResult<()> {
         let mut inner = self.lock();
         match &mut inner.state.meta {
-            Some(stored) if stored.plan == expected_plan => *stored = meta.clone(),
+            Some(stored) if stored.plan == expected_plan => {
+                *stored = meta.clone();
+                inner.state.lanes.iter_mut().for_each(|lane| lane.meta = Some(meta.clone()));
+            }
             _ => return Err(StoreError::Stop("the mapping was changed by somebody else meanwhile".to_owned())),
         }
         Ok(())
@@ -430,10 +453,10 @@ struct MemorySession {
 
 #[async_trait]
 impl Session for MemorySession {
-    async fn stored(&mut self) -> StoreResult<(Meta, Positions)> {
+    async fn stored(&mut self) -> StoreResult<Option<(Meta, Positions)>> {
         let inner = self.store.lock();
-        let meta = inner.state.meta.clone().ok_or_else(StoreError::emptied)?;
-        Ok((meta, inner.state.lanes[self.lane].positions.clone()))
+        let lane = &inner.state.lanes[self.lane];
+        Ok(lane.meta.clone().map(|meta| (meta, lane.positions.clone())))
     }
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {

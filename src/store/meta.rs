@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Store, StoreError, StoreResult};
-use crate::model::{Metric, Rules, TopicPartition, VALUE_SCALE, ValidRules};
+use super::{Positions, Store, StoreError, StoreResult};
+use crate::model::{Checkpoint, Metric, Rules, TopicPartition, VALUE_SCALE, ValidRules};
 
 const START: &str = "start:";
 const SINCE: &str = "since:";
@@ -55,6 +55,11 @@ impl Meta {
             starts: BTreeMap::new(),
             since: BTreeMap::new(),
         }
+    }
+
+    /// Every partition at its start.
+    pub fn first_positions(&self) -> Positions {
+        self.starts.iter().map(|(partition, start)| (partition.clone(), Checkpoint::start(*start))).collect()
     }
 
     pub fn valid_rules(&self) -> Result<ValidRules, String> {

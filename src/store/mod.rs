@@ -68,11 +68,6 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// What a step of a start says that finds no meta any more; the next try begins anew.
-    pub fn emptied() -> Self {
-        Self::Retry("the store was emptied meanwhile".to_owned())
-    }
-
     /// The label of the metric that counts it.
     pub const fn class(&self) -> &'static str {
         match self {
@@ -103,14 +98,16 @@ pub trait Store: Send + Sync {
 
     /// Writes meta and the start position of every partition, unless there is a meta already; returns what is there then.
     async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
-        let start = |(name, start): (&TopicPartition, &i64)| (name.clone(), Checkpoint::start(*start));
-        self.create_at(meta, &meta.starts.iter().map(start).collect()).await
+        self.create_at(meta, &meta.first_positions()).await
     }
 
     /// The same with positions that were reached already.
     async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta>;
 
-    /// Adds partitions that appeared after the first start. Those that are known already are left alone.
+    /// Begins one lane anew whose node lost everything, with the starts that `meta` records; one that has a meta is left alone.
+    async fn begin_lane(&self, lane: usize, meta: &Meta) -> StoreResult<()>;
+
+    /// Adds partitions that appeared after the first start. Those that their lane knows already are left alone.
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()>;
 
     /// Makes other rules the store's; fails if the stored plan is not `expected_plan`.
@@ -156,12 +153,12 @@ pub trait Store: Send + Sync {
 
 #[async_trait]
 pub trait Session: Send {
-    /// Meta and positions of one moment: a position that is missing beside a start that is not was deleted by somebody, while a
-    /// store that was emptied meanwhile is an error that passes. With several lanes the starts are those of the lane, at least.
-    async fn stored(&mut self) -> StoreResult<(Meta, Positions)>;
+    /// Meta and positions of the lane, of one moment: a position that is missing beside a start that is not was deleted by somebody,
+    /// while a lane without a meta is empty. The starts are those of the lane, at least.
+    async fn stored(&mut self) -> StoreResult<Option<(Meta, Positions)>>;
 
     async fn positions(&mut self) -> StoreResult<Positions> {
-        Ok(self.stored().await?.1)
+        Ok(self.stored().await?.map(|(_, positions)| positions).unwrap_or_default())
     }
 
     /// Sends a batch before it returns; the future is the answer. Batches are applied in the order of the calls. After

@@ -18,6 +18,9 @@ use crate::model::{Checkpoint, TopicPartition};
 use crate::store::Positions;
 use crate::telemetry::names;
 
+/// Attempts to begin with new partitions before all of the lane is in doubt.
+const ADOPT_TRIES: usize = 4;
+
 impl Loop {
     pub(super) fn resync(&mut self, index: usize, why: &str) {
         let lane = &mut self.lanes[index];
@@ -38,7 +41,17 @@ impl Loop {
         let (starter, internal, epoch) = (self.starter.clone(), self.internal.clone(), lane.epoch);
         lane.tasks.push(tokio::spawn(async move {
             tokio::time::sleep(wait).await;
-            send_view(&internal, index, "cannot start counting yet", || view(&starter, index, epoch)).await;
+            let mut backoff = Backoff::default();
+            loop {
+                match view(&starter, index, epoch).await {
+                    Ok(view) => return drop(internal.send(Internal::View(view))),
+                    Err(NotStarted::Stop(text)) => return drop(internal.send(Internal::Stop(text))),
+                    Err(NotStarted::Retry(text)) => {
+                        tracing::warn!(lane = index, text, "cannot start counting yet");
+                        tokio::time::sleep(backoff.next()).await;
+                    }
+                }
+            }
         }));
     }
 
@@ -56,9 +69,9 @@ impl Loop {
                     self.open(vec![partition]);
                 }
             }
-            Internal::Doubt { lane, epoch } => {
+            Internal::Doubt { lane, epoch, why } => {
                 if epoch == self.lanes[lane].epoch {
-                    self.resync(lane, "a position could not be moved");
+                    self.resync(lane, why);
                 }
             }
             Internal::Skipped { partition, generation, to } => {
@@ -202,7 +215,7 @@ impl Loop {
                     let message = match store.set_position(&name, Some(from), to).await {
                         Ok(true) => Internal::Skipped { partition: name, generation, to },
                         // Somebody else moved it, or this did and the reply was lost: the store knows.
-                        Ok(false) | Err(_) => Internal::Doubt { lane, epoch },
+                        Ok(false) | Err(_) => Internal::Doubt { lane, epoch, why: "a position could not be moved" },
                     };
                     let _ = internal.send(message);
                 });
@@ -216,8 +229,19 @@ impl Loop {
     pub(super) fn look_again(&mut self, lane: usize, unknown: Vec<TopicPartition>) {
         let (starter, internal, epoch) = (self.starter.clone(), self.internal.clone(), self.lanes[lane].epoch);
         self.lanes[lane].tasks.push(tokio::spawn(async move {
-            let adopt = || adopt(&starter, lane, epoch, &unknown);
-            send_view(&internal, lane, "cannot begin with new partitions yet", adopt).await;
+            let mut backoff = Backoff::default();
+            for _ in 0..ADOPT_TRIES {
+                match adopt(&starter, lane, epoch, &unknown).await {
+                    Ok(view) => return drop(internal.send(Internal::View(view))),
+                    Err(NotStarted::Stop(text)) => return drop(internal.send(Internal::Stop(text))),
+                    Err(NotStarted::Retry(text)) => {
+                        tracing::warn!(lane, text, "cannot begin with new partitions yet");
+                        tokio::time::sleep(backoff.next()).await;
+                    }
+                }
+            }
+            // The lane may have lost what it stood on, and nobody else would notice while it has nothing to commit.
+            let _ = internal.send(Internal::Doubt { lane, epoch, why: "new partitions cannot begin" });
         }));
     }
 
@@ -269,31 +293,16 @@ impl Loop {
     }
 }
 
-/// Sends what an attempt finds; tries until it can, or until a person must act.
-async fn send_view<F>(internal: &mpsc::UnboundedSender<Internal>, lane: usize, complaint: &str, attempt: impl Fn() -> F)
-where
-    F: Future<Output = Result<View, NotStarted>>,
-{
-    let mut backoff = Backoff::default();
-    loop {
-        match attempt().await {
-            Ok(view) => return drop(internal.send(Internal::View(view))),
-            Err(NotStarted::Stop(text)) => return drop(internal.send(Internal::Stop(text))),
-            Err(NotStarted::Retry(text)) => {
-                tracing::warn!(lane, text, "{complaint}");
-                tokio::time::sleep(backoff.next()).await;
-            }
-        }
-    }
-}
-
 /// Connects to a lane and reads its positions.
 async fn view(starter: &Starter, lane: usize, epoch: u64) -> Result<View, NotStarted> {
     starter.store.disconnect().await;
     starter.establish().await?;
     let mut session = starter.store.session(lane).await?;
     // The store may have been emptied since, and begun anew by somebody else.
-    let (meta, positions) = session.stored().await?;
+    let Some((meta, positions)) = session.stored().await? else {
+        starter.begin_again(lane).await?;
+        return Err(NotStarted::Retry(format!("{}: was empty", lane_name(lane))));
+    };
     let meta = starter.accept(meta)?;
     Ok(View { lane, epoch, meta, positions, session: Some(session) })
 }
@@ -301,15 +310,15 @@ async fn view(starter: &Starter, lane: usize, epoch: u64) -> Result<View, NotSta
 /// Reads the positions of new partitions, which begin at their first record.
 async fn adopt(starter: &Starter, lane: usize, epoch: u64, partitions: &[TopicPartition]) -> Result<View, NotStarted> {
     let mut meta = starter.establish().await?;
-    let new: Vec<TopicPartition> =
-        partitions.iter().filter(|partition| !meta.starts.contains_key(partition)).cloned().collect();
-    if !new.is_empty() {
-        let asked = new.clone();
-        let lows = starter.driver.ask(move |consumer| consumer.starts(Start::Earliest, &asked)).await?;
-        let starts: Vec<(TopicPartition, i64)> = new.into_iter().zip(lows).collect();
-        starter.store.adopt(&starts).await?;
-        meta.starts.extend(starts);
-    }
+    let asked = partitions.to_vec();
+    let lows = starter.driver.ask(move |consumer| consumer.starts(Start::Earliest, &asked)).await?;
+    // A partition that others know of may have been lost by its lane, with all that was counted of it.
+    let start = |(partition, low): (&TopicPartition, i64)| {
+        (partition.clone(), meta.starts.get(partition).copied().unwrap_or(low))
+    };
+    let starts: Vec<(TopicPartition, i64)> = partitions.iter().zip(lows).map(start).collect();
+    starter.store.adopt(&starts).await?;
+    meta.starts.extend(starts);
     let positions = starter.store.positions(lane).await?;
     Ok(View { lane, epoch, meta, positions, session: None })
 }

@@ -83,10 +83,11 @@ pub(super) enum Internal {
         partition: TopicPartition,
         generation: u64,
     },
-    /// Whether a position was moved is not known.
+    /// What the lane stands on is not known.
     Doubt {
         lane: usize,
         epoch: u64,
+        why: &'static str,
     },
     Skipped {
         partition: TopicPartition,

@@ -66,7 +66,7 @@ impl Starter {
             let starts = self.driver.ask(move |consumer| consumer.starts(start, &asked)).await?;
             meta.starts = partitions.into_iter().zip(starts).collect();
         } else {
-            self.lost(recorded.len())?;
+            self.lost(&format!("the store has nothing under prefix {:?}", self.prefix), recorded.len())?;
             let asked = partitions.clone();
             let lows = self.driver.ask(move |consumer| consumer.starts(Start::Earliest, &asked)).await?;
             meta.starts = partitions.into_iter().zip(lows).collect();
@@ -78,11 +78,20 @@ impl Starter {
         Ok(meta)
     }
 
-    fn lost(&self, partitions: usize) -> Result<(), NotStarted> {
-        let what = format!(
-            "the store has nothing under prefix {:?}, but group {:?} has counted {partitions} partitions before: its data is gone",
-            self.prefix, self.group
-        );
+    /// A lane has no meta though the store has one: its node lost everything, positions and counts together.
+    pub async fn begin_again(&self, lane: usize) -> Result<(), NotStarted> {
+        // Emptied altogether: the next try begins it.
+        let Some(meta) = self.store.meta().await? else { return Ok(()) };
+        let meta = self.accept(meta)?;
+        let lanes = self.store.lanes();
+        let partitions = meta.starts.keys().filter(|partition| partition.lane(lanes) == lane).count();
+        self.lost(&format!("the store has nothing in lane {lane} of prefix {:?}", self.prefix), partitions)?;
+        Ok(self.store.begin_lane(lane, &meta).await?)
+    }
+
+    fn lost(&self, what: &str, partitions: usize) -> Result<(), NotStarted> {
+        let what =
+            format!("{what}, but group {:?} has counted {partitions} partitions before: its data is gone", self.group);
         match self.on_empty_store {
             OnEmptyStore::Stop => Err(NotStarted::Stop(format!(
                 "{what}; restore it, or set worker.on_empty_store = \"restart\" to count again from the recorded start"

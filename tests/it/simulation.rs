@@ -104,6 +104,24 @@ impl SimStore {
         if is_lost || self.world().incarnation != incarnation { Err(gone()) } else { found }
     }
 
+    /// The node of one lane alone goes back, or loses everything.
+    fn crash_lane(&self) {
+        let empty = MemoryStore::new(self.memory.lanes()).snapshot();
+        let mut world = self.world();
+        world.incarnation += 1;
+        let (lane, kinds, state) =
+            (world.random.below(self.memory.lanes() as u64) as usize, world.random.below(4), self.memory.snapshot());
+        let back = world.random.below(10) as usize;
+        let other = match kinds {
+            0 => &empty,
+            _ => world.history.iter().rev().nth(back).unwrap_or(&empty),
+        };
+        let state = state.with_lane_of(lane, other);
+        world.history = vec![state.clone()];
+        self.memory.restore(state);
+        world.note(lane as u64);
+    }
+
     /// Goes back some batches; with `None` everything is lost.
     fn crash(&self, back: Option<usize>) {
         let empty = MemoryStore::new(self.memory.lanes()).snapshot();
@@ -118,7 +136,8 @@ impl SimStore {
                 world.history.truncate(kept.max(1));
             }
         }
-        self.memory.restore(world.history.last().cloned().unwrap_or(empty));
+        let state = world.history.last().cloned().unwrap_or(empty);
+        self.memory.restore(state);
         world.note(back.map_or(999, |batches| batches as u64));
     }
 }
@@ -135,7 +154,7 @@ struct SimSession {
 
 #[async_trait]
 impl Session for SimSession {
-    async fn stored(&mut self) -> StoreResult<(Meta, Positions)> {
+    async fn stored(&mut self) -> StoreResult<Option<(Meta, Positions)>> {
         if *self.is_broken.lock().unwrap() || self.store.world().incarnation != self.incarnation {
             return Err(StoreError::Reconnect("the connection is gone".to_owned()));
         }
@@ -225,6 +244,10 @@ impl Store for SimStore {
         let created = self.ask(async |memory: &MemoryStore| memory.create_at(meta, positions).await).await;
         self.world().history.push(self.memory.snapshot());
         created
+    }
+
+    async fn begin_lane(&self, lane: usize, meta: &Meta) -> StoreResult<()> {
+        self.ask(async |memory: &MemoryStore| memory.begin_lane(lane, meta).await).await
     }
 
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()> {
@@ -441,7 +464,7 @@ impl Simulation {
         let count = self.below(12) as usize;
         let mut events = Random(self.below(u64::MAX) | 1);
         self.harness.append(&mut events, count);
-        match self.below(14) {
+        match self.below(16) {
             0 | 1 => {
                 let back = self.below(10) as usize;
                 self.store.crash(Some(back));
@@ -449,6 +472,7 @@ impl Simulation {
             2 if self.below(4) == 0 => self.store.crash(None),
             3 | 4 if self.workers.len() < 4 => self.start_worker(),
             13 => self.harness.grow(),
+            14 | 15 if self.store.lanes() > 1 => self.store.crash_lane(),
             5 if self.workers.len() > 1 => self.stop_worker().await,
             6 | 7 if !self.workers.is_empty() => {
                 // As kill -9 does; what it had sent to the store still arrives.

@@ -266,6 +266,11 @@ impl Store for EmbeddedStore {
         Ok(meta.clone())
     }
 
+    /// There is one lane, whose meta is the store's.
+    async fn begin_lane(&self, _lane: usize, _meta: &Meta) -> StoreResult<()> {
+        Ok(())
+    }
+
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()> {
         let _writing = self.inner.writing();
         let (open, known) = self.inner.current()?;
@@ -393,9 +398,9 @@ impl EmbeddedSession {
 
 #[async_trait]
 impl Session for EmbeddedSession {
-    async fn stored(&mut self) -> StoreResult<(Meta, Positions)> {
+    async fn stored(&mut self) -> StoreResult<Option<(Meta, Positions)>> {
         let (_, known) = self.store.current()?;
-        Ok((known.meta.clone().ok_or_else(StoreError::emptied)?, known.positions.clone()))
+        Ok(known.meta.clone().map(|meta| (meta, known.positions.clone())))
     }
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {

@@ -17,8 +17,7 @@ use crate::store::{Applied, Meta, Outcome, Positions, Quarantined, Session};
 
 const SCRIPT: &str = include_str!("commit.lua");
 /// Meta and positions of one moment.
-const STORED: &str =
-    "if redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('ERR traqq: meta is gone') end
+const STORED: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return false end
     return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}";
 
 /// What the script needs to know of the rules.
@@ -52,10 +51,11 @@ impl RedisSession {
 
 #[async_trait]
 impl Session for RedisSession {
-    async fn stored(&mut self) -> StoreResult<(Meta, Positions)> {
+    async fn stored(&mut self) -> StoreResult<Option<(Meta, Positions)>> {
+        type Found = Option<(BTreeMap<String, String>, Vec<(String, String)>)>;
         let ask = cmd("EVAL").arg(STORED).arg(2).arg(self.keys.meta()).arg(self.keys.checkpoint()).clone();
-        let (fields, positions): (BTreeMap<String, String>, Vec<(String, String)>) = self.node.query(&ask).await?;
-        Ok((Meta::of_fields(&fields).map_err(StoreError::Stop)?, parse_positions(positions)?))
+        let Some((fields, positions)) = self.node.query::<Found>(&ask).await? else { return Ok(None) };
+        Ok(Some((Meta::of_fields(&fields).map_err(StoreError::Stop)?, parse_positions(positions)?)))
     }
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {

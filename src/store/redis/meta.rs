@@ -50,15 +50,19 @@ pub async fn limits(store: &RedisStore) -> StoreResult<Limits> {
 }
 
 pub async fn create(store: &RedisStore, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
-    for (lane, keys) in store.lanes.iter().enumerate() {
-        let of_lane = positions.iter().filter(|(partition, _)| partition.lane(store.lanes.len()) == lane);
-        create_at(store, keys, meta, &of_lane.collect::<Vec<_>>()).await?;
+    for lane in 0..store.lanes.len() {
+        begin_lane(store, lane, meta, positions).await?;
     }
     if store.lanes.len() > 1 {
         // The bare prefix comes last: a meta there says that every lane has one.
         create_at(store, &store.root, meta, &[]).await?;
     }
     load(store).await?.ok_or_else(|| StoreError::Retry("meta vanished while it was written".to_owned()))
+}
+
+pub async fn begin_lane(store: &RedisStore, lane: usize, meta: &Meta, positions: &Positions) -> StoreResult<()> {
+    let of_lane = positions.iter().filter(|(partition, _)| partition.lane(store.lanes.len()) == lane);
+    create_at(store, &store.lanes[lane], meta, &of_lane.collect::<Vec<_>>()).await
 }
 
 async fn create_at(

@@ -94,19 +94,26 @@ impl RedisStore {
         let mut node = self.node(keys).await?;
         let answer = node.connection.send_packed_command(command).await.and_then(Value::extract_error);
         match answer.as_ref().err().and_then(asked_elsewhere) {
-            Some(to) => self.ask(&to, command).await,
+            Some(to) => self
+                .ask(&to, std::slice::from_ref(command))
+                .await
+                .map(|mut answers| answers.remove(0))?
+                .extract_error()
+                .map_err(|error| node.classify(&error)),
             None => self.settle(keys, &node, answer).await,
         }
     }
 
-    /// Asks the node that a slot is moving to, for a key that has moved already.
-    async fn ask(&self, to: &Address, command: &Cmd) -> StoreResult<Value> {
+    /// Asks the node that a slot is moving to, for keys that have moved already; the answers may be errors.
+    async fn ask(&self, to: &Address, commands: &[Cmd]) -> StoreResult<Vec<Value>> {
         let mut node = self.connector.connect_to(to).await?;
         let mut pipeline = redis::pipe();
-        pipeline.cmd("ASKING").ignore().add_command(command.clone());
-        let answers = node.connection.send_packed_commands(&pipeline, 1, 1).await;
-        let answer = answers.and_then(|mut answers| answers.remove(0).extract_error());
-        answer.map_err(|error| node.classify(&error))
+        for command in commands {
+            pipeline.cmd("ASKING").add_command(command.clone());
+        }
+        let answers = node.connection.send_packed_commands(&pipeline, 0, commands.len() * 2).await;
+        let answers = answers.map_err(|error| node.classify(&error))?;
+        Ok(answers.into_iter().skip(1).step_by(2).collect())
     }
 
     async fn query<T: FromRedisValue>(&self, keys: &Keys, command: &Cmd) -> StoreResult<T> {
@@ -160,6 +167,10 @@ impl Store for RedisStore {
 
     async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
         meta::create(self, meta, positions).await
+    }
+
+    async fn begin_lane(&self, lane: usize, meta: &Meta) -> StoreResult<()> {
+        meta::begin_lane(self, lane, meta, &meta.first_positions()).await
     }
 
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()> {

@@ -18,20 +18,38 @@ pub async fn read(store: &RedisStore, keys: &Keys, reads: &[Read]) -> StoreResul
         }
         let mut node = store.node(keys).await?;
         let answers = node.connection.send_packed_commands(&pipeline, 0, chunk.len()).await;
-        for (read, answer) in chunk.iter().zip(store.settle(keys, &node, answers).await?) {
-            let reply = match answer.extract_error() {
+        let mut answers = store.settle(keys, &node, answers).await?;
+        follow(store, keys, chunk, &mut answers).await?;
+        for (read, answer) in chunk.iter().zip(answers) {
+            replies.push(match answer.extract_error() {
                 Ok(answer) => parse(read, answer)?,
                 // Of all errors only this one is about the key; the others are about the server or the user.
                 Err(error) if error.code() == Some("WRONGTYPE") => Reply::Unreadable(error.to_string()),
-                Err(error) => match asked_elsewhere(&error) {
-                    Some(to) => parse(read, store.ask(&to, &command(keys, read)).await?)?,
-                    None => return store.settle(keys, &node, Err(error)).await,
-                },
-            };
-            replies.push(reply);
+                Err(error) => return store.settle(keys, &node, Err(error)).await,
+            });
         }
     }
     Ok(replies)
+}
+
+/// Asks again for keys that have moved to where the rest of their slot is moving.
+async fn follow(store: &RedisStore, keys: &Keys, reads: &[Read], answers: &mut [Value]) -> StoreResult<()> {
+    let moved = |answer: &Value| answer.clone().extract_error().err().as_ref().and_then(asked_elsewhere);
+    let is_error = |answer: &&mut Value| matches!(answer, Value::ServerError(_));
+    let Some(to) = answers.iter().filter(|answer| matches!(answer, Value::ServerError(_))).find_map(moved) else {
+        return Ok(());
+    };
+    let (mut places, mut commands) = (Vec::new(), Vec::new());
+    for (read, answer) in reads.iter().zip(answers).filter(|(_, answer)| is_error(answer)) {
+        if moved(answer).as_ref() == Some(&to) {
+            commands.push(command(keys, read));
+            places.push(answer);
+        }
+    }
+    for (place, answer) in places.into_iter().zip(store.ask(&to, &commands).await?) {
+        *place = answer;
+    }
+    Ok(())
 }
 
 fn command(keys: &Keys, read: &Read) -> Cmd {
