@@ -36,7 +36,7 @@ pub async fn checks(config: &Config, now: i64) -> Vec<Check> {
             Ok(node) if !seen.insert(node.address.to_string()) => {}
             Ok(mut node) => {
                 checks.push(Check { name: "connection", finding: Finding::Good(node.address.to_string()) });
-                if let Err(error) = look(&mut node, config, &store.connector.place, now, &mut checks).await {
+                if let Err(error) = look(&mut node, config, &store, now, &mut checks).await {
                     checks.push(Check { name: "permissions", finding: error.into() });
                 }
             }
@@ -49,7 +49,14 @@ pub async fn checks(config: &Config, now: i64) -> Vec<Check> {
     checks
 }
 
-async fn look(node: &mut Node, config: &Config, place: &Place, now: i64, checks: &mut Vec<Check>) -> StoreResult<()> {
+async fn look(
+    node: &mut Node,
+    config: &Config,
+    store: &RedisStore,
+    now: i64,
+    checks: &mut Vec<Check>,
+) -> StoreResult<()> {
+    let place = &store.connector.place;
     let mut check = |name, finding| checks.push(Check { name, finding });
     let info = node.info().await?;
     check("version", version(info.field("redis_version").unwrap_or("?")));
@@ -71,7 +78,7 @@ async fn look(node: &mut Node, config: &Config, place: &Place, now: i64, checks:
     check("eviction", eviction(&info, &node.address));
     let field = |name| info.field(name).unwrap_or("?");
     check("persistence", persistence(field("aof_enabled"), field("rdb_last_bgsave_status")));
-    check("permissions", permissions(node, config, place).await);
+    check("permissions", permissions(node, config, store).await);
     let (second, _) = node.query::<(i64, i64)>(&cmd("TIME")).await?;
     let text = format!("{:+} s", second - now);
     check(
@@ -115,7 +122,8 @@ fn persistence(aof_enabled: &str, last_save: &str) -> Finding {
 }
 
 /// Tries each command with ACL DRYRUN where that is allowed; otherwise only what the checks above have used is known to work.
-async fn permissions(node: &mut Node, config: &Config, place: &Place) -> Finding {
+async fn permissions(node: &mut Node, config: &Config, store: &RedisStore) -> Finding {
+    let place = &store.connector.place;
     let user: Result<String, _> = cmd("ACL").arg("WHOAMI").query_async(&mut node.connection).await;
     let Ok(user) = user else {
         return Finding::Warning(format!(
@@ -123,7 +131,7 @@ async fn permissions(node: &mut Node, config: &Config, place: &Place) -> Finding
             acl_rule(config, place)
         ));
     };
-    let key = format!("{}:ckpt", config.prefix);
+    let (key, root) = (store.lanes[0].checkpoint(), store.root.meta());
     let mut commands: Vec<&[&str]> = vec![
         &["evalsha", "x", "1", ""],
         &["eval", "x", "1", ""],
@@ -153,8 +161,10 @@ async fn permissions(node: &mut Node, config: &Config, place: &Place) -> Finding
         &["get", ""],
         &["bgrewriteaof"],
     ];
+    // At the bare prefix, which another pattern covers.
+    let (read_meta, write_meta) = (["hgetall", &*root], ["eval", "x", "1", &*root]);
     if matches!(place, Place::Cluster(_)) {
-        commands.extend([&["cluster", "slots"][..], &["asking"]]);
+        commands.extend([&["cluster", "slots"][..], &["asking"], &read_meta, &write_meta]);
     }
     let mut denied = Vec::new();
     for command in commands {

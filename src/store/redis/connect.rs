@@ -12,7 +12,7 @@ use redis::{
 use super::checks::eviction;
 use super::config::{Config, tls_certificates};
 use super::error::classify;
-use super::place::{self, Address, Place};
+use super::place::{self, Address, Nodes, Place};
 use crate::model::Finding;
 use crate::store::keys::slot_of;
 use crate::store::{StoreError, StoreResult};
@@ -68,6 +68,21 @@ impl Info {
 
     fn is(&self, name: &str, value: &str) -> bool {
         self.field(name) == Some(value)
+    }
+
+    fn refuse_replica(&self, node: &Node) -> StoreResult<()> {
+        if self.is("role", "master") {
+            return Ok(());
+        }
+        Err(StoreError::Reconnect(format!("redis {}: is a replica; looking for the primary", node.address)))
+    }
+}
+
+/// Of what several servers say, what passes: one that is configured otherwise does not stop a worker that others only keep waiting.
+fn milder(kept: Option<StoreError>, new: StoreError) -> StoreError {
+    match kept {
+        Some(kept) if matches!(new, StoreError::Stop(_)) => kept,
+        _ => new,
     }
 }
 
@@ -142,65 +157,54 @@ impl Connector {
 
     /// The server that takes a key now.
     pub async fn connect(&self, key: &str) -> StoreResult<Node> {
-        let address = match &self.place {
-            Place::Server => return self.reach(self.info.clone(), &self.config).await,
-            Place::Sentinel { sentinels, primary } => self.primary(sentinels, primary).await?,
-            Place::Cluster(_) => self.owner(slot_of(key)).await?,
-        };
-        self.reach(self.at(&address), &self.config).await
+        match &self.place {
+            Place::Server => self.reach(self.info.clone(), &self.config).await,
+            Place::Sentinel { sentinels, primary } => self.primary(sentinels, primary).await,
+            Place::Cluster(nodes) => self.owner(nodes, slot_of(key)).await,
+        }
     }
 
-    async fn primary(&self, sentinels: &[Address], name: &str) -> StoreResult<Address> {
-        let mut failure = StoreError::Retry("there are no Sentinels".to_owned());
+    async fn primary(&self, sentinels: &[Address], name: &str) -> StoreResult<Node> {
+        let mut failure = None;
         for sentinel in sentinels {
             match self.primary_of(sentinel, name).await {
-                Ok(address) => return Ok(address),
-                // Wrong credentials may be those of one Sentinel; the others are asked all the same.
-                Err(error) => failure = error,
+                Ok(node) => return Ok(node),
+                Err(error) => failure = Some(milder(failure, error)),
             }
         }
-        Err(failure)
+        Err(failure.expect("a URL has addresses"))
     }
 
-    async fn primary_of(&self, sentinel: &Address, name: &str) -> StoreResult<Address> {
+    async fn primary_of(&self, sentinel: &Address, name: &str) -> StoreResult<Node> {
         let info = self.at(sentinel).set_redis_settings(self.sentinel.clone());
         let mut sentinel = self.reach(info, &self.asking).await?;
         let ask = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).clone();
-        let Some((host, port)) = sentinel.query::<Option<(String, u16)>>(&ask).await? else {
+        let Some(address) = sentinel.query::<Option<Address>>(&ask).await? else {
             return Err(StoreError::Stop(format!(
                 "the Sentinel at {} knows no primary named {name:?}; correct it in store.redis.url",
                 sentinel.address
             )));
         };
         // During a failover a Sentinel may still name the old one, which knows that it is a replica now.
-        let address = (host, port);
-        let mut named = self.connect_to(&address).await?;
-        if !named.info().await?.is("role", "master") {
-            return Err(StoreError::Reconnect(format!(
-                "redis {}: is a replica; the Sentinel at {} has not heard of a new primary",
-                named.address, sentinel.address
-            )));
-        }
-        Ok(address)
+        let mut node = self.reach(self.at(&address), &self.config).await?;
+        node.info().await?.refuse_replica(&node)?;
+        Ok(node)
     }
 
-    async fn owner(&self, slot: u16) -> StoreResult<Address> {
-        let Place::Cluster(nodes) = &self.place else { unreachable!("only a cluster has slots") };
-        let mut failure = StoreError::Retry("the cluster has no nodes".to_owned());
-        for node in nodes.all() {
-            match self.owner_by(&node, slot).await {
-                Ok((owner, named)) => {
-                    nodes.learn(named.into_iter());
-                    let Some(owner) = owner else {
-                        failure = StoreError::Retry(format!("redis {}:{}: nobody has slot {slot}", node.0, node.1));
-                        continue;
-                    };
-                    return Ok(owner);
+    async fn owner(&self, nodes: &Nodes, slot: u16) -> StoreResult<Node> {
+        let mut failure = None;
+        for asked in nodes.all() {
+            let error = match self.owner_by(&asked, slot).await {
+                Ok((Some(owner), named)) => {
+                    nodes.learn(named);
+                    return self.reach(self.at(&owner), &self.config).await;
                 }
-                Err(error) => failure = error,
-            }
+                Ok((None, _)) => StoreError::Retry(format!("redis {}:{}: nobody has slot {slot}", asked.0, asked.1)),
+                Err(error) => error,
+            };
+            failure = Some(milder(failure, error));
         }
-        Err(failure)
+        Err(failure.expect("a URL has addresses"))
     }
 
     async fn owner_by(&self, node: &Address, slot: u16) -> StoreResult<(Option<Address>, Vec<Address>)> {
@@ -216,6 +220,7 @@ impl Connector {
     pub async fn connect_clean(&self, meta_key: &str) -> StoreResult<Node> {
         let mut node = self.connect(meta_key).await?;
         let info = node.info().await?;
+        info.refuse_replica(&node)?;
         // The server that was looked at in the beginning may have been replaced.
         if let Finding::Bad(text) = eviction(&info, &node.address) {
             return Err(StoreError::Stop(text));

@@ -19,33 +19,32 @@ pub enum Place {
     Cluster(Nodes),
 }
 
-/// The nodes of a cluster that are known, those of the URL first.
+/// The nodes of a cluster that are known: those of the URL, and those that were named last.
 pub struct Nodes {
-    known: Mutex<(Vec<Address>, usize)>,
+    seeds: Vec<Address>,
+    named: Mutex<(Vec<Address>, usize)>,
 }
 
 impl Nodes {
     fn new(seeds: Vec<Address>) -> Self {
-        Self { known: Mutex::new((seeds, 0)) }
+        Self { seeds, named: Mutex::default() }
     }
 
     /// All of them. Each time another one comes first, because one may be cut off from the rest and not know it.
     pub fn all(&self) -> Vec<Address> {
-        let mut known = self.known.lock().expect("no panic under this lock");
-        let (nodes, first) = &mut *known;
+        let mut named = self.named.lock().expect("no panic under this lock");
+        let (nodes, first) = &mut *named;
         let mut all = nodes.clone();
-        all.rotate_left(*first % nodes.len());
+        all.extend(self.seeds.iter().filter(|seed| !nodes.contains(seed)).cloned());
+        let length = all.len();
+        all.rotate_left(*first % length);
         *first += 1;
         all
     }
 
-    pub fn learn(&self, addresses: impl Iterator<Item = Address>) {
-        let mut known = self.known.lock().expect("no panic under this lock");
-        for address in addresses {
-            if !known.0.contains(&address) {
-                known.0.push(address);
-            }
-        }
+    /// Forgets those that are no longer named: their addresses may be somebody else's by now.
+    pub fn learn(&self, named: Vec<Address>) {
+        self.named.lock().expect("no panic under this lock").0 = named;
     }
 }
 
@@ -106,15 +105,18 @@ pub fn owner(answer: &Value, slot: u16, asked: &Address) -> (Option<Address>, Ve
             let Value::Array(node) = node else { continue };
             let [host, Value::Int(port), ..] = &node[..] else { continue };
             let host = match host {
-                Value::BulkString(host) if !host.is_empty() => String::from_utf8_lossy(host).into_owned(),
-                Value::SimpleString(host) if !host.is_empty() => host.clone(),
+                Value::BulkString(host) if ![&b""[..], b"?"].contains(&&host[..]) => {
+                    String::from_utf8_lossy(host).into_owned()
+                }
                 _ => asked.0.clone(),
             };
             let address = (host, *port as u16);
             if index == 0 && (*first..=*last).contains(&i64::from(slot)) {
                 owner = Some(address.clone());
             }
-            named.push(address);
+            if !named.contains(&address) {
+                named.push(address);
+            }
         }
     }
     (owner, named)
@@ -139,9 +141,12 @@ mod tests {
         let (_, place) = parse("redis-cluster://a:1,b").unwrap();
         let Place::Cluster(nodes) = place else { panic!("a cluster") };
         let (a, b) = (("a".to_owned(), 1), ("b".to_owned(), 6379));
+        let c = ("c".to_owned(), 2);
         assert_eq!(nodes.all(), [a.clone(), b.clone()]);
-        nodes.learn([a.clone(), ("c".to_owned(), 2)].into_iter());
-        assert_eq!(nodes.all(), [b, ("c".to_owned(), 2), a]);
+        nodes.learn(vec![a.clone(), c.clone()]);
+        assert_eq!(nodes.all(), [c, b.clone(), a.clone()]);
+        nodes.learn(Vec::new());
+        assert_eq!(nodes.all(), [a, b]);
         for (url, why) in [
             ("redis-sentinel://a", "behind #"),
             ("redis-cluster://a/3", "one database"),

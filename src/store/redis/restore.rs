@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use redis::{Cmd, Pipeline, cmd};
 
-use super::{Keys, RedisStore, StoreError, StoreResult, meta};
+use super::{Keys, Node, RedisStore, StoreError, StoreResult, meta};
 use crate::model::{Bucket, BucketKind, Metric};
 use crate::store::keys::encode;
 use crate::store::{Contents, KeyDump, Quarantined, StoredKey, metrics_of};
@@ -38,10 +38,13 @@ pub async fn keys(store: &RedisStore, lane: &Keys) -> StoreResult<Vec<StoredKey>
 async fn buckets(store: &RedisStore, lane: &Keys) -> StoreResult<Vec<Bucket>> {
     let (before, pattern) = lane.tracking_names();
     let (mut cursor, mut buckets) = (0_u64, HashSet::new());
+    // A cursor is one server's, and a slot that is moving away has a part of the keys elsewhere.
+    let mut node = store.node(lane).await?;
+    whole(&mut node, lane).await?;
     loop {
         let mut scan = cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(1000);
-        let (next, names): (u64, Vec<String>) = store.query(lane, &scan).await?;
+        let (next, names): (u64, Vec<String>) = node.query(&scan).await?;
         buckets.extend(names.iter().filter_map(|name| {
             let (kind, start) = name.strip_prefix(&before)?.split_once(':')?;
             let kind = BucketKind::ALL.into_iter().find(|known| known.to_string() == kind)?;
@@ -52,9 +55,15 @@ async fn buckets(store: &RedisStore, lane: &Keys) -> StoreResult<Vec<Bucket>> {
             break;
         }
     }
+    whole(&mut node, lane).await?;
     let mut buckets: Vec<Bucket> = buckets.into_iter().collect();
     buckets.sort_unstable();
     Ok(buckets)
+}
+
+/// Fails while the slot of a lane is moving: a key that is nowhere is then asked for elsewhere.
+async fn whole(node: &mut Node, lane: &Keys) -> StoreResult<()> {
+    node.send(cmd("EXISTS").arg(lane.never())).await.map(|_| ())
 }
 
 pub async fn restore(store: &RedisStore, lane: &Keys, keys: &[KeyDump]) -> StoreResult<()> {
