@@ -22,6 +22,8 @@ impl Loop {
     pub(super) fn on_assigned(&mut self, names: Vec<TopicPartition>) {
         tracing::info!(partitions = ?names, "assigned");
         metrics::counter!(names::REBALANCES, "change" => "assigned").increment(names.len() as u64);
+        // One that was lost and offered again at once may be offered twice, the second time when it has been read already.
+        self.forget(&names);
         let lanes = self.lanes.len();
         let mut by_lane: BTreeMap<usize, Vec<TopicPartition>> = BTreeMap::new();
         for name in names {
