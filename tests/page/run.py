@@ -94,7 +94,7 @@ def check(condition, message):
 
 
 def until(what, ask, patience_s=PATIENCE_S):
-    """Asks until the answer is true; returns it."""
+    """Asks until the answer is true; returns it. What the browser tells by itself, as `page.url`, needs `until_page`."""
     deadline = time.monotonic() + patience_s
     while True:
         answer = ask()
@@ -356,7 +356,7 @@ def the_picker_and_the_url_agree(scene, given):
         button.click()
         expect(button).to_have_attribute("aria-current", "true")
         settle(page)
-        until(f"the URL names {key(metric)}", lambda: f"q={key(metric)}" in urllib.parse.unquote(page.url))
+        until_page(page, f"the URL names {key(metric)}", lambda: f"q={key(metric)}" in urllib.parse.unquote(page.url))
         until("the question is that of the metric", lambda: f"q={key(metric)}&" in shown_path(page, "chart"))
     last = list(given.kinds.values())[-1]
     page.locator("#filter").fill("no such metric anywhere")
@@ -365,7 +365,7 @@ def the_picker_and_the_url_agree(scene, given):
     page.locator("#filter").fill(last["pattern"].split("~")[0])
     expect(page.locator("#metrics .metric")).not_to_have_count(0)
     page.locator("#range input[value='30']").check()
-    until("the range is in the URL", lambda: "range=30" in page.url)
+    until_page(page, "the range is in the URL", lambda: "range=30" in page.url)
     until("the range is in the question", lambda: "days=30" in shown_path(page, "chart"))
     title = page.locator("#title").text_content()
     page.reload()
@@ -445,7 +445,7 @@ def a_keyboard_is_enough(scene, given):
 
     page.locator("#range input:checked").focus()
     page.keyboard.press("ArrowLeft" if given.is_over else "ArrowRight")
-    until("an arrow changes the range", lambda: given.range.split("&")[0] + "&" not in page.url)
+    until_page(page, "an arrow changes the range", lambda: given.range.split("&")[0] + "&" not in page.url)
     settle(page)
     page.locator("#chart").focus()
     page.keyboard.press("End")
