@@ -41,17 +41,8 @@ impl Loop {
         let (starter, internal, epoch) = (self.starter.clone(), self.internal.clone(), lane.epoch);
         lane.tasks.push(tokio::spawn(async move {
             tokio::time::sleep(wait).await;
-            let mut backoff = Backoff::default();
-            loop {
-                match view(&starter, index, epoch).await {
-                    Ok(view) => return drop(internal.send(Internal::View(view))),
-                    Err(NotStarted::Stop(text)) => return drop(internal.send(Internal::Stop(text))),
-                    Err(NotStarted::Retry(text)) => {
-                        tracing::warn!(lane = index, text, "cannot start counting yet");
-                        tokio::time::sleep(backoff.next()).await;
-                    }
-                }
-            }
+            let attempt = || view(&starter, index, epoch);
+            send_view(&internal, index, "cannot start counting yet", usize::MAX, attempt).await;
         }));
     }
 
@@ -229,19 +220,11 @@ impl Loop {
     pub(super) fn look_again(&mut self, lane: usize, unknown: Vec<TopicPartition>) {
         let (starter, internal, epoch) = (self.starter.clone(), self.internal.clone(), self.lanes[lane].epoch);
         self.lanes[lane].tasks.push(tokio::spawn(async move {
-            let mut backoff = Backoff::default();
-            for _ in 0..ADOPT_TRIES {
-                match adopt(&starter, lane, epoch, &unknown).await {
-                    Ok(view) => return drop(internal.send(Internal::View(view))),
-                    Err(NotStarted::Stop(text)) => return drop(internal.send(Internal::Stop(text))),
-                    Err(NotStarted::Retry(text)) => {
-                        tracing::warn!(lane, text, "cannot begin with new partitions yet");
-                        tokio::time::sleep(backoff.next()).await;
-                    }
-                }
+            let attempt = || adopt(&starter, lane, epoch, &unknown);
+            if !send_view(&internal, lane, "cannot begin with new partitions yet", ADOPT_TRIES, attempt).await {
+                // The lane may have lost what it stood on, and nobody else would notice while it has nothing to commit.
+                let _ = internal.send(Internal::Doubt { lane, epoch, why: "new partitions cannot begin" });
             }
-            // The lane may have lost what it stood on, and nobody else would notice while it has nothing to commit.
-            let _ = internal.send(Internal::Doubt { lane, epoch, why: "new partitions cannot begin" });
         }));
     }
 
@@ -291,6 +274,35 @@ impl Loop {
             self.resync(index, "the store's positions changed while nothing was sent");
         }
     }
+}
+
+/// Sends what an attempt finds, or that a person must act; `false` after so many tries without either.
+async fn send_view<F>(
+    internal: &mpsc::UnboundedSender<Internal>,
+    lane: usize,
+    complaint: &str,
+    tries: usize,
+    attempt: impl Fn() -> F,
+) -> bool
+where
+    F: Future<Output = Result<View, NotStarted>>,
+{
+    let mut backoff = Backoff::default();
+    for _ in 0..tries {
+        let found = match attempt().await {
+            Ok(view) => Internal::View(view),
+            Err(NotStarted::Stop(text)) => Internal::Stop(text),
+            Err(NotStarted::Retry(text)) => {
+                tracing::warn!(lane, text, "{complaint}");
+                tokio::time::sleep(backoff.next()).await;
+                continue;
+            }
+        };
+        // A loop that is gone needs no answer.
+        let _ = internal.send(found);
+        return true;
+    }
+    false
 }
 
 /// Connects to a lane and reads its positions.

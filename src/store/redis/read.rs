@@ -34,13 +34,13 @@ pub async fn read(store: &RedisStore, keys: &Keys, reads: &[Read]) -> StoreResul
 
 /// Asks again for keys that have moved to where the rest of their slot is moving.
 async fn follow(store: &RedisStore, keys: &Keys, reads: &[Read], answers: &mut [Value]) -> StoreResult<()> {
-    let moved = |answer: &Value| answer.clone().extract_error().err().as_ref().and_then(asked_elsewhere);
-    let is_error = |answer: &&mut Value| matches!(answer, Value::ServerError(_));
-    let Some(to) = answers.iter().filter(|answer| matches!(answer, Value::ServerError(_))).find_map(moved) else {
-        return Ok(());
+    let moved = |answer: &Value| match answer {
+        Value::ServerError(error) => asked_elsewhere(&error.clone().into()),
+        _ => None,
     };
+    let Some(to) = answers.iter().find_map(moved) else { return Ok(()) };
     let (mut places, mut commands) = (Vec::new(), Vec::new());
-    for (read, answer) in reads.iter().zip(answers).filter(|(_, answer)| is_error(answer)) {
+    for (read, answer) in reads.iter().zip(answers) {
         if moved(answer).as_ref() == Some(&to) {
             commands.push(command(keys, read));
             places.push(answer);
