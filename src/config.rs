@@ -115,6 +115,11 @@ pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Loade
     Ok(loaded)
 }
 
+/// The text of a file and nothing else: no environment, no flags, no starter.
+pub fn parse(text: &str) -> Result<Loaded, String> {
+    Loaded::of(Figment::from(Serialized::defaults(Config::default())).merge(Toml::string(text)))
+}
+
 /// `TRAQQ_SECTION__KEY`, secrets apart.
 fn environment() -> Env {
     let is_secret = |key: &str| {

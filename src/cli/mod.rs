@@ -32,6 +32,8 @@ mod table;
 mod terminal;
 mod top;
 
+pub use import::{Item, Lines, Rows};
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

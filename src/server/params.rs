@@ -10,17 +10,17 @@ struct Params {
     pairs: Vec<(String, String)>,
 }
 
-pub(super) fn query(uri: &Uri) -> QueryResult<Request> {
+pub fn query(uri: &Uri) -> QueryResult<Request> {
     let params = Params::parse(uri, &["days", "from", "to", "bucket", "limit"])?;
     Ok(Request::Query { range: params.range()?, bucket: params.bucket()?, limit: params.limit()? })
 }
 
-pub(super) fn catalog(uri: &Uri) -> QueryResult<Request> {
+pub fn catalog(uri: &Uri) -> QueryResult<Request> {
     let params = Params::parse(uri, &["days", "from", "to", "bucket"])?;
     Ok(Request::Catalog { range: params.range()?, bucket: params.bucket()? })
 }
 
-pub(super) fn find(uri: &Uri) -> QueryResult<Request> {
+pub fn find(uri: &Uri) -> QueryResult<Request> {
     let names =
         ["q", "metric", "pattern", "add_key", "of", "value", "days", "from", "to", "bucket", "merge", "order", "limit"];
     let params = Params::parse(uri, &names)?;
@@ -51,12 +51,12 @@ pub(super) fn find(uri: &Uri) -> QueryResult<Request> {
 }
 
 /// For a route that knows `limit` and nothing else.
-pub(super) fn limit_only(uri: &Uri) -> QueryResult<Option<usize>> {
+pub fn limit_only(uri: &Uri) -> QueryResult<Option<usize>> {
     Params::parse(uri, &["limit"])?.limit()
 }
 
 /// For routes without parameters.
-pub(super) fn none(uri: &Uri) -> QueryResult<()> {
+pub fn none(uri: &Uri) -> QueryResult<()> {
     Params::parse(uri, &[]).map(|_| ())
 }
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -79,6 +79,26 @@ struct Shared {
     clock: fn() -> i64,
 }
 
+impl Shared {
+    fn new(
+        config: &Config,
+        event_bytes_max: usize,
+        engine: Arc<Engine>,
+        ingest: Option<Arc<Ingest>>,
+        clock: fn() -> i64,
+    ) -> Self {
+        Self {
+            ingest,
+            engine,
+            tokens: Tokens::new(config),
+            line_bytes_max: event_bytes_max + ENVELOPE_BYTES,
+            line_timeout: Duration::from_millis(config.header_timeout_ms),
+            write_timeout: Duration::from_millis(config.request_timeout_ms),
+            clock,
+        }
+    }
+}
+
 /// Listens until the task is aborted. `Err` says what to do.
 pub async fn serve(
     config: &Config,
@@ -92,15 +112,7 @@ pub async fn serve(
     };
     let listener = TcpListener::bind(&config.tcp).await.map_err(explain)?;
     let address = listener.local_addr().map_err(explain)?;
-    let shared = Arc::new(Shared {
-        ingest,
-        engine,
-        tokens: Tokens::new(config),
-        line_bytes_max: event_bytes_max + ENVELOPE_BYTES,
-        line_timeout: Duration::from_millis(config.header_timeout_ms),
-        write_timeout: Duration::from_millis(config.request_timeout_ms),
-        clock,
-    });
+    let shared = Arc::new(Shared::new(config, event_bytes_max, engine, ingest, clock));
     let permits = Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS)));
     let accept = async move {
         loop {
@@ -123,6 +135,40 @@ pub async fn serve(
         }
     };
     Ok((address, tokio::spawn(accept)))
+}
+
+/// A connection without a socket and its timeouts: what is said to it, in whatever pieces, and what it answers.
+pub struct Conversation(Connection);
+
+impl Conversation {
+    pub fn new(
+        config: &Config,
+        event_bytes_max: usize,
+        engine: Arc<Engine>,
+        ingest: Option<Arc<Ingest>>,
+        clock: fn() -> i64,
+    ) -> Self {
+        Self(Connection::new(Arc::new(Shared::new(config, event_bytes_max, engine, ingest, clock))))
+    }
+
+    /// The answers to what was read at once; `None` when the connection has been closed before.
+    pub async fn hear(&mut self, piece: &[u8]) -> Option<Vec<u8>> {
+        let Self(connection) = self;
+        if connection.is_over {
+            return None;
+        }
+        let scanned = connection.input.len();
+        connection.input.extend_from_slice(piece);
+        let mut answers = Vec::new();
+        connection.understand(scanned, &mut answers).await.expect("memory takes what is written");
+        connection.flush(&mut answers).await.expect("memory takes what is written");
+        Some(answers)
+    }
+
+    /// Bytes that were heard and are no line yet.
+    pub fn held(&self) -> usize {
+        self.0.input.len()
+    }
 }
 
 struct Connection {
@@ -191,7 +237,7 @@ impl Connection {
         Ok(())
     }
 
-    async fn flush(&mut self, stream: &mut TcpStream) -> std::io::Result<()> {
+    async fn flush(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
         let output = std::mem::take(&mut self.output);
         if output.is_empty() {
             return Ok(());
@@ -201,7 +247,7 @@ impl Connection {
     }
 
     /// Deals with every complete line; the first `scanned` bytes are known to be none.
-    async fn understand(&mut self, scanned: usize, stream: &mut TcpStream) -> std::io::Result<()> {
+    async fn understand(&mut self, scanned: usize, stream: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
         let mut input = std::mem::take(&mut self.input);
         let (mut begin, mut from) = (0, scanned);
         let mut step: Option<Step> = None;

@@ -373,7 +373,10 @@ fn the_build_context_is_enough() {
         let words: Vec<&str> = arguments.split_whitespace().collect();
         for source in &words[..words.len() - 1] {
             assert!(admitted.contains(source), ".dockerignore keeps {source} out");
-            assert_runs(Command::new("cp").arg("-R").arg(root().join(source)).arg(directory.path()));
+            // Everything lies in the image's build where it lies here.
+            let place = directory.path().join(Path::new(source).parent().expect("a relative path"));
+            fs::create_dir_all(&place).expect("a directory");
+            assert_runs(Command::new("cp").arg("-R").arg(root().join(source)).arg(place));
         }
     }
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());

@@ -15,12 +15,13 @@ mod config;
 mod consumer;
 mod log;
 mod retention;
-mod rows;
+pub mod rows;
 #[cfg(test)]
 mod tests;
-mod watermark;
+pub mod watermark;
 mod writer;
 
+pub use block::{Block, compressor};
 pub use config::Config;
 pub use consumer::LocalConsumer;
 pub use log::LocalLog;

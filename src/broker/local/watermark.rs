@@ -28,15 +28,20 @@ impl Watermark {
 
     /// Should the disk refuse, the file is as it was: it watches less than it could.
     pub fn write(&self, ends: impl Iterator<Item = i64>) {
-        let mut row: Vec<u8> = ends.flat_map(i64::to_le_bytes).collect();
-        row.extend_from_slice(&murmur64a(&row, SEED).to_le_bytes());
-        if let Err(error) = self.file.write_all_at(&row, 0) {
+        if let Err(error) = self.file.write_all_at(&encode(ends), 0) {
             tracing::debug!(%error, "{FILE}");
         }
     }
 }
 
-fn parse(row: &[u8]) -> Option<Vec<i64>> {
+pub fn encode(ends: impl Iterator<Item = i64>) -> Vec<u8> {
+    let mut row: Vec<u8> = ends.flat_map(i64::to_le_bytes).collect();
+    row.extend_from_slice(&murmur64a(&row, SEED).to_le_bytes());
+    row
+}
+
+/// `None` when the file is torn or damaged.
+pub fn parse(row: &[u8]) -> Option<Vec<i64>> {
     let (ends, checksum) = row.split_last_chunk::<8>()?;
     let is_whole = murmur64a(ends, SEED) == u64::from_le_bytes(*checksum);
     is_whole.then(|| ends.as_chunks::<8>().0.iter().map(|end| i64::from_le_bytes(*end)).collect())

@@ -16,6 +16,9 @@ use clap::{Args, ValueEnum};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
+pub use self::csv::Rows;
+pub use self::lines::Lines;
+
 use self::batch::{Batch, Batches};
 use self::report::{Pace, Tally};
 use super::client::{Client, ServerArgument};

@@ -16,7 +16,7 @@ mod expire;
 mod index;
 mod read;
 mod restore;
-mod rows;
+pub mod rows;
 mod sums;
 #[cfg(test)]
 mod tests;
