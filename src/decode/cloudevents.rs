@@ -93,7 +93,10 @@ pub fn decode_structured<'a>(
     }
     clear_attributes(extractor, slots);
     for name in wanted {
-        extractor.set(slots, &format!("{ATTRIBUTE_PREFIX}{name}"), attribute(name));
+        let value = attribute(name);
+        if !value.is_absent() {
+            extractor.set(slots, &format!("{ATTRIBUTE_PREFIX}{name}"), value);
+        }
     }
     extractor.set(slots, "event", event_type);
     Ok(Decoded::CloudEvent)
@@ -116,4 +119,22 @@ fn data_of(text: &str) -> Result<Option<&str>, Reason> {
     struct Last<'a>(#[serde(borrow)] std::collections::HashMap<Cow<'a, str>, &'a serde_json::value::RawValue>);
     let members: Last<'_> = serde_json::from_str(text).map_err(|_| Reason::InvalidJson)?;
     Ok(members.0.get("data").map(|raw| raw.get()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In structured mode an attribute that the event does not have was looked up in its data: a member `ce` there set the time of the
+    /// event, and its subject. Found by fuzzing, which compares both modes.
+    #[test]
+    fn a_member_of_the_data_is_no_attribute() {
+        let event = r#"{"specversion":"1.0","type":"t","source":"s","data":{"ce":{"time":5,"subject":"x"},"ce.id":1}}"#;
+        let extractor = Extractor::new(["ce.time", "ce.subject", "ce.id", "ce.source"]);
+        let mut slots = vec![Raw::Absent; extractor.slots()];
+        let decoded = decode_structured(&extractor, event, &mut Shape::default(), &mut slots);
+        assert_eq!(decoded, Ok(Decoded::CloudEvent));
+        let found = [0, 1, 2, 3].map(|field| extractor.field(&slots, field).clone());
+        assert_eq!(found, [Raw::Null, Raw::Null, Raw::Null, Raw::Text("s".into())]);
+    }
 }
