@@ -195,6 +195,17 @@ pub fn put_header(arena: &mut Vec<u8>, (name, value): Header<'_>) {
     put_bytes(arena, value);
 }
 
+/// Whether [`Record::headers`] can read these bytes.
+pub fn are_headers(mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        let Some(Some(name)) = split_bytes(&mut bytes) else { return false };
+        if std::str::from_utf8(name).is_err() || split_bytes(&mut bytes).is_none() {
+            return false;
+        }
+    }
+    true
+}
+
 fn put_bytes(arena: &mut Vec<u8>, bytes: Option<&[u8]>) {
     let len = bytes.map_or(ABSENT, |bytes| bytes.len() as u32);
     arena.extend_from_slice(&len.to_le_bytes());
@@ -202,15 +213,20 @@ fn put_bytes(arena: &mut Vec<u8>, bytes: Option<&[u8]>) {
 }
 
 fn take_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (len, tail) = rest.split_first_chunk::<4>().expect("a length stands before every header part");
+    split_bytes(rest).expect("a length stands before every header part")
+}
+
+/// A part of a header, `None` inside when it is null; `None` outside when there is none.
+fn split_bytes<'a>(rest: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
+    let (len, tail) = rest.split_first_chunk::<4>()?;
     let len = u32::from_le_bytes(*len);
     if len == ABSENT {
         *rest = tail;
-        return None;
+        return Some(None);
     }
-    let (bytes, tail) = tail.split_at(len as usize);
+    let (bytes, tail) = tail.split_at_checked(len as usize)?;
     *rest = tail;
-    Some(bytes)
+    Some(Some(bytes))
 }
 
 #[cfg(test)]

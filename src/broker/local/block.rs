@@ -11,7 +11,7 @@ use zstd::stream::raw::{Encoder, InBuffer, Operation, OutBuffer};
 
 use crate::broker::Events;
 use crate::courtesy::Courtesy;
-use crate::model::{RecordBatch, RecordLengths, TopicPartition};
+use crate::model::{RecordBatch, RecordLengths, TopicPartition, are_headers};
 
 const HEADER_BYTES: usize = 17;
 const LENGTHS_BYTES: usize = 12;
@@ -129,13 +129,17 @@ impl Block {
         self.payload.len().checked_sub(self.count as usize * LENGTHS_BYTES)
     }
 
-    /// Whether the lengths are those of the records in front of them.
+    /// Whether the lengths are those of the records in front of them, and their headers can be read.
     fn fits(&self) -> bool {
         let Some(end) = self.lengths_at() else { return false };
-        let total = |lengths: RecordLengths| {
-            u64::from(lengths.key.unwrap_or(0)) + u64::from(lengths.value.unwrap_or(0)) + u64::from(lengths.headers)
+        let (records, rows) = self.payload.split_at(end);
+        let mut at = 0_usize;
+        let has_next = |lengths: RecordLengths| {
+            let headers_at = at + lengths.key.unwrap_or(0) as usize + lengths.value.unwrap_or(0) as usize;
+            at = headers_at + lengths.headers as usize;
+            records.get(headers_at..at).is_some_and(are_headers)
         };
-        lengths(&self.payload[end..]).map(total).sum::<u64>() == end as u64
+        lengths(rows).all(has_next) && at == end
     }
 
     /// The records, the first of them at `offset`. The buffer moves along; nothing is copied.
@@ -185,6 +189,7 @@ fn compress(compressor: &mut Encoder<'_>, payload: &[u8]) -> std::io::Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::put_header;
 
     fn block(values: &[&[u8]]) -> Block {
         let mut builder = BlockBuilder::default();
@@ -219,5 +224,30 @@ mod tests {
         let mut plain = block(&[b"abc"]).encode(&mut compressor());
         plain[HEADER_BYTES + 3 + 4] = 9;
         assert_eq!(Block::decode(&plain), None);
+    }
+
+    /// A block whose lengths fitted was taken for whole, and the first look at headers that were none, or at a name that was no text,
+    /// ended the process. Found by fuzzing.
+    #[test]
+    fn headers_that_are_none_are_refused() {
+        let with = |headers: &[u8]| {
+            let mut builder = BlockBuilder::default();
+            let lengths = RecordLengths { key: None, value: Some(1), headers: headers.len() as u32 };
+            builder.push(lengths, |arena| {
+                arena.push(b'v');
+                arena.extend_from_slice(headers);
+            });
+            Block::decode(&builder.finish(7).encode(&mut compressor()))
+        };
+        let mut header = Vec::new();
+        put_header(&mut header, ("name", Some(b"value")));
+        put_header(&mut header, ("null", None));
+        let batch = with(&header).unwrap().into_batch(TopicPartition::new("t", 0), 1, 0);
+        assert_eq!(batch.get(0).headers().collect::<Vec<_>>(), [("name", Some(&b"value"[..])), ("null", None)]);
+        for end in (1..header.len()).filter(|end| *end != 4 + 4 + 4 + 5) {
+            assert_eq!(with(&header[..end]), None, "{end}");
+        }
+        header[4] = 0xff;
+        assert_eq!(with(&header), None);
     }
 }
