@@ -10,7 +10,7 @@ use crate::model::{BucketKind, BucketSpan, Zone};
 const SECOND_MIN: i64 = -62_135_596_800 + 3 * 86_400;
 const SECOND_MAX: i64 = 253_402_300_799 - 3 * 86_400;
 /// Above it a number of epoch seconds is more likely one of milliseconds.
-const EPOCH_SECONDS_MAX: i64 = 100_000_000_000;
+const EPOCH_SECONDS_MAX: u64 = 100_000_000_000;
 
 /// A range as it was asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -114,7 +114,7 @@ fn instant(zone: &Zone, name: &str, text: &str) -> QueryResult<(i64, bool)> {
     let unreadable =
         || bad("is not a time; write RFC 3339 like 2026-03-29T00:00:00Z, a date like 2026-03-29, or epoch seconds");
     let (second, is_whole) = if let Ok(second) = text.parse::<i64>() {
-        if second.abs() >= EPOCH_SECONDS_MAX {
+        if second.unsigned_abs() >= EPOCH_SECONDS_MAX {
             return Err(bad("is too large for epoch seconds; divide milliseconds by 1000"));
         }
         (second, true)
@@ -194,6 +194,13 @@ mod tests {
     fn a_plus_that_became_a_space_is_understood() {
         let spans = resolve("Europe/Berlin", &between("2023-11-14T00:00:00 01:00", "2023-11-15"), BucketKind::Day);
         assert_eq!(spans.unwrap().len(), 1);
+    }
+
+    /// The smallest number of 64 bits has no absolute value, and a question from it on failed instead of being refused. Found by fuzzing.
+    #[test]
+    fn the_smallest_number_is_too_large() {
+        let answer = resolve("UTC", &between("-9223372036854775808", "0"), BucketKind::Day);
+        assert!(answer.unwrap_err().to_string().contains("too large for epoch seconds"));
     }
 
     #[test]
