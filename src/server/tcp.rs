@@ -252,7 +252,13 @@ impl Connection {
         let (mut begin, mut from) = (0, scanned);
         let mut step: Option<Step> = None;
         while let Some(end) = memchr::memchr(b'\n', &input[from..]) {
-            let line = input[begin..from + end].trim_ascii();
+            let line = &input[begin..from + end];
+            if line.len() > self.line_bytes_max() {
+                self.finish(&mut step).await;
+                self.refuse_length();
+                return Ok(());
+            }
+            let line = line.trim_ascii();
             begin = from + end + 1;
             from = begin;
             if !line.is_empty() {
@@ -272,10 +278,8 @@ impl Connection {
             self.begun_at = Instant::now();
             self.hold = None;
         }
-        let bytes_max = if self.access.is_some() { self.shared.line_bytes_max } else { STRANGER_BYTES };
-        if input.len() > bytes_max {
-            self.fail(&format!("a line may have {bytes_max} bytes (events.max_event_bytes)"));
-            self.is_over = true;
+        if input.len() > self.line_bytes_max() {
+            self.refuse_length();
             return Ok(());
         }
         // What a client has begun to say counts against what all may hold.
@@ -284,6 +288,15 @@ impl Connection {
         }
         self.input = input;
         Ok(())
+    }
+
+    fn line_bytes_max(&self) -> usize {
+        if self.access.is_some() { self.shared.line_bytes_max } else { STRANGER_BYTES }
+    }
+
+    fn refuse_length(&mut self) {
+        self.fail(&format!("a line may have {} bytes (events.max_event_bytes)", self.line_bytes_max()));
+        self.is_over = true;
     }
 
     fn take_hold(&mut self, bytes: usize) -> bool {

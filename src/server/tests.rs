@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::routes::{ROUTES, router_at};
-use super::{Config, Listening, Live, serve};
+use super::{Config, Conversation, Listening, Live, serve};
 use crate::model::Secret;
 use crate::model::{
     Bucket, BucketKind, Checkpoint, Elements, KeyWrite, Metric, Pattern, Rules, Span, TopicPartition, WriteBatch,
@@ -438,4 +438,29 @@ async fn an_address_in_use_is_named() {
         Ok(_) => panic!("it is taken"),
     };
     assert!(message.starts_with(&format!("cannot listen on {}: address in use; ", server.address)), "{message}");
+}
+
+/// A line over TCP was measured while it was unfinished only: one that arrived in a single piece could be longer than one that came in
+/// several, and a stranger could say up to 128 KiB. Found by fuzzing, which compares ways to cut the same bytes.
+#[tokio::test]
+async fn a_line_is_as_long_in_one_piece_as_in_many() {
+    let engine = Arc::new(Engine::new(Arc::new(MemoryStore::new(1)), Config::default().limits()));
+    for (token, length) in [(None, 4 << 10), (Some(Secret("t".to_owned())), 1 << 10)] {
+        let config = Config { token, ..local() };
+        for (length, fits) in [(length, true), (length + 1, false)] {
+            let command = r#"{"cmd":"auth","token":"t"}"#;
+            let line = format!("{command}{}\n", " ".repeat(length - command.len()));
+            for pieces in [line.len(), 100, line.len() - 1] {
+                let mut conversation = Conversation::new(&config, 0, Arc::clone(&engine), None, || DAY);
+                let mut answers = Vec::new();
+                for piece in line.as_bytes().chunks(pieces) {
+                    answers.extend(conversation.hear(piece).await.unwrap_or_default());
+                }
+                let answers = String::from_utf8(answers).unwrap();
+                let expected = if fits { "{\"success\":true}" } else { "a line may have" };
+                assert!(answers.contains(expected) && answers.lines().count() == 1, "{pieces}: {answers}");
+                assert_eq!(conversation.hear(b"\n").await.is_some(), fits);
+            }
+        }
+    }
 }
