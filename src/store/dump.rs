@@ -214,6 +214,9 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
             break;
         }
         if let Ok(LaneLine { lane: next_lane, positions: texts, quarantined }) = serde_json::from_str(&line) {
+            if next_lane >= head.lanes {
+                return Err(at(&format_args!("there is no lane {next_lane}, the first of {} is 0", head.lanes)));
+            }
             store.restore_keys(lane, &std::mem::take(&mut waiting)).await?;
             lane = next_lane;
             for (name, checkpoint) in texts {
@@ -324,4 +327,26 @@ fn of_hex(text: &str) -> Result<Vec<u8>, String> {
 fn write_line(out: &mut (dyn Write + Send), line: &impl Serialize) -> StoreResult<()> {
     serde_json::to_writer(&mut *out, line).map_err(stop)?;
     out.write_all(b"\n").map_err(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Rules;
+    use crate::store::memory::MemoryStore;
+
+    /// A lane that the store does not have ended the import with a panic. Found by fuzzing.
+    #[tokio::test]
+    async fn a_lane_that_does_not_exist_is_refused() {
+        let rules = serde_json::from_str::<Rules>(r#"{"mapping":{"add":["event"]}}"#).unwrap().validate().unwrap();
+        let store = MemoryStore::new(1);
+        store.create(&Meta::new(&rules, "g", Vec::new())).await.unwrap();
+        let mut file = Vec::new();
+        export(&store, &mut file).await.unwrap();
+        let file = String::from_utf8(file).unwrap();
+        import(&MemoryStore::new(1), file.as_bytes()).await.unwrap();
+        let file = file.replace("{\"lane\":0,", "{\"lane\":1,");
+        let error = import(&MemoryStore::new(1), file.as_bytes()).await.unwrap_err().to_string();
+        assert!(error.contains("line 2: there is no lane 1"), "{error}");
+    }
 }
