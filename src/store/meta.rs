@@ -108,14 +108,15 @@ impl Meta {
         let field = |name: &str| {
             fields.get(name).ok_or_else(|| format!("meta has no field {name:?}; was it written by traqq?"))
         };
-        let number =
-            |name: &str| field(name)?.parse::<i64>().map_err(|_| format!("meta's field {name:?} is not a number"));
+        let number = |name: &str| {
+            field(name)?.parse::<u32>().map_err(|_| format!("meta's field {name:?} is not a number from 0 to 2^32 - 1"))
+        };
         let mut meta = Self {
-            layout: number("layout")? as u32,
+            layout: number("layout")?,
             lanes: number("lanes")? as usize,
             tags: field("tags")?.split_whitespace().map(str::to_owned).collect(),
             group: field("group")?.clone(),
-            value_scale: number("value_scale")?,
+            value_scale: number("value_scale")?.into(),
             time_zone: field("time_zone")?.clone(),
             tzdb: field("tzdb")?.clone(),
             plan: field("plan")?.clone(),
@@ -233,4 +234,22 @@ async fn since_now(store: &dyn Store) -> StoreResult<Since> {
     }
     since.positions = positions.join(" ");
     Ok(since)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A number of lanes below 0 was read as one of 2^64, and a layout of 2^32 + 1 as ours. Found by fuzzing.
+    #[test]
+    fn numbers_that_do_not_fit_are_refused() {
+        let rules = serde_json::from_str::<Rules>(r#"{"mapping":{"add":["event"]}}"#).unwrap().validate().unwrap();
+        let fields: BTreeMap<String, String> = Meta::new(&rules, "g", Vec::new()).to_fields().into_iter().collect();
+        assert!(Meta::of_fields(&fields).is_ok());
+        for (name, value) in [("lanes", "-1"), ("layout", "4294967297"), ("layout", "-1"), ("value_scale", "x")] {
+            let mut fields = fields.clone();
+            fields.insert(name.to_owned(), value.to_owned());
+            assert!(Meta::of_fields(&fields).unwrap_err().contains(name), "{name}={value}");
+        }
+    }
 }
