@@ -54,13 +54,14 @@ pub struct RedisStore {
 impl RedisStore {
     /// Connects to nothing yet. `Err` says what is wrong with the configuration.
     pub fn new(config: &Config) -> Result<Self, String> {
+        let connector = Connector::new(config)?;
         let tags = lane_tags(config.lanes);
         let lanes = match tags.len() {
             0 => vec![Keys::new(&config.prefix, None)],
             _ => tags.iter().map(|tag| Keys::new(&config.prefix, Some(tag))).collect(),
         };
         let mut store = Self {
-            connector: Connector::new(config)?,
+            connector,
             lanes,
             root: Keys::new(&config.prefix, None),
             shadow_bytes_max: config.shadow_bytes_max,
@@ -236,5 +237,20 @@ impl Store for RedisStore {
 
     async fn read(&self, lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>> {
         read::read(self, &self.lanes[lane], reads).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tags were looked for before their number was judged: with more lanes than slots there is none for some, and the search took minutes
+    /// until it ended in a panic. Found by fuzzing.
+    #[test]
+    fn more_lanes_than_slots_are_refused_at_once() {
+        for lanes in [0, 20_000, usize::MAX] {
+            let error = RedisStore::new(&Config { lanes, ..Config::default() }).err().unwrap();
+            assert!(error.contains("store.redis.lanes"), "{error}");
+        }
     }
 }
