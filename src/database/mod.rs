@@ -10,8 +10,10 @@
 //!   database/     fjall: the journal, the tree `log`, the tree `store`
 //! ```
 //!
-//! A write that fails (a full disk, a broken one) leaves the database closed, because nobody knows what of it arrived. It is opened again
-//! as soon as that is possible, under a new epoch: whoever keeps something in memory about it compares epochs and reads again.
+//! A write that fails leaves the database closed, because nobody knows what of it arrived. After a full disk it is opened again as soon as
+//! there is room, under a new epoch: whoever keeps something in memory about it compares epochs and reads again. After any other failure
+//! it stays closed until a restart: the system drops what it could not sync and calls the next sync a success, so that an event could be
+//! acknowledged behind one that is lost. A person looks at the disk first.
 
 mod config;
 mod upkeep;
@@ -82,6 +84,8 @@ enum State {
         epoch: u64,
         tried_at: Instant,
         why: String,
+        /// Until a restart.
+        is_latched: bool,
     },
 }
 
@@ -167,8 +171,8 @@ impl Database {
         let mut state = self.lock();
         match &mut *state {
             State::Open(open) => Ok(Arc::clone(open)),
-            State::Failed { old, epoch, tried_at, why } => {
-                let is_due = tried_at.elapsed() >= REOPEN_EVERY;
+            State::Failed { old, epoch, tried_at, why, is_latched } => {
+                let is_due = !*is_latched && tried_at.elapsed() >= REOPEN_EVERY;
                 if !is_due || old.strong_count() > 0 {
                     return Err(DatabaseError::Retry(why.clone()));
                 }
@@ -211,7 +215,7 @@ impl Database {
             (Durability::EveryWrite, true) => Some(PersistMode::SyncData),
             _ => Some(PersistMode::Buffer),
         };
-        batch.durability(mode).commit().map_err(|error| self.failed(open, &error))?;
+        batch.durability(mode).commit().map_err(|error| self.write_failed(open, &error))?;
         self.is_dirty.store(true, Ordering::Release);
         Ok(())
     }
@@ -220,7 +224,7 @@ impl Database {
     fn wait_for_room(&self, open: &Arc<Open>) -> DatabaseResult<()> {
         let since = Instant::now();
         while open.log.sealed_memtable_count().max(open.store.sealed_memtable_count()) > SEALED_MAX {
-            open.database.persist(PersistMode::Buffer).map_err(|error| self.failed(open, &error))?;
+            open.database.persist(PersistMode::Buffer).map_err(|error| self.write_failed(open, &error))?;
             if since.elapsed() > STALL_MAX {
                 let text = format!("the disk of {} is too slow for what is written", self.directory.display());
                 return Err(DatabaseError::Retry(text));
@@ -234,7 +238,7 @@ impl Database {
     pub fn sync(&self) -> DatabaseResult<()> {
         let open = self.get()?;
         self.is_dirty.store(false, Ordering::Release);
-        open.database.persist(PersistMode::SyncAll).map_err(|error| self.failed(&open, &error))
+        open.database.persist(PersistMode::SyncAll).map_err(|error| self.write_failed(&open, &error))
     }
 
     fn sync_if_dirty(&self) {
@@ -244,22 +248,42 @@ impl Database {
                 State::Failed { .. } => return,
             };
             if let Err(error) = open.database.persist(PersistMode::SyncData) {
-                self.failed(&open, &error);
+                self.write_failed(&open, &error);
             }
         }
     }
 
-    /// What an error means. Afterwards the database is closed, unless the error was one of reading.
+    /// What an error means. Afterwards the database is closed, unless what is on the disk is damaged.
     pub fn failed(&self, open: &Arc<Open>, error: &fjall::Error) -> DatabaseError {
-        let text = explain(&self.directory, error);
+        self.close(open, error, false)
+    }
+
+    fn write_failed(&self, open: &Arc<Open>, error: &fjall::Error) -> DatabaseError {
+        self.close(open, error, leaves_doubt(error))
+    }
+
+    fn close(&self, open: &Arc<Open>, error: &fjall::Error, is_latched: bool) -> DatabaseError {
+        let mut text = explain(&self.directory, error);
         if is_damage(error) {
             return DatabaseError::Stop(text);
         }
+        if is_latched {
+            text += "; writing failed, and nothing is taken until a restart: look at the disk, then restart traqq";
+        }
         let mut state = self.lock();
-        if matches!(&*state, State::Open(current) if current.epoch == open.epoch) {
-            tracing::error!(text, "closing the data directory; it is opened again as soon as that is possible");
-            let (old, epoch) = (Arc::downgrade(open), open.epoch);
-            *state = State::Failed { old, epoch, tried_at: Instant::now(), why: text.clone() };
+        match &*state {
+            State::Open(current) if current.epoch == open.epoch => {
+                if is_latched {
+                    tracing::error!(text, "closing the data directory until a restart");
+                } else {
+                    tracing::error!(text, "closing the data directory; it is opened again as soon as that is possible");
+                }
+                let (old, epoch) = (Arc::downgrade(open), open.epoch);
+                *state = State::Failed { old, epoch, tried_at: Instant::now(), why: text.clone(), is_latched };
+            }
+            // Others see what the first failure has left behind.
+            State::Failed { why, is_latched: true, .. } => text.clone_from(why),
+            _ => {}
         }
         DatabaseError::Retry(text)
     }
@@ -366,6 +390,18 @@ fn is_locked(database: &Path) -> bool {
 
 fn is_certain_damage(error: &fjall::Error) -> bool {
     !matches!(error, fjall::Error::Locked) && is_damage(error)
+}
+
+/// Whether a failed write leaves open what of it, and of the writes before it, is on the disk. A full disk has refused it; a poisoned
+/// database has failed to make a table of what is in its journal, and the journal is read again.
+fn leaves_doubt(error: &fjall::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    match error {
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => {
+            !matches!(error.kind(), StorageFull | QuotaExceeded)
+        }
+        _ => false,
+    }
 }
 
 /// Whether data on the disk is not what was written.
