@@ -46,6 +46,7 @@ metrics! {
     ROLLBACKS = Counter "traqq_store_rollbacks_total" [""] "Times the store had lost what it had acknowledged.";
     STORE_LOST = Counter "traqq_store_lost_total" [""] "Times the store was found empty though something had been counted.";
     STORE_ERRORS = Counter "traqq_store_errors_total" ["class"] "Errors of the store, by class: retry, reconnect, stop.";
+    BROKER_ERRORS = Counter "traqq_broker_errors_total" [""] "Errors of the log: connections lost, requests that failed. All are tried again.";
     QUARANTINED = Counter "traqq_quarantined_keys_total" [""] "Writes to keys that could not take them; their answers are incomplete.";
     VALUES_FOLDED = Counter "traqq_values_folded_total" [""] "Values counted under __other__ because their key was full.";
     VALUES_SKIPPED = Counter "traqq_values_skipped_total" [""] "Values that were no number though one was needed, or beyond a double.";

@@ -310,7 +310,8 @@ impl Loop {
                 tracing::debug!(text, "commit to the broker");
                 self.partitions.values_mut().for_each(|partition| partition.marked = None);
             }
-            Notice::Event(Event::Trouble(text), _) => {
+            Notice::Event(Event::Trouble(text), _) | Notice::Failed(BrokerError::Retry(text)) => {
+                metrics::counter!(names::BROKER_ERRORS).increment(1);
                 tracing::warn!(text, "broker");
             }
             Notice::Opened { partition, generation, result } => {
@@ -324,7 +325,6 @@ impl Loop {
                 }
             }
             Notice::Failed(BrokerError::Stop(text)) => return Err(WorkerError(text)),
-            Notice::Failed(BrokerError::Retry(text)) => tracing::warn!(text, "broker"),
         }
         Ok(())
     }
