@@ -84,7 +84,11 @@ impl Loop {
         }
         let names = self.leaving.take().map(|leaving| leaving.partitions).unwrap_or_default();
         self.mark(&names);
-        if !self.is_draining {
+        if self.is_draining {
+            // What was read and is not counted; whoever comes next reads it again.
+            let unfinished: i64 = self.partitions.values().map(Partition::unfinished).sum();
+            tracing::info!(records = self.worker.status.records(), unfinished, "drained");
+        } else {
             self.driver.send(Command::Release(names.clone()));
             self.forget(&names);
         }

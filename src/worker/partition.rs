@@ -69,6 +69,11 @@ impl Partition {
         self.committed == self.from
     }
 
+    /// Offsets that were read and are not applied.
+    pub const fn unfinished(&self) -> i64 {
+        self.from.position - self.committed.position
+    }
+
     /// Takes the watermarks the driver found; `Err` says why the position does not fit them.
     pub fn opened(&mut self, partition: &TopicPartition, watermarks: Watermarks) -> Result<(), String> {
         let Watermarks { low, high } = watermarks;

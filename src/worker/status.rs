@@ -78,6 +78,11 @@ impl Status {
         inner.batches += 1;
     }
 
+    /// Records applied so far.
+    pub(super) fn records(&self) -> u64 {
+        self.lock().records
+    }
+
     pub(super) fn set_partitions(&self, partitions: BTreeMap<TopicPartition, PartitionStatus>) {
         self.lock().partitions = partitions;
     }
