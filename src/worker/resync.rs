@@ -15,7 +15,7 @@ use super::run::{Internal, Loop, View, WorkerError, lane_name};
 use super::start::{NotStarted, Starter};
 use crate::broker::{BrokerError, Start};
 use crate::model::{Checkpoint, TopicPartition};
-use crate::store::Positions;
+use crate::store::{Positions, StoreResult};
 use crate::telemetry::names;
 
 /// Attempts to begin with new partitions before all of the lane is in doubt.
@@ -51,7 +51,7 @@ impl Loop {
             Internal::View(view) => self.on_view(view),
             Internal::Stop(text) => return Err(WorkerError(text)),
             Internal::Checked { lane, epoch, activity, positions } => {
-                self.on_checked(lane, epoch, activity, &positions);
+                self.on_checked(lane, epoch, activity, positions);
             }
             Internal::Reopen { partition, generation } => {
                 // A resync in between opens it by itself, from where the store stands.
@@ -252,20 +252,24 @@ impl Loop {
         let (store, internal) = (Arc::clone(&self.worker.store), self.internal.clone());
         let (epoch, activity) = (lane.epoch, lane.activity);
         tokio::spawn(async move {
-            match store.positions(index).await {
-                Ok(positions) => {
-                    let _ = internal.send(Internal::Checked { lane: index, epoch, activity, positions });
-                }
-                Err(error) => tracing::warn!(%error, "cannot compare positions with the store"),
-            }
+            let positions = store.positions(index).await;
+            let _ = internal.send(Internal::Checked { lane: index, epoch, activity, positions });
         });
     }
 
-    pub(super) fn on_checked(&mut self, index: usize, epoch: u64, activity: u64, positions: &Positions) {
+    pub(super) fn on_checked(&mut self, index: usize, epoch: u64, activity: u64, positions: StoreResult<Positions>) {
         let lane = &self.lanes[index];
         if lane.epoch != epoch || lane.activity != activity || !lane.pending.parts.is_empty() {
             return;
         }
+        let positions = match positions {
+            Ok(positions) => positions,
+            // With nothing to commit this is how it is found out that the store cannot be reached.
+            Err(error) => {
+                metrics::counter!(names::STORE_ERRORS, "class" => error.class()).increment(1);
+                return self.resync(index, &error.to_string());
+            }
+        };
         let differs = |(name, partition): (&TopicPartition, &Partition)| {
             let is_settled = partition.lane == index && matches!(partition.state, State::Running | State::Verifying(_));
             is_settled && positions.get(name) != Some(&partition.committed)

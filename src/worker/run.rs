@@ -25,7 +25,7 @@ use super::status::Status;
 use crate::broker::{BrokerError, Consumer, Event, Producer, Start};
 use crate::compile::{Folded, Part, Plan};
 use crate::model::{Checkpoint, RecordBatch, TopicPartition};
-use crate::store::{Applied, Meta, Outcome, Positions, Session, Store, StoreError};
+use crate::store::{Applied, Meta, Outcome, Positions, Session, Store, StoreError, StoreResult};
 use crate::telemetry::names;
 
 /// Notices waiting for the loop; their records are bounded in bytes by the budget.
@@ -77,7 +77,7 @@ pub(super) enum Internal {
         lane: usize,
         epoch: u64,
         activity: u64,
-        positions: Positions,
+        positions: StoreResult<Positions>,
     },
     Reopen {
         partition: TopicPartition,
