@@ -142,11 +142,16 @@ impl Config {
         client.set("client.id", "traqq");
         if self.properties.get("group.protocol").map(String::as_str) != Some("consumer") {
             client.set("partition.assignment.strategy", "cooperative-sticky");
+            // How long the partitions of a dead member wait. Also its own, when the broker was away for longer: it comes back as a new
+            // member, and the group waits for the one that it was.
+            client.set("session.timeout.ms", "10000");
         }
         client
             .set("statistics.interval.ms", "1000")
             .set("allow.auto.create.topics", "false")
             .set("topic.metadata.refresh.interval.ms", "30000")
+            // After an outage; by default it is 10 s.
+            .set("reconnect.backoff.max.ms", "3000")
             // By default librdkafka leaves a partition alone for a whole second each time its queue is full.
             .set("fetch.queue.backoff.ms", "10")
             .set("queued.max.messages.kbytes", (buffer_bytes_max / 1024).clamp(1024, 2_097_151).to_string());
