@@ -13,7 +13,7 @@ use crate::broker::nats::{self, NatsConsumer, NatsProducer};
 use crate::broker::{Appender, Consumer, Producer, Start};
 use crate::compile::{GateRules, Plan};
 use crate::config::{BrokerKind, Config, StoreKind};
-use crate::database::{Database, Upkeep};
+use crate::database::{AgeClock, Database, Upkeep};
 use crate::decode::Reason;
 use crate::model::RecordBatch;
 use crate::model::{Check, Finding};
@@ -34,6 +34,16 @@ pub fn now_ms() -> i64 {
 
 pub fn now() -> i64 {
     now_ms() / 1000
+}
+
+/// The clock by which what is too old is removed.
+fn age_ms() -> i64 {
+    static CLOCK: AgeClock = AgeClock::new();
+    CLOCK.believe(now_ms())
+}
+
+fn age() -> i64 {
+    age_ms() / 1000
 }
 
 /// The store alone, for commands that do not count. An embedded one must be there already.
@@ -109,7 +119,7 @@ impl Backends {
         let is_local = config.broker.kind() == BrokerKind::Local;
         let database = if is_embedded || is_local { Some(open_database(config)?) } else { None };
         let embedded = match &database {
-            Some(database) if is_embedded => Some(EmbeddedStore::open(database, index_bytes(config), now)?),
+            Some(database) if is_embedded => Some(EmbeddedStore::open(database, index_bytes(config), age)?),
             _ => None,
         };
         let store: Arc<dyn Store> = match &embedded {
@@ -168,7 +178,7 @@ impl Backends {
         if let Some(embedded) = &embedded {
             say_what_is_missing(&log, embedded).await?;
         }
-        upkeep.push(log.upkeep());
+        upkeep.push(log.upkeep(age_ms));
         Ok(Self {
             store,
             consumer: Box::new(log.consumer()),

@@ -15,6 +15,7 @@
 //! it stays closed until a restart: the system drops what it could not sync and calls the next sync a success, so that an event could be
 //! acknowledged behind one that is lost. A person looks at the disk first.
 
+mod age;
 mod config;
 mod upkeep;
 mod verify;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use fjall::{CompressionType, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch, PersistMode};
 
+pub use age::AgeClock;
 pub use config::{Config, Durability};
 pub use upkeep::Upkeep;
 

@@ -20,16 +20,15 @@ const LETTERS_BYTES_MAX: u64 = 1 << 30;
 const STEP: usize = 1000;
 
 impl LocalLog {
-    /// Removes what may go now and then.
-    pub fn upkeep(&self) -> Upkeep {
+    /// Removes what may go now and then; `clock` gives epoch milliseconds, by which that is judged.
+    pub fn upkeep(&self, clock: fn() -> i64) -> Upkeep {
         let shared = Arc::clone(self.shared());
-        Upkeep::start("retention", EVERY, move || remove_old(&shared))
+        Upkeep::start("retention", EVERY, move || remove_old(&shared, clock()))
     }
 }
 
 /// Removes what may go.
-pub fn remove_old(shared: &Shared) -> DatabaseResult<()> {
-    let now = (shared.clock)();
+pub fn remove_old(shared: &Shared, now: i64) -> DatabaseResult<()> {
     for number in 0..shared.config.partitions {
         while remove_blocks(shared, number, now)? {}
     }

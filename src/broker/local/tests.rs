@@ -141,10 +141,10 @@ async fn retention_removes_what_is_old_or_too_much_and_counted() {
     let mut consumer = log.consumer();
     let low = |consumer: &mut LocalConsumer| consumer.watermarks(&at(0)).unwrap().low;
     let start = NOW_MS.fetch_add(3 * HOUR_MS, Ordering::Relaxed);
-    retention::remove_old(log.shared()).unwrap();
+    retention::remove_old(log.shared(), clock()).unwrap();
     assert_eq!(low(&mut consumer), 0, "nothing is counted yet");
     consumer.commit(&[Mark { partition: at(0), position: 3, note: String::new() }], true).unwrap();
-    retention::remove_old(log.shared()).unwrap();
+    retention::remove_old(log.shared(), clock()).unwrap();
     assert_eq!(low(&mut consumer), 2, "the last counted record stays, so that the log is recognised by it");
     assert_eq!(poll(&mut reader(&log, 0, 2)).1, 4);
     assert_eq!(consumer.starts(Start::TimeMs(start), &[at(0)]).unwrap(), [2]);
@@ -159,7 +159,7 @@ async fn retention_removes_what_is_old_or_too_much_and_counted() {
     let mut consumer = log.consumer();
     assert_eq!(low(&mut consumer), 2);
     consumer.commit(&[Mark { partition: at(0), position: 5, note: String::new() }], true).unwrap();
-    retention::remove_old(log.shared()).unwrap();
+    retention::remove_old(log.shared(), clock()).unwrap();
     assert_eq!(low(&mut consumer), 4);
 }
 
