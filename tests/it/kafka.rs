@@ -2,80 +2,18 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::cli::{traqq, write_config};
 use crate::process::{PATIENCE, Process, post, total, wait_for_total};
-use crate::servers::{Redis, free_port, kafka_brokers, poll_until};
-
-fn servers() -> Command {
-    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers"))
-}
-
-/// One of Kafka's own tools; what it printed.
-fn kafka_tool(tool: &str, arguments: &[&str]) -> String {
-    let output =
-        servers().args(["kafka-tool", tool, "--bootstrap-server", &kafka_brokers()]).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// A name that an earlier run against the same broker cannot have left behind.
-fn unique(name: &str) -> String {
-    format!("{name}-{}", std::process::id())
-}
-
-fn create_topic(name: &str, partitions: i32) {
-    kafka_tool("topics", &["--create", "--topic", name, "--partitions", &partitions.to_string()]);
-}
-
-/// Lines through kcat, a client that is not ours.
-fn produce(topic: &str, lines: &[String]) {
-    let mut kcat = Command::new("kcat")
-        .args(["-b", &kafka_brokers(), "-t", topic, "-P", "-z", "lz4"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("kcat is installed by tests/run");
-    let mut input = kcat.stdin.take().unwrap();
-    input.write_all((lines.join("\n") + "\n").as_bytes()).unwrap();
-    drop(input);
-    assert!(kcat.wait().unwrap().success());
-}
-
-fn events(count: usize) -> Vec<String> {
-    (0..count).map(|n| format!(r#"{{"event":"e{}","ip":"10.0.0.{}"}}"#, n % 7, n % 250)).collect()
-}
-
-/// A topic, a Redis, and the configuration of a worker between them.
-struct Scene {
-    topic: String,
-    redis: Redis,
-    directory: tempfile::TempDir,
-    file: PathBuf,
-}
-
-impl Scene {
-    /// `more` is appended to the configuration.
-    fn new(name: &str, partitions: i32, more: &str) -> Self {
-        let (topic, redis, directory) = (unique(name), Redis::start(&[]), tempfile::tempdir().unwrap());
-        create_topic(&topic, partitions);
-        let text = format!(
-            "[broker.kafka]\nbrokers = \"{}\"\ntopics = [\"{topic}\"]\ngroup = \"{topic}\"\ndead_letter_topic = \"discard\"\n\
-             [store.redis]\nurl = \"{}\"\nprefix = \"t\"\n[mapping]\nadd = [\"event\"]\nbitmap = [\"ip\"]\n\
-             [server]\nhttp = \"127.0.0.1:0\"\ntcp = \"off\"\n[log]\nformat = \"text\"\n{more}",
-            kafka_brokers(),
-            redis.url()
-        );
-        let file = write_config(directory.path(), &text);
-        Self { topic, redis, directory, file }
-    }
-}
+use crate::scene::{Scene, create_topic, events, kafka_tool, produce};
+use crate::servers::{free_port, kafka_brokers, poll_until};
 
 #[test]
 fn counts_drains_and_goes_on_where_it_was() {
-    let Scene { topic, redis, directory: _directory, file } = Scene::new("it-drain", 3, "");
+    let Scene { topic, redis, directory: _directory, file, .. } = Scene::new("it-drain", 3, "");
     produce(&topic, &events(5_000));
     let worker = Process::start(&file);
     wait_for_total(&redis, 5_000);
@@ -89,7 +27,7 @@ fn counts_drains_and_goes_on_where_it_was() {
 /// A topic of the same name with other records must not be taken for the one that was counted.
 #[test]
 fn a_topic_that_was_deleted_and_made_again_stops_its_partitions() {
-    let Scene { topic, redis, directory: _directory, file } = Scene::new("it-recreated", 1, "");
+    let Scene { topic, redis, directory: _directory, file, .. } = Scene::new("it-recreated", 1, "");
     produce(&topic, &events(1_000));
     let worker = Process::start(&file);
     wait_for_total(&redis, 1_000);
@@ -121,7 +59,7 @@ fn a_topic_that_was_deleted_and_made_again_stops_its_partitions() {
 
 #[test]
 fn another_group_and_another_mapping_are_refused_until_applied() {
-    let Scene { topic, redis, directory: _directory, file } = Scene::new("it-mapping", 1, "");
+    let Scene { topic, redis, directory: _directory, file, .. } = Scene::new("it-mapping", 1, "");
     produce(&topic, &events(100));
     let worker = Process::start(&file);
     wait_for_total(&redis, 100);
@@ -147,7 +85,7 @@ fn another_group_and_another_mapping_are_refused_until_applied() {
 /// With transactions and a store that was flushed while nobody looked: counted again from the recorded start.
 #[test]
 fn a_flushed_store_is_counted_again() {
-    let Scene { topic, redis, directory: _directory, file } =
+    let Scene { topic, redis, directory: _directory, file, .. } =
         Scene::new("it-flushed", 2, "[worker]\nposition_check_ms = 200\n");
     produce(&topic, &events(2_000));
     let worker = Process::start(&file);
@@ -162,7 +100,7 @@ fn a_flushed_store_is_counted_again() {
 
 #[test]
 fn the_new_group_protocol_works() {
-    let Scene { topic, redis, directory: _directory, file } =
+    let Scene { topic, redis, directory: _directory, file, .. } =
         Scene::new("it-kip848", 4, "[broker.kafka.properties]\n\"group.protocol\" = \"consumer\"\n");
     produce(&topic, &events(3_000));
     let worker = Process::start(&file);
@@ -174,7 +112,7 @@ fn the_new_group_protocol_works() {
 #[test]
 fn header_names_that_are_not_text_do_no_harm() {
     use std::os::unix::ffi::OsStrExt;
-    let Scene { topic, redis, directory, file } = Scene::new("it-headers", 1, "");
+    let Scene { topic, redis, directory, file, .. } = Scene::new("it-headers", 1, "");
     let line = directory.path().join("line");
     std::fs::write(&line, "{\"event\":\"odd\"}\n").unwrap();
     let sent = Command::new("kcat")
@@ -192,7 +130,7 @@ fn header_names_that_are_not_text_do_no_harm() {
 /// Records removed before they were counted, while the worker was away and under its feet.
 #[test]
 fn a_gap_in_the_log_is_skipped_when_the_operator_says_so() {
-    let Scene { topic, redis, directory, file } = Scene::new("it-gap", 1, "[worker]\non_log_gap = \"skip\"\n");
+    let Scene { topic, redis, directory, file, .. } = Scene::new("it-gap", 1, "[worker]\non_log_gap = \"skip\"\n");
     produce(&topic, &events(1_000));
     let worker = Process::start(&file);
     wait_for_total(&redis, 1_000);
@@ -225,7 +163,7 @@ fn trim(directory: &Path, topic: &str, offset: i64) {
 /// A worker that cannot reach its store must not keep the others of its group from counting.
 #[test]
 fn a_worker_without_its_store_does_not_stall_the_group() {
-    let Scene { topic, redis, directory: _directory, file } = Scene::new("it-stall", 2, "");
+    let Scene { topic, redis, directory: _directory, file, .. } = Scene::new("it-stall", 2, "");
     let elsewhere = tempfile::tempdir().unwrap();
     let text = std::fs::read_to_string(&file).unwrap().replace(&redis.url(), "redis://127.0.0.1:1");
     let cut_off = write_config(elsewhere.path(), &text);

@@ -30,16 +30,16 @@ const MAPPING: &str = "[mapping]\nbitmap = [\"ip\"]\nadd = [\"event\", \"id\"]\n
     add_value = [{ key = \"event\", add_key = \"amount\" }]\ntop = [\"id\"]\nbitmap_by = [{ key = \"event\", of = \"ip\" }]\n";
 
 /// A data directory, a configuration, and the ports that it names.
-struct Site {
+pub struct Site {
     _directory: TempDir,
-    config: PathBuf,
+    pub config: PathBuf,
     http: u16,
     tcp: u16,
 }
 
 impl Site {
     /// `data` is appended to `[data]`, `more` to the end.
-    fn new(data: &str, more: &str) -> Self {
+    pub fn new(data: &str, more: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self::at(directory, None, data, more)
     }
@@ -55,7 +55,7 @@ impl Site {
         Self { _directory: directory, config, http, tcp }
     }
 
-    fn start(&self) -> Process {
+    pub fn start(&self) -> Process {
         let process = Process::start(&self.config);
         process.wait_for_line("listening for TCP");
         process
@@ -67,11 +67,11 @@ impl Site {
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    fn data_directory(&self) -> PathBuf {
+    pub fn data_directory(&self) -> PathBuf {
         load(Some(&self.config), &[]).unwrap().config.data.directory
     }
 
-    fn post(&self, headers: &str, body: &[u8]) -> io::Result<Answer> {
+    pub fn post(&self, headers: &str, body: &[u8]) -> io::Result<Answer> {
         self.send("POST", "/api/v1/events", headers, body)
     }
 
@@ -97,11 +97,11 @@ impl Site {
         Ok(Answer { status, head, body: bytes[end + 4..].to_vec() })
     }
 
-    fn events(&self) -> u64 {
+    pub fn events(&self) -> u64 {
         self.get("/api/v1/stats")["totals"]["events"].as_u64().unwrap()
     }
 
-    fn wait_until_counted(&self) {
+    pub fn wait_until_counted(&self) {
         poll_until(PATIENCE, "everything is counted", || {
             let stats = self.get("/api/v1/stats");
             let partition = stats["partitions"].as_array()?.first()?;
@@ -116,14 +116,14 @@ impl Site {
     }
 }
 
-struct Answer {
-    status: u16,
+pub struct Answer {
+    pub status: u16,
     head: String,
     body: Vec<u8>,
 }
 
 impl Answer {
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
@@ -132,21 +132,21 @@ impl Answer {
     }
 }
 
-const NDJSON: &str = "content-type: application/x-ndjson\r\n";
+pub const NDJSON: &str = "content-type: application/x-ndjson\r\n";
 const JSON: &str = "content-type: application/json\r\n";
 
-fn event(id: &str, number: usize) -> String {
+pub fn event(id: &str, number: usize) -> String {
     json!({"event": format!("e{}", number % 5), "id": id, "ip": format!("10.0.{}.{}", number % 7, number % 250), "amount": number % 100})
         .to_string()
 }
 
 /// The data directory of a process that has ended.
-struct Remains {
+pub struct Remains {
     log: Vec<RecordBatch>,
     store: EmbeddedStore,
 }
 
-fn open_remains(directory: &Path) -> Result<Remains, String> {
+pub fn open_remains(directory: &Path) -> Result<Remains, String> {
     let config = DataConfig { directory: directory.to_owned(), ..DataConfig::default() };
     let database = loop {
         match Database::open(&config, 16 << 20) {
@@ -177,7 +177,7 @@ fn open_remains(directory: &Path) -> Result<Remains, String> {
 
 impl Remains {
     /// How often each id is in the log.
-    fn ids(&self) -> BTreeMap<String, usize> {
+    pub fn ids(&self) -> BTreeMap<String, usize> {
         let mut ids = BTreeMap::new();
         for record in self.log.iter().flat_map(RecordBatch::iter) {
             let event: Value = serde_json::from_slice(record.value.unwrap()).unwrap();
@@ -247,7 +247,7 @@ impl Remains {
         }
     }
 
-    fn assert_exact(self, config: &Path) {
+    pub fn assert_exact(self, config: &Path) {
         let log = copy_of(&self.log);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(self.check(log, config)).unwrap();

@@ -1,6 +1,7 @@
 //! The program itself, as a process.
 
-use std::io::{Read, Write};
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -19,10 +20,50 @@ pub struct Process {
 
 impl Process {
     pub fn start(config: &Path) -> Self {
-        let log = config.with_extension("log");
+        Self::launch(config, traqq(), "log")
+    }
+
+    /// `command` ends in the program's name; `extension` is that of the log, beside the configuration.
+    pub fn launch(config: &Path, mut command: Command, extension: &str) -> Self {
+        let log = config.with_extension(extension);
         let file = std::fs::File::create(&log).unwrap();
-        let child = traqq().arg("--config").arg(config).arg("run").stderr(file).spawn().unwrap();
+        let child = command.arg("--config").arg(config).arg("run").stderr(file).spawn().unwrap();
         Self { child, log }
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// What it answers; an error while it does not listen.
+    pub fn get(&self, path: &str) -> io::Result<String> {
+        let line = self.wait_for_line(" listening ");
+        let address = line.split("address=").nth(1).unwrap().trim();
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// A metric of its own `/metrics`, summed over its labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let answer = self.get("/metrics").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let values = answer.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+        });
+        values.sum()
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.get("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn wait_for_line(&self, part: &str) -> String {
@@ -48,9 +89,15 @@ impl Process {
         assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
     }
 
-    pub fn stop(mut self) -> i32 {
+    pub fn stop(self) -> i32 {
+        self.stop_and_log().0
+    }
+
+    /// Its exit code, and its log up to the last line.
+    pub fn stop_and_log(mut self) -> (i32, String) {
         self.signal("-TERM");
-        self.child.wait().unwrap().code().unwrap_or(-1)
+        let code = self.child.wait().unwrap().code().unwrap_or(-1);
+        (code, self.log())
     }
 }
 
@@ -64,11 +111,21 @@ impl Drop for Process {
 
 /// The events counted under prefix `t`.
 pub fn total(redis: &Redis) -> i64 {
+    counts(redis).values().sum()
+}
+
+/// The same by the value of `event`, all days together.
+pub fn counts(redis: &Redis) -> BTreeMap<String, i64> {
     let keys = redis.cli(&["--raw", "KEYS", "t:add:d:*:event"]);
-    let sum_of = |key: &str| {
-        redis.cli(&["--raw", "HVALS", key]).lines().filter_map(|line| line.parse::<i64>().ok()).sum::<i64>()
-    };
-    keys.lines().filter(|key| !key.is_empty()).map(sum_of).sum()
+    let mut counts = BTreeMap::new();
+    for key in keys.lines().filter(|key| !key.is_empty()) {
+        let answer = redis.cli(&["--raw", "HGETALL", key]);
+        let lines: Vec<&str> = answer.lines().collect();
+        for pair in lines.chunks_exact(2) {
+            *counts.entry(pair[0].to_owned()).or_default() += pair[1].parse::<i64>().unwrap();
+        }
+    }
+    counts
 }
 
 pub fn wait_for_total(redis: &Redis, expected: i64) {

@@ -1,9 +1,10 @@
 //! A TCP proxy that breaks things where a test wants them broken: after so many bytes, in either direction, or by saying nothing.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
@@ -18,8 +19,13 @@ struct Faults {
     /// Direction and the bytes that still pass in it; then the connection that carries the next one is cut.
     cut: Option<(Direction, usize)>,
     is_stalled: bool,
+    is_trickling: bool,
     is_closed: bool,
 }
+
+/// What passes at a time while the proxy trickles, and how long that takes.
+const TRICKLE_BYTES: usize = 512;
+const TRICKLE_EVERY: Duration = Duration::from_millis(50);
 
 struct Shared {
     faults: Mutex<Faults>,
@@ -30,14 +36,23 @@ struct Shared {
 }
 
 pub struct Proxy {
-    port: u16,
+    address: SocketAddrV4,
+    upstream: Arc<AtomicU16>,
     shared: Arc<Shared>,
 }
 
 impl Proxy {
     pub fn start(upstream: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let proxy = Self::at(Ipv4Addr::LOCALHOST);
+        proxy.aim(upstream);
+        proxy
+    }
+
+    /// In front of a server that is yet to be started, and told this address.
+    pub fn at(address: Ipv4Addr) -> Self {
+        let listener = TcpListener::bind((address, 0)).unwrap();
+        let address = SocketAddrV4::new(address, listener.local_addr().unwrap().port());
+        let upstream = Arc::new(AtomicU16::new(0));
         let shared = Arc::new(Shared {
             faults: Mutex::default(),
             changed: Condvar::new(),
@@ -45,14 +60,15 @@ impl Proxy {
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
         });
-        let accepting = Arc::clone(&shared);
+        let (accepting, target) = (Arc::clone(&shared), Arc::clone(&upstream));
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let Ok(client) = client else { return };
                 if accepting.faults.lock().unwrap().is_closed {
                     return;
                 }
-                let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, upstream)) else { continue };
+                let port = target.load(Ordering::SeqCst);
+                let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { continue };
                 client.set_nodelay(true).unwrap();
                 server.set_nodelay(true).unwrap();
                 let ends = [
@@ -65,11 +81,20 @@ impl Proxy {
                 }
             }
         });
-        Self { port, shared }
+        Self { address, upstream, shared }
+    }
+
+    /// The port of the server behind it.
+    pub fn aim(&self, upstream: u16) {
+        self.upstream.store(upstream, Ordering::SeqCst);
+    }
+
+    pub fn address(&self) -> SocketAddrV4 {
+        self.address
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://{}", self.address)
     }
 
     /// Lets `bytes` more pass in a direction, and cuts the connection that carries the one behind them.
@@ -82,9 +107,15 @@ impl Proxy {
         self.shared.faults.lock().unwrap().is_stalled = true;
     }
 
+    /// Lets replies through drop by drop until [`Self::resume`].
+    pub fn trickle(&self) {
+        self.shared.faults.lock().unwrap().is_trickling = true;
+    }
+
     pub fn resume(&self) {
         let mut faults = self.shared.faults.lock().unwrap();
         faults.is_stalled = false;
+        faults.is_trickling = false;
         faults.cut = None;
         self.shared.changed.notify_all();
     }
@@ -108,17 +139,17 @@ impl Drop for Proxy {
         self.shared.faults.lock().unwrap().is_closed = true;
         self.resume();
         // Wakes the thread that accepts.
-        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+        let _ = TcpStream::connect(self.address);
     }
 }
 
-fn pump(mut from: &TcpStream, mut to: &TcpStream, direction: Direction, shared: &Shared) {
+fn pump(mut from: &TcpStream, to: &TcpStream, direction: Direction, shared: &Shared) {
     let mut buffer = [0; 16 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         let passing = admit(count, direction, shared);
         let counter = if direction == Direction::Up { &shared.up } else { &shared.down };
         counter.fetch_add(passing as u64, Ordering::SeqCst);
-        let is_written = to.write_all(&buffer[..passing]).is_ok();
+        let is_written = write(to, &buffer[..passing], direction, shared).is_ok();
         shared.cuts.fetch_add(u64::from(passing < count), Ordering::SeqCst);
         if !is_written || passing < count {
             break;
@@ -126,6 +157,17 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, direction: Direction, shared: 
     }
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
+}
+
+fn write(mut to: &TcpStream, bytes: &[u8], direction: Direction, shared: &Shared) -> std::io::Result<()> {
+    let mut left = bytes;
+    while direction == Direction::Down && !left.is_empty() && shared.faults.lock().unwrap().is_trickling {
+        let (some, rest) = left.split_at(left.len().min(TRICKLE_BYTES));
+        to.write_all(some)?;
+        std::thread::sleep(TRICKLE_EVERY);
+        left = rest;
+    }
+    to.write_all(left)
 }
 
 /// How many of `count` bytes may pass; fewer than all of them means that the connection is to be cut.

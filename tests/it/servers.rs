@@ -107,6 +107,10 @@ impl Redis {
         fs::read_to_string(self.dir().join("redis.log")).unwrap_or_default()
     }
 
+    pub fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.pid().to_string()]).status().expect("kill").success());
+    }
+
     /// Ends the server as a crash does: it writes nothing more, and clients see a closed connection.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -306,14 +310,15 @@ pub fn kafka_brokers() -> String {
 }
 
 fn start_kafka() -> String {
-    let exports = up("kafka", &std::env::temp_dir().join(format!("traqq-it-{}.json", std::process::id())));
+    let exports = up("kafka", &[], &std::env::temp_dir().join(format!("traqq-it-{}.json", std::process::id())));
     exports["KAFKA_BROKERS"].clone()
 }
 
 /// Has `tests/servers` start something, which it removes when this process has ended; what it exports.
-fn up(name: &str, state: &Path) -> BTreeMap<String, String> {
+fn up(name: &str, more: &[&str], state: &Path) -> BTreeMap<String, String> {
     let pid = std::process::id().to_string();
-    let output = servers(&["up", name, "--with-pid", &pid, "--state", state.to_str().expect("a path is UTF-8")]);
+    let arguments = ["up", name, "--with-pid", &pid, "--state", state.to_str().expect("a path is UTF-8")];
+    let output = servers(&[&arguments, more].concat());
     let exports = String::from_utf8(output.stdout).expect("exports are UTF-8");
     let pairs = exports.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
     pairs.map(|(variable, value)| (variable.to_owned(), value.trim_matches('\'').to_owned())).collect()
@@ -339,10 +344,15 @@ pub struct Nodes {
 
 impl Nodes {
     pub fn up(name: &str) -> Self {
+        Self::up_with(name, &[])
+    }
+
+    /// With more arguments of `tests/servers`.
+    pub fn up_with(name: &str, more: &[&str]) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let state = std::env::temp_dir().join(format!("traqq-it-{}-{number}.json", std::process::id()));
-        let exports = up(name, &state);
+        let exports = up(name, more, &state);
         Self { state, exports, restarted: Vec::new() }
     }
 
@@ -351,7 +361,8 @@ impl Nodes {
     }
 
     fn directories(&self) -> impl Iterator<Item = &Path> {
-        self.exports["REDIS_NODES"].split(':').map(Path::new)
+        let nodes = self.exports.iter().find(|(name, _)| name.ends_with("_NODES")).expect("it has nodes").1;
+        nodes.split(':').map(Path::new)
     }
 
     pub fn ports(&self) -> Vec<String> {
@@ -373,6 +384,18 @@ impl Nodes {
         let mut command = mortal(&words[0]);
         command.args(&words[1..]).current_dir(&directory).stdin(Stdio::null()).stdout(Stdio::null());
         self.restarted.push(spawn(command).expect("start a server again"));
+    }
+}
+
+impl Nodes {
+    /// Waits until a broker of Kafka serves clients again.
+    pub fn wait_until_up(&self) {
+        let brokers = self.variable("KAFKA_BROKERS");
+        poll_until(READY_MAX * 3, "the broker answers", || {
+            let mut kcat = Command::new("kcat");
+            kcat.args(["-b", &brokers, "-L", "-m", "1"]).stdout(Stdio::null()).stderr(Stdio::null());
+            kcat.status().is_ok_and(|status| status.success()).then_some(())
+        });
     }
 }
 

@@ -1,0 +1,372 @@
+//! Kafka, its group and worker processes between it and Redis, with what goes wrong around them: rows of the matrix in
+//! RELIABILITY.md, each on real servers.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+
+use crate::model::Random;
+use crate::process::{PATIENCE, Process, total, wait_for_total};
+use crate::proxy::{Direction, Proxy};
+use crate::scene::{Scene, numbered};
+use crate::servers::{Nodes, poll_until};
+
+/// What is promised: counted again so long after the end of a fault.
+pub const RECOVERY_MAX: Duration = Duration::from_secs(30);
+/// The group notices a dead member, and a member its own absence, sooner than it does by default.
+const SOON: &str =
+    "[broker.kafka.properties]\n\"session.timeout.ms\" = \"3000\"\n\"heartbeat.interval.ms\" = \"500\"\n";
+
+/// A Kafka whose clients, once they have asked it where it is, all come through the proxy.
+pub fn behind_proxy(address: Ipv4Addr) -> (Nodes, Proxy) {
+    let proxy = Proxy::at(address);
+    let advertised = format!("advertised.listeners=CLIENT://{}", proxy.address());
+    let nodes = Nodes::up_with("kafka", &["--heap", "256m", "--kafka-set", &advertised]);
+    let port = nodes.variable("KAFKA_BROKERS").rsplit(':').next().unwrap().parse().unwrap();
+    proxy.aim(port);
+    (nodes, proxy)
+}
+
+/// All of it is counted within the promised time from now on.
+pub fn assert_recovers(scene: &Scene, events: usize) {
+    let since = Instant::now();
+    wait_for_total(&scene.redis, events as i64);
+    let took = since.elapsed();
+    assert!(took < RECOVERY_MAX, "recovered after {took:?}");
+    if std::env::var_os("TRAQQ_TIMES").is_some() {
+        eprintln!("{}: recovered in {took:?}", scene.topic);
+    }
+}
+
+/// A process that is killed leaves batches behind that are sent, applied and not known to be: its successor neither misses nor
+/// repeats them. Each life gets as far as committing something.
+#[test]
+fn killed_a_hundred_times_in_the_middle_of_commits() {
+    // With a name of its own a member that is started again takes over at once; without, the group waits for the dead one.
+    let more = "[worker]\nbatch_events = 5\n[broker.kafka.properties]\n\"group.instance.id\" = \"one\"\n";
+    let scene = Scene::new("it-kills", 4, more);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let producer = scene.keep_producing(0, &is_over);
+    let mut random = Random(11);
+    for life in 0..100 {
+        let before = total(&scene.redis);
+        let worker = scene.worker("killed");
+        poll_until(PATIENCE, &format!("life {life} commits"), || (total(&scene.redis) > before).then_some(()));
+        std::thread::sleep(Duration::from_micros(random.below(50_000)));
+        // Dropped, which is kill -9.
+        drop(worker);
+    }
+    is_over.store(true, Ordering::Relaxed);
+    let events = producer.join().unwrap();
+    let worker = scene.worker("last");
+    assert_recovers(&scene, events);
+    assert_eq!(worker.stop(), 0);
+    scene.assert_exact(events);
+}
+
+/// A worker that is told to stop in the middle of a backlog finishes what it has read, and says so; nothing is read to be counted twice
+/// or thrown away.
+#[test]
+fn a_stop_under_load_leaves_nothing_to_be_replayed() {
+    const BACKLOG: usize = 200_000;
+    let scene = Scene::new("it-stops", 4, "[worker]\nbatch_events = 1000\n");
+    scene.produce(&[], &numbered(0..BACKLOG));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let producer = scene.keep_producing(BACKLOG, &is_over);
+    let mut records = 0;
+    let mut stop = |worker: Process| {
+        let (code, log) = worker.stop_and_log();
+        assert_eq!(code, 0, "{log}");
+        let line = log.lines().find(|line| line.contains("drained")).unwrap_or_else(|| panic!("{log}"));
+        assert!(line.contains("unfinished=0"), "{line}");
+        assert!(!log.contains("going back to the stored positions"), "{log}");
+        records += line.split("records=").nth(1).unwrap().split(' ').next().unwrap().parse::<usize>().unwrap();
+        records
+    };
+    for _ in 0..8 {
+        let before = total(&scene.redis);
+        let worker = scene.worker("stopped");
+        poll_until(PATIENCE, "it counts", || (total(&scene.redis) > before).then_some(()));
+        stop(worker);
+    }
+    is_over.store(true, Ordering::Relaxed);
+    let events = producer.join().unwrap();
+    let worker = scene.worker("last");
+    assert_recovers(&scene, events);
+    assert_eq!(stop(worker), events);
+    scene.assert_exact(events);
+}
+
+/// Eight members come and go every half second, half of them without a word, while events come in.
+#[test]
+fn members_that_join_and_leave_all_the_time_count_once() {
+    let scene = Scene::new("it-storm", 8, SOON);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let producer = scene.keep_producing(0, &is_over);
+    let mut random = Random(5);
+    let mut members: Vec<Process> = Vec::new();
+    let mut polite = Vec::new();
+    let until = Instant::now() + Duration::from_secs(15);
+    let mut joined = 0;
+    while Instant::now() < until {
+        if members.len() == 8 || (members.len() > 2 && random.below(3) == 0) {
+            let member = members.swap_remove(random.below(members.len() as u64) as usize);
+            if random.below(2) == 0 {
+                polite.push(std::thread::spawn(|| member.stop()));
+            }
+        } else {
+            members.push(scene.worker(&format!("member{joined}")));
+            joined += 1;
+        }
+        // How fast they come and go; nothing is waited for.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    is_over.store(true, Ordering::Relaxed);
+    let events = producer.join().unwrap();
+    assert_recovers(&scene, events);
+    let changes: f64 = members.iter().map(|member| member.metric("traqq_rebalances_total")).sum();
+    assert!(changes > 8.0, "{changes} changes are no storm");
+    polite.into_iter().for_each(|member| assert_eq!(member.join().unwrap(), 0));
+    for member in members {
+        assert_eq!(member.stop(), 0);
+    }
+    scene.assert_exact(events);
+}
+
+/// Partitions that are added to a topic are counted from their first record on, also what was in them before the worker saw them.
+#[test]
+fn partitions_added_under_a_worker_are_counted_from_their_beginning() {
+    let more = "[broker.kafka.properties]\n\"topic.metadata.refresh.interval.ms\" = \"2000\"\n";
+    let scene = Scene::new("it-grows", 1, more);
+    scene.produce(&[], &numbered(0..700));
+    let worker = scene.worker("worker");
+    wait_for_total(&scene.redis, 700);
+    scene.tool("topics", &["--alter", "--topic", &scene.topic, "--partitions", "4"]);
+    for (partition, from) in [("1", 700), ("2", 1_400), ("3", 2_100)] {
+        scene.produce(&["-p", partition], &numbered(from..from + 700));
+    }
+    assert_recovers(&scene, 2_800);
+    poll_until(PATIENCE, "four partitions are shown", || (worker.metric("traqq_partitions") == 4.0).then_some(()));
+    assert_eq!(worker.stop(), 0);
+    scene.assert_exact(2_800);
+}
+
+/// No broker for a minute, which is longer than a session lasts: the worker comes back as a new member, and the group waits for the one
+/// that it was, for as long as a session lasts. That was 45 s.
+#[test]
+fn no_broker_for_a_minute() {
+    let mut nodes = Nodes::up_with("kafka", &["--heap", "256m"]);
+    let scene = Scene::at(nodes.variable("KAFKA_BROKERS"), "it-minute", 3, "");
+    scene.produce(&[], &numbered(0..7_000));
+    let worker = scene.worker("worker");
+    wait_for_total(&scene.redis, 7_000);
+    assert_eq!(worker.metric("traqq_broker_errors_total"), 0.0);
+    // In the middle of something.
+    scene.produce(&[], &numbered(7_000..14_000));
+    nodes.kill9(0);
+    poll_until(PATIENCE, "it is noticed", || (worker.metric("traqq_broker_errors_total") > 0.0).then_some(()));
+    worker.wait_for_line("broker text");
+    // How long the fault lasts; nothing is waited for.
+    std::thread::sleep(Duration::from_secs(60));
+    assert!(worker.log().lines().count() < 400, "it fills its log: {}", worker.log());
+    nodes.restart(0);
+    let since = Instant::now();
+    nodes.wait_until_up();
+    let took = since.elapsed();
+    scene.produce(&[], &numbered(14_000..21_000));
+    assert_recovers(&scene, 21_000);
+    if std::env::var_os("TRAQQ_TIMES").is_some() {
+        eprintln!("the broker itself was up after {took:?}");
+    }
+    assert_eq!(worker.stop(), 0);
+    scene.assert_exact(21_000);
+}
+
+/// A worker that stands still longer than its session loses its partitions to another one. When it goes on, what it still has in
+/// flight is refused, it notices its loss, and takes part again.
+#[test]
+fn a_frozen_worker_is_replaced_and_comes_back() {
+    let scene = Scene::new(
+        "it-frozen",
+        4,
+        &format!("[worker]\nbatch_events = 50\n{SOON}\"max.poll.interval.ms\" = \"3000\"\n"),
+    );
+    let is_over = Arc::new(AtomicBool::new(false));
+    let producer = scene.keep_producing(0, &is_over);
+    let frozen = scene.worker("frozen");
+    poll_until(PATIENCE, "it counts", || (total(&scene.redis) > 500).then_some(()));
+    frozen.signal("-STOP");
+    let other = scene.worker("other");
+    other.wait_for_line("assigned");
+    let before = total(&scene.redis);
+    poll_until(PATIENCE, "the other one counts", || (total(&scene.redis) > before + 500).then_some(()));
+    frozen.signal("-CONT");
+    let since = Instant::now();
+    poll_until(RECOVERY_MAX, "both have partitions", || {
+        [&frozen, &other].iter().all(|worker| worker.metric("traqq_partitions") == 2.0).then_some(())
+    });
+    if std::env::var_os("TRAQQ_TIMES").is_some() {
+        eprintln!("{}: both have partitions after {:?}", scene.topic, since.elapsed());
+    }
+    is_over.store(true, Ordering::Relaxed);
+    let events = producer.join().unwrap();
+    assert_recovers(&scene, events);
+    let lost = frozen.get("/metrics").unwrap();
+    let lost = lost.lines().find(|line| line.starts_with("traqq_rebalances_total{change=\"lost\"}")).unwrap();
+    assert!(lost.ends_with(" 4"), "{lost}");
+    assert_eq!((frozen.stop(), other.stop()), (0, 0));
+    scene.assert_exact(events);
+}
+
+/// A store that hangs longer than a member may be silent does not cost the worker its partitions: the group is polled all the while.
+#[test]
+fn a_store_that_hangs_longer_than_the_poll_interval_costs_no_partitions() {
+    let more = "[worker]\nmemory_max_bytes = 134217728\n[broker.kafka.properties]\n\"session.timeout.ms\" = \"6000\"\n\"max.poll.interval.ms\" = \"6000\"\n";
+    let scene = Scene::new("it-hangs", 2, more);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let producer = scene.keep_producing(0, &is_over);
+    let worker = scene.worker("worker");
+    poll_until(PATIENCE, "it counts", || (total(&scene.redis) > 500).then_some(()));
+    scene.redis.signal("-STOP");
+    let since = Instant::now();
+    poll_until(PATIENCE, "it is unready", || (!worker.is_ready()).then_some(()));
+    // Twice the interval; nothing is waited for.
+    std::thread::sleep(Duration::from_secs(12).saturating_sub(since.elapsed()));
+    scene.redis.signal("-CONT");
+    is_over.store(true, Ordering::Relaxed);
+    let events = producer.join().unwrap();
+    assert_recovers(&scene, events);
+    poll_until(RECOVERY_MAX, "it is ready", || worker.is_ready().then_some(()));
+    assert!(worker.metric("traqq_store_errors_total") > 0.0);
+    assert_eq!(worker.metric("traqq_rebalances_total"), 2.0, "assigned once, and never lost");
+    assert_eq!(worker.stop(), 0);
+    scene.assert_exact(events);
+}
+
+/// A slow or broken way to the broker: connections cut in the middle of answers, answers that come drop by drop, and none at all for
+/// longer than a session.
+#[test]
+fn fetches_and_commits_that_fail() {
+    let (nodes, proxy) = behind_proxy(Ipv4Addr::LOCALHOST);
+    let scene = Scene::at(proxy.address().to_string(), "it-proxy", 3, SOON);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let producer = scene.keep_producing(0, &is_over);
+    let worker = scene.worker("worker");
+    let goes_on = |what: &str| {
+        let (before, since) = (total(&scene.redis), Instant::now());
+        poll_until(PATIENCE, what, || (total(&scene.redis) > before + 200).then_some(()));
+        assert!(since.elapsed() < RECOVERY_MAX, "{what}: after {:?}", since.elapsed());
+    };
+    goes_on("it counts");
+    let mut random = Random(9);
+    for _ in 0..6 {
+        let cuts = proxy.cuts();
+        let direction = if random.below(2) == 0 { Direction::Up } else { Direction::Down };
+        proxy.cut_after(direction, random.below(4_000) as usize);
+        poll_until(PATIENCE, "a connection is cut", || (proxy.cuts() > cuts).then_some(()));
+    }
+    goes_on("after cuts");
+    assert!(worker.metric("traqq_broker_errors_total") > 0.0);
+    proxy.trickle();
+    // How long the fault lasts, here and below; nothing is waited for.
+    std::thread::sleep(Duration::from_secs(5));
+    proxy.resume();
+    goes_on("after a trickle");
+    proxy.stall();
+    std::thread::sleep(Duration::from_secs(8));
+    proxy.resume();
+    goes_on("after a stall");
+    is_over.store(true, Ordering::Relaxed);
+    let events = producer.join().unwrap();
+    assert_recovers(&scene, events);
+    assert_eq!(worker.stop(), 0);
+    scene.assert_exact(events);
+    drop(nodes);
+}
+
+/// The topic of dead letters is gone: the partition waits in front of the bad record, says so, and loses nothing when it is back.
+#[test]
+fn a_dead_letter_topic_that_is_gone_is_waited_for() {
+    let more = "[broker.kafka.properties]\n\"topic.metadata.propagation.max.ms\" = \"500\"\n\"message.timeout.ms\" = \"2000\"\n";
+    let mut scene = Scene::new("it-letters", 1, more);
+    let letters = format!("{}-dead", scene.topic);
+    scene.tool("topics", &["--create", "--topic", &letters, "--partitions", "1"]);
+    scene.file = scene.changed("letters", "\"discard\"", &format!("{letters:?}"));
+    let worker = scene.worker("worker");
+    scene.produce(&[], &numbered(0..700));
+    wait_for_total(&scene.redis, 700);
+    scene.tool("topics", &["--delete", "--topic", &letters]);
+    scene.produce(&[], &["this is no event".to_owned()]);
+    scene.produce(&[], &numbered(700..1_400));
+    poll_until(PATIENCE, "it is tried again", || {
+        (worker.metric("traqq_dead_letter_retries_total") > 1.0).then_some(())
+    });
+    assert!(!worker.is_ready());
+    assert_eq!(total(&scene.redis), 700, "the partition waits");
+    scene.tool("topics", &["--create", "--topic", &letters, "--partitions", "1"]);
+    assert_recovers(&scene, 1_400);
+    poll_until(RECOVERY_MAX, "it is ready", || worker.is_ready().then_some(()));
+    assert_eq!(worker.stop(), 0);
+    scene.assert_exact(1_400);
+    let kcat = Command::new("kcat")
+        .args(["-b", &scene.brokers, "-t", &letters, "-C", "-e", "-q", "-f", "%s %h\\n"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(kcat.stdout).unwrap();
+    // At least once: an attempt that was given up may have arrived.
+    assert!(text.lines().count() > 0, "no letter");
+    for line in text.lines() {
+        assert!(line.contains("this is no event") && line.contains("traqq-offset=700"), "{line}");
+    }
+}
+
+/// Records of transactions that were aborted, and the marks at the end of each, take offsets that no event comes from. They are no loss,
+/// and the lag gets to 0 behind them; a worker that was killed or frozen in the middle finds its place among them.
+#[test]
+fn aborted_transactions_leave_no_trace() {
+    let scene = Scene::new(
+        "it-aborted",
+        2,
+        "[worker]\nbatch_events = 20\n[broker.kafka.properties]\n\"group.instance.id\" = \"one\"\n",
+    );
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &scene.brokers).set("transactional.id", &scene.topic);
+    let producer: BaseProducer = config.create().unwrap();
+    producer.init_transactions(PATIENCE).unwrap();
+    let mut worker = Some(scene.worker("worker"));
+    let mut events = 0;
+    for round in 0..30 {
+        producer.begin_transaction().unwrap();
+        let is_committed = round % 3 != 1;
+        let lines =
+            if is_committed { numbered(events..events + 50) } else { vec![r#"{"event":"aborted"}"#.to_owned(); 50] };
+        for (at, line) in lines.iter().enumerate() {
+            producer.send(BaseRecord::<(), str>::to(&scene.topic).partition(at as i32 % 2).payload(line)).unwrap();
+        }
+        producer.flush(PATIENCE).unwrap();
+        if round % 10 == 4 {
+            // In the middle of a transaction that is not yet decided.
+            drop(worker.take());
+            worker = Some(scene.worker("worker"));
+        }
+        if is_committed {
+            producer.commit_transaction(PATIENCE).unwrap();
+            events += 50;
+        } else {
+            producer.abort_transaction(PATIENCE).unwrap();
+        }
+    }
+    let worker = worker.unwrap();
+    wait_for_total(&scene.redis, events as i64);
+    poll_until(PATIENCE, "no lag is left behind the last mark", || {
+        (worker.metric("traqq_lag_records") == 0.0 && worker.metric("traqq_position") > events as f64).then_some(())
+    });
+    assert_eq!(worker.metric("traqq_records_skipped_total"), 0.0);
+    assert_eq!(worker.stop(), 0);
+    scene.assert_exact(events);
+}
