@@ -18,7 +18,7 @@ use crate::decode::Reason;
 use crate::model::RecordBatch;
 use crate::model::{Check, Finding};
 use crate::query::Engine;
-use crate::server::{self, DeadLetters, Ingest, Live};
+use crate::server::{self, DeadLetters, Ingest, Listening, Live, Tls};
 use crate::store::embedded::EmbeddedStore;
 use crate::store::redis::{self, RedisStore, lane_tags};
 use crate::store::{Meta, Store};
@@ -267,11 +267,11 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
     let engine = Arc::new(Engine::new(store, config.server.limits()));
     let router = server::router(&config.server, Arc::clone(&engine), live, ingest.clone());
     // The server outlives the worker, so that a probe sees the draining and not a closed port.
-    let listening = server::serve(&config.server, router, std::future::pending()).await.context("server")?;
-    tracing::info!(address = %listening.address(), "listening");
+    let tls = Tls::load(&config.server).map_err(|error| anyhow!(error))?;
+    let listening = listen(config, tls.clone(), router).await?;
     let tcp = if config.server.has_tcp() {
         let event_bytes_max = config.events.max_event_bytes;
-        let tcp = server::serve_tcp(&config.server, event_bytes_max, engine, ingest, now).await;
+        let tcp = server::serve_tcp(&config.server, tls, event_bytes_max, engine, ingest, now).await;
         let (address, task) = tcp.map_err(|error| anyhow!(error))?;
         tracing::info!(%address, "listening for TCP");
         Some(task)
@@ -302,12 +302,19 @@ pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result
     status.clear("worker");
     let engine = Engine::new(store(config)?, config.server.limits());
     let router = server::router(&config.server, engine, live(status, metrics, None), None);
-    let listening = server::serve(&config.server, router, std::future::pending()).await.context("server")?;
-    tracing::info!(address = %listening.address(), "listening");
+    let tls = Tls::load(&config.server).map_err(|error| anyhow!(error))?;
+    let listening = listen(config, tls, router).await?;
     interrupted().await;
     tracing::info!("stopping");
     listening.stop().await;
     Ok(())
+}
+
+async fn listen(config: &Config, tls: Option<Tls>, router: axum::Router) -> anyhow::Result<Listening> {
+    let has_tls = tls.is_some();
+    let listening = server::serve(&config.server, tls, router, std::future::pending()).await.context("server")?;
+    tracing::info!(address = %listening.address(), tls = has_tls, "listening");
+    Ok(listening)
 }
 
 /// Every connection is an open file, and the usual limit of 1,024 is a matter of courtesy.

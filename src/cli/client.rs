@@ -1,7 +1,8 @@
-//! A client of a running traqq: HTTP/1.1 without TLS, one connection that is kept alive.
+//! A client of a running traqq: HTTP/1.1, with TLS if its URL says so, one connection that is kept alive.
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,13 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use super::Failure;
 use crate::model::Secret;
@@ -27,7 +33,7 @@ const USER_AGENT: &str = concat!("traqq/", env!("CARGO_PKG_VERSION"));
 /// Which server a client command asks.
 #[derive(Args)]
 pub struct ServerArgument {
-    /// Where traqq runs, as http://HOST:PORT [default: server.http of the configuration]
+    /// Where traqq runs, as http://HOST:PORT or https://HOST:PORT [default: server.http of the configuration]
     #[arg(long, value_name = "URL")]
     server: Option<String>,
 }
@@ -37,7 +43,7 @@ impl ServerArgument {
     pub fn client(&self, config: &server::Config) -> Result<Client, Failure> {
         let target = match &self.server {
             Some(url) => Target::parse(url),
-            None => local_url(&config.http).and_then(|url| Target::parse(&url)),
+            None => local_url(config).and_then(|url| Target::parse(&url)),
         };
         let bearer = |token: &Option<Secret>| {
             let token = config.token.as_ref().or(token.as_ref());
@@ -46,13 +52,34 @@ impl ServerArgument {
             value.transpose().map_err(|_| Failure::Usage(unusable.to_owned()))
         };
         let (to_read, to_write) = (bearer(&config.read_token)?, bearer(&config.write_token)?);
-        Ok(Client { target: Arc::new(target.map_err(Failure::Usage)?), to_read, to_write, connection: None })
+        let target = target.map_err(Failure::Usage)?;
+        let trusted = target.has_tls.then(|| trusted(config.tls_ca_file.as_deref())).transpose();
+        let tls = trusted.map_err(Failure::Usage)?.map(|roots| {
+            let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+            TlsConnector::from(Arc::new(config))
+        });
+        Ok(Client { target: Arc::new(target), tls, to_read, to_write, connection: None })
     }
 }
 
-/// Where a server that listens on `address` is reached from this machine.
-fn local_url(address: &str) -> Result<String, String> {
-    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+/// The authorities in a file, or else the system's.
+fn trusted(file: Option<&Path>) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    let Some(file) = file else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        return Ok(roots);
+    };
+    let wrong = |error: &dyn fmt::Display| format!("server.tls_ca_file = {:?}: {error}", file.display());
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))? {
+        roots.add(certificate.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))?;
+    }
+    if roots.is_empty() { Err(wrong(&"there is no certificate in it; it must be PEM")) } else { Ok(roots) }
+}
+
+/// Where a server with this configuration is reached from its machine.
+fn local_url(config: &server::Config) -> Result<String, String> {
+    let address = &config.http;
+    let (host, port) = address.rsplit_once(':').unwrap_or((address.as_str(), ""));
     if port.parse::<u16>().unwrap_or(0) == 0 {
         return Err(format!("server.http = {address:?} has no fixed port; say where traqq runs with --server"));
     }
@@ -61,12 +88,17 @@ fn local_url(address: &str) -> Result<String, String> {
         Ok(IpAddr::V6(address)) if address.is_unspecified() => "[::1]",
         _ => host,
     };
-    Ok(format!("http://{host}:{port}"))
+    Ok(format!("{}://{host}:{port}", scheme(config.has_tls())))
 }
 
-/// A parsed `http://HOST:PORT/PREFIX`.
+const fn scheme(has_tls: bool) -> &'static str {
+    if has_tls { "https" } else { "http" }
+}
+
+/// A parsed `http://HOST:PORT/PREFIX`, or `https`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Target {
+    has_tls: bool,
     host: String,
     port: u16,
     /// As the `Host` header has it.
@@ -78,17 +110,20 @@ struct Target {
 impl Target {
     fn parse(url: &str) -> Result<Self, String> {
         let wrong = || format!("--server {url:?} is not a URL like http://127.0.0.1:9877");
-        if url.starts_with("https://") {
-            return Err(format!("--server {url:?}: TLS is not spoken here; use http://, or a tunnel or proxy to it"));
-        }
         let uri: Uri = url.parse().map_err(|_| wrong())?;
-        let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http")).ok_or_else(wrong)?;
+        let has_tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(wrong()),
+        };
+        let authority = uri.authority().ok_or_else(wrong)?;
         if authority.as_str().contains('@') || uri.query().is_some() {
             return Err(wrong());
         }
         Ok(Self {
+            has_tls,
             host: authority.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
-            port: authority.port_u16().unwrap_or(80),
+            port: authority.port_u16().unwrap_or(if has_tls { 443 } else { 80 }),
             authority: authority.to_string(),
             prefix: uri.path().trim_end_matches('/').to_owned(),
         })
@@ -97,7 +132,7 @@ impl Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.prefix)
+        write!(f, "{}://{}{}", scheme(self.has_tls), self.authority, self.prefix)
     }
 }
 
@@ -126,6 +161,8 @@ impl From<ClientError> for Failure {
 /// One connection to a server, made when it is needed and again after it was lost. A clone has its own.
 pub struct Client {
     target: Arc<Target>,
+    /// `None` for plain HTTP.
+    tls: Option<TlsConnector>,
     to_read: Option<HeaderValue>,
     to_write: Option<HeaderValue>,
     connection: Option<SendRequest<Full<Bytes>>>,
@@ -134,12 +171,12 @@ pub struct Client {
 impl Clone for Client {
     fn clone(&self) -> Self {
         let (to_read, to_write) = (self.to_read.clone(), self.to_write.clone());
-        Self { target: Arc::clone(&self.target), to_read, to_write, connection: None }
+        Self { target: Arc::clone(&self.target), tls: self.tls.clone(), to_read, to_write, connection: None }
     }
 }
 
 impl Client {
-    /// `http://HOST:PORT`, for a person.
+    /// `http://HOST:PORT` or `https`, for a person.
     pub fn url(&self) -> String {
         self.target.to_string()
     }
@@ -218,12 +255,28 @@ impl Client {
         };
         // Requests are whole: there is nothing to wait for.
         let _ = stream.set_nodelay(true);
-        let handshake = http1::handshake(TokioIo::new(stream)).await;
-        let (sender, connection) = handshake.map_err(|error| ClientError::Unreachable(error.to_string()))?;
-        // It ends with the sender, or when the server closes; a request that it takes along sees the error.
-        tokio::spawn(connection);
-        Ok(sender)
+        let Some(tls) = &self.tls else { return greet(stream).await };
+        let name = ServerName::try_from(url.host.clone())
+            .map_err(|_| ClientError::Unreachable(format!("{url}: {:?} is no name of a server", url.host)))?;
+        match tokio::time::timeout(CONNECT_MAX, tls.connect(name, stream)).await {
+            Ok(Ok(stream)) => greet(stream).await,
+            Ok(Err(error)) => Err(ClientError::Unreachable(format!(
+                "no TLS with {url}: {error}; is it https, does its certificate name {:?}, and does server.tls_ca_file have its authority?",
+                url.host
+            ))),
+            Err(_) => Err(ClientError::Unreachable(format!("no TLS with {url} in {} s", CONNECT_MAX.as_secs()))),
+        }
     }
+}
+
+async fn greet(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+    let handshake = http1::handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = handshake.map_err(|error| ClientError::Unreachable(error.to_string()))?;
+    // It ends with the sender, or when the server closes; a request that it takes along sees the error.
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 /// An answer, read to its end.
@@ -289,9 +342,13 @@ mod tests {
             ("[::1]:1", "http://[::1]:1"),
             ("localhost:1", "http://localhost:1"),
         ] {
-            assert_eq!(local_url(listens).unwrap(), url);
+            let config = server::Config { http: listens.to_owned(), ..server::Config::default() };
+            assert_eq!(local_url(&config).unwrap(), url);
+            let config = server::Config { tls_cert_file: Some("a.pem".into()), ..config };
+            assert_eq!(local_url(&config).unwrap(), url.replace("http", "https"));
         }
-        assert!(local_url("127.0.0.1:0").unwrap_err().contains("--server"));
+        let config = server::Config { http: "127.0.0.1:0".to_owned(), ..server::Config::default() };
+        assert!(local_url(&config).unwrap_err().contains("--server"));
     }
 
     #[test]
@@ -303,7 +360,8 @@ mod tests {
         for wrong in ["", "localhost:9877", "127.0.0.1", "http://", "http://u:p@h", "http://h?x=1", "ftp://h"] {
             assert!(Target::parse(wrong).unwrap_err().contains("http://127.0.0.1:9877"), "{wrong}");
         }
-        assert!(Target::parse("https://h").unwrap_err().contains("TLS"));
+        let target = Target::parse("https://traqq.test").unwrap();
+        assert_eq!((target.has_tls, target.port, target.to_string().as_str()), (true, 443, "https://traqq.test"));
     }
 
     #[test]

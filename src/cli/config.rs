@@ -4,6 +4,7 @@ use clap::Subcommand;
 
 use super::table::Table;
 use super::{Failure, Loaded, Outcome, print_json};
+use crate::server::Tls;
 
 #[derive(Subcommand)]
 pub enum ConfigCommand {
@@ -22,6 +23,9 @@ pub enum ConfigCommand {
 
 impl ConfigCommand {
     pub fn run(self, loaded: &Loaded) -> Outcome {
+        if let Self::Check { .. } = self {
+            Tls::load(&loaded.config.server).map_err(Failure::Usage)?;
+        }
         match self {
             Self::Check { sidecar: true } => loaded.config.check_server().map_err(Failure::Usage)?,
             Self::Check { sidecar: false } => {

@@ -9,6 +9,7 @@ use crate::broker::{kafka, nats};
 use crate::config::{BrokerKind, Config, StoreKind};
 use crate::database::{Database, Durability};
 use crate::model::{Check, Finding};
+use crate::server::Tls;
 use crate::store::redis;
 
 #[derive(Args)]
@@ -75,7 +76,8 @@ fn create(config: &Config) -> Outcome {
 }
 
 fn configuration(config: &Config) -> Check {
-    let finding = match config.check_worker() {
+    let checked = config.check_worker().and_then(|rules| Tls::load(&config.server).map(|_| rules));
+    let finding = match checked {
         Ok(rules) => Finding::Good(format!("{} metrics", rules.rules.mapping.patterns())),
         Err(text) => Finding::Bad(text),
     };

@@ -1,6 +1,7 @@
 //! `[server]` of the configuration.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,11 @@ pub struct Config {
     pub http: String,
     /// Where to listen for the TCP protocol, `host:port`, or `off`.
     pub tcp: String,
+    /// PEM files of the certificate, with what leads to its authority, and its key: both listeners speak TLS.
+    pub tls_cert_file: Option<PathBuf>,
+    pub tls_key_file: Option<PathBuf>,
+    /// PEM file of the authorities that commands trust which talk to a server. `None`: the system's.
+    pub tls_ca_file: Option<PathBuf>,
     /// Required as `Authorization: Bearer` by every route but the health checks.
     pub token: Option<Secret>,
     /// The same, for questions only.
@@ -44,6 +50,9 @@ impl Default for Config {
         Self {
             http: "127.0.0.1:9877".to_owned(),
             tcp: "127.0.0.1:9876".to_owned(),
+            tls_cert_file: None,
+            tls_key_file: None,
+            tls_ca_file: None,
             token: None,
             read_token: None,
             write_token: None,
@@ -77,6 +86,9 @@ impl Config {
                 return Err(format!("server.{name} = 0 would refuse every request; it must be at least 1"));
             }
         }
+        if self.tls_cert_file.is_some() != self.tls_key_file.is_some() {
+            return Err("server.tls_cert_file and tls_key_file belong together; set both or none".to_owned());
+        }
         for (name, token) in self.tokens() {
             let Some(Secret(token)) = token else { continue };
             if token.is_empty() {
@@ -107,6 +119,11 @@ impl Config {
     /// Whether a stranger is asked for one.
     pub fn has_token(&self) -> bool {
         self.tokens().iter().any(|(_, token)| token.is_some())
+    }
+
+    /// Whether the listeners speak TLS.
+    pub const fn has_tls(&self) -> bool {
+        self.tls_cert_file.is_some()
     }
 
     /// Whether the TCP protocol is spoken.
@@ -179,6 +196,8 @@ mod tests {
             let message = check(http, token).unwrap_err();
             assert!(message.contains(part), "{http}: {message}");
         }
+        let half = Config { tls_cert_file: Some("a.pem".into()), ..Config::default() };
+        assert!(half.check().unwrap_err().contains("belong together"));
         assert!(Config { connections_max: 0, ..Config::default() }.check().unwrap_err().contains("connections_max"));
     }
 

@@ -15,13 +15,13 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Sleep};
 
-use super::Config;
+use super::{Config, Tls};
 
 /// Of the head of a request, and of what is read ahead.
 const HEADER_BYTES_MAX: usize = 64 << 10;
@@ -30,9 +30,14 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// The pause after `accept` failed, which it does when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What somebody is told who speaks plain HTTP where TLS is spoken.
+const TLS_NEEDED: &str = "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n\
+                          This port speaks TLS: ask for https://\n";
+
 /// A bound socket.
 struct Listener {
     socket: TcpListener,
+    tls: Option<Tls>,
     connections_max: usize,
     header_timeout: Duration,
     write_timeout: Duration,
@@ -48,10 +53,11 @@ pub struct Listening {
 /// Binds, and serves in the background until `shutdown` is ready or [`Listening::stop`] is called.
 pub async fn serve(
     config: &Config,
+    tls: Option<Tls>,
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<Listening> {
-    let listener = Listener::bind(config).await?;
+    let listener = Listener::bind(config, tls).await?;
     let address = listener.socket.local_addr()?;
     let (stop, stopped) = oneshot::channel();
     // Cancel safe: both only wait.
@@ -78,7 +84,7 @@ impl Listening {
 }
 
 impl Listener {
-    async fn bind(config: &Config) -> io::Result<Self> {
+    async fn bind(config: &Config, tls: Option<Tls>) -> io::Result<Self> {
         let explain = |error: io::Error| {
             let (cause, mend) = match error.kind() {
                 io::ErrorKind::AddrInUse => {
@@ -95,6 +101,7 @@ impl Listener {
         let socket = TcpListener::bind(&config.http).await.map_err(explain)?;
         Ok(Self {
             socket,
+            tls,
             connections_max: config.connections_max,
             header_timeout: Duration::from_millis(config.header_timeout_ms),
             write_timeout: Duration::from_millis(config.request_timeout_ms),
@@ -144,33 +151,71 @@ impl Listener {
         &self,
         stream: TcpStream,
         router: Router,
-        mut closed: watch::Receiver<()>,
+        closed: watch::Receiver<()>,
     ) -> impl Future<Output = ()> + Send + 'static {
         _ = stream.set_nodelay(true);
-        let io = TokioIo::new(Written::new(stream, self.write_timeout));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.header_timeout)
-            .max_buf_size(HEADER_BYTES_MAX)
-            .serve_connection(io, TowerToHyperService::new(router));
+        let (tls, write_timeout, header_timeout) = (self.tls.clone(), self.write_timeout, self.header_timeout);
         async move {
-            let mut connection = std::pin::pin!(connection);
-            // Cancel safe: the connection is only borrowed, and awaited again below.
-            let ended = tokio::select! {
-                ended = connection.as_mut() => Some(ended),
-                _ = closed.changed() => None,
+            let Some(Tls { acceptor }) = tls else {
+                return answer(Written::new(stream, write_timeout), router, header_timeout, closed).await;
             };
-            let ended = match ended {
-                Some(ended) => ended,
-                None => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+            let greet = async {
+                if speaks_http(&stream).await? {
+                    return refuse(stream).await.map(|()| None);
                 }
+                acceptor.accept(Written::new(stream, write_timeout)).await.map(Some)
             };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "http connection ended");
+            match tokio::time::timeout(header_timeout, greet).await {
+                Ok(Ok(Some(stream))) => answer(stream, router, header_timeout, closed).await,
+                Ok(Ok(None)) => tracing::debug!("plain http refused"),
+                Ok(Err(error)) => tracing::debug!(%error, "no tls session"),
+                Err(_) => tracing::debug!("no tls session in time"),
             }
         }
+    }
+}
+
+/// Whether the first byte belongs to a method; a TLS session begins with 22.
+async fn speaks_http(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0];
+    stream.peek(&mut first).await?;
+    Ok(first[0].is_ascii_uppercase())
+}
+
+/// Says that TLS is needed, and reads what comes: a connection that is closed with something unread takes the answer with it.
+async fn refuse(mut stream: TcpStream) -> io::Result<()> {
+    stream.write_all(TLS_NEEDED.as_bytes()).await?;
+    stream.shutdown().await?;
+    tokio::io::copy(&mut stream.take(HEADER_BYTES_MAX as u64), &mut tokio::io::sink()).await.map(drop)
+}
+
+/// Answers requests until the client goes or `closed` says that it is enough.
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    router: Router,
+    header_timeout: Duration,
+    mut closed: watch::Receiver<()>,
+) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    // Cancel safe: the connection is only borrowed, and awaited again below.
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        _ = closed.changed() => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "http connection ended");
     }
 }
 

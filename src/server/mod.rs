@@ -19,9 +19,11 @@ mod routes;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub use config::Config;
 pub use ingest::Ingest;
 pub use listen::{Listening, serve};
 pub use routes::{DeadLetters, Live, router};
 pub use tcp::{Conversation, serve as serve_tcp};
+pub use tls::Tls;

@@ -19,13 +19,14 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::Config;
 use super::access::{Access, Tokens};
 use super::ingest::{Hold, Ingest, Judge};
+use super::tls::{Stream, Tls};
 use crate::decode::Reason;
 use crate::model::BucketKind;
 use crate::query::{Answer, Engine, Find, Range, Request, Selector};
@@ -102,6 +103,7 @@ impl Shared {
 /// Listens until the task is aborted. `Err` says what to do.
 pub async fn serve(
     config: &Config,
+    tls: Option<Tls>,
     event_bytes_max: usize,
     engine: Arc<Engine>,
     ingest: Option<Arc<Ingest>>,
@@ -119,11 +121,12 @@ pub async fn serve(
             let permit = Arc::clone(&permits).acquire_owned().await.expect("it is never closed");
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let shared = Arc::clone(&shared);
+                    let (shared, tls) = (Arc::clone(&shared), tls.clone());
                     tokio::spawn(async move {
-                        _ = stream.set_nodelay(true);
                         // An error of the connection is the client's to notice.
-                        _ = Connection::new(shared).run(stream).await;
+                        if let Ok(stream) = Stream::greet(stream, tls, shared.line_timeout).await {
+                            _ = Connection::new(shared).run(stream).await;
+                        }
                         drop(permit);
                     });
                 }
@@ -206,48 +209,50 @@ impl Connection {
         }
     }
 
-    async fn run(mut self, mut stream: TcpStream) -> std::io::Result<()> {
+    async fn run(mut self, mut stream: Stream) -> std::io::Result<()> {
         while !self.is_over {
-            // Nothing more is held for a connection until there is something to be read.
             let patience = if self.input.is_empty() && self.access.is_some() {
                 SILENCE_MAX
             } else {
                 self.shared.line_timeout.saturating_sub(self.begun_at.elapsed())
             };
-            tokio::time::timeout(patience, stream.readable()).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
             let scanned = self.input.len();
+            let read = tokio::time::timeout(patience, stream.read(&mut self.input, READ_BYTES)).await;
+            let bytes = read.map_err(|_| std::io::ErrorKind::TimedOut)??;
+            if bytes == 0 {
+                return Ok(());
+            }
             if scanned == 0 && self.access.is_some() {
                 self.begun_at = Instant::now();
             }
-            self.input.reserve(READ_BYTES);
-            match stream.try_read_buf(&mut self.input) {
-                Ok(0) => return Ok(()),
-                Ok(bytes) => {
-                    self.understand(scanned, &mut stream).await?;
-                    // Nothing more is coming for now.
-                    if bytes < READ_BYTES / 2 {
-                        self.input.shrink_to_fit();
-                    }
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+            self.understand(scanned, stream.writer()).await?;
+            // Nothing more is coming for now.
+            if bytes < READ_BYTES / 2 {
+                self.input.shrink_to_fit();
             }
-            self.flush(&mut stream).await?;
+            self.flush(stream.writer()).await?;
         }
         Ok(())
     }
 
-    async fn flush(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+    async fn flush(&mut self, stream: &mut (impl AsyncWrite + Unpin + ?Sized)) -> std::io::Result<()> {
         let output = std::mem::take(&mut self.output);
         if output.is_empty() {
             return Ok(());
         }
-        let write = tokio::time::timeout(self.shared.write_timeout, stream.write_all(&output));
+        let write = tokio::time::timeout(self.shared.write_timeout, async {
+            stream.write_all(&output).await?;
+            stream.flush().await
+        });
         write.await.map_err(|_| std::io::ErrorKind::TimedOut)?
     }
 
     /// Deals with every complete line; the first `scanned` bytes are known to be none.
-    async fn understand(&mut self, scanned: usize, stream: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
+    async fn understand(
+        &mut self,
+        scanned: usize,
+        stream: &mut (impl AsyncWrite + Unpin + ?Sized),
+    ) -> std::io::Result<()> {
         let mut input = std::mem::take(&mut self.input);
         let (mut begin, mut from) = (0, scanned);
         let mut step: Option<Step> = None;

@@ -433,7 +433,7 @@ async fn shutdown_ends_idle_connections_and_the_task() {
 async fn an_address_in_use_is_named() {
     let server = start(&local()).await;
     let taken = Config { http: server.address.to_string(), ..local() };
-    let message = match serve(&taken, axum::Router::new(), std::future::pending()).await {
+    let message = match serve(&taken, None, axum::Router::new(), std::future::pending()).await {
         Err(error) => error.to_string(),
         Ok(_) => panic!("it is taken"),
     };

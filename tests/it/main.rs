@@ -23,3 +23,4 @@ mod redis_worker;
 mod scene;
 mod servers;
 mod simulation;
+mod tls;

@@ -1,0 +1,191 @@
+//! TLS of both listeners: a chain of certificates and its key, from files that are read again while the server runs,
+//! because certificates are renewed more often than servers are started.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::Config;
+
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// What TLS decrypts in one piece at the most.
+const RECORD_BYTES: usize = 16 << 10;
+
+/// What turns an accepted connection into one with TLS. Clones show the same certificate.
+#[derive(Clone)]
+pub struct Tls {
+    pub(super) acceptor: TlsAcceptor,
+}
+
+impl Tls {
+    /// `None` if none is configured. `Err` says which file cannot be used, and why.
+    pub fn load(config: &Config) -> Result<Option<Self>, String> {
+        let (Some(certificates), Some(key)) = (&config.tls_cert_file, &config.tls_key_file) else { return Ok(None) };
+        let files = Files { certificates: certificates.clone(), key: key.clone() };
+        let read = files.read()?;
+        let shown = Arc::new(Shown(RwLock::new(Arc::new(read.parse(&files)?))));
+        let server = ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::clone(&shown) as Arc<_>);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(follow(files, read, Arc::downgrade(&shown)));
+        }
+        Ok(Some(Self { acceptor: TlsAcceptor::from(Arc::new(server)) }))
+    }
+}
+
+struct Files {
+    certificates: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(PartialEq, Eq)]
+struct Read {
+    certificates: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl Files {
+    fn read(&self) -> Result<Read, String> {
+        let read = |name: &str, path: &Path| {
+            std::fs::read(path).map_err(|error| format!("server.{name} = {:?}: {error}", path.display()))
+        };
+        Ok(Read { certificates: read("tls_cert_file", &self.certificates)?, key: read("tls_key_file", &self.key)? })
+    }
+}
+
+impl Read {
+    fn parse(&self, files: &Files) -> Result<CertifiedKey, String> {
+        let (certificates, key) = (files.certificates.display(), files.key.display());
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.certificates).collect();
+        let chain = chain.map_err(|error| format!("server.tls_cert_file = {certificates:?} is not PEM: {error}"))?;
+        if chain.is_empty() {
+            return Err(format!("server.tls_cert_file = {certificates:?} has no certificate; it must be PEM"));
+        }
+        let private = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| {
+            format!("server.tls_key_file = {key:?} has no private key; it must be PEM, without a password")
+        })?;
+        let provider = CryptoProvider::get_default().cloned();
+        let provider = provider.unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
+        CertifiedKey::from_der(chain, private, &provider).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                format!("server.tls_key_file = {key:?} is not the key of the certificate in {certificates:?}")
+            }
+            error => format!("server.tls_cert_file = {certificates:?} and tls_key_file = {key:?}: {error}"),
+        })
+    }
+}
+
+/// The certificate that new connections are shown.
+#[derive(Debug)]
+struct Shown(RwLock<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().expect("nothing panics while it is held")))
+    }
+}
+
+/// Shows what the files say now, until nobody listens any more. Whoever renews them writes two files, one after the other:
+/// a pair that does not fit is looked at again, and the old one shown meanwhile.
+async fn follow(files: Files, mut last: Read, shown: std::sync::Weak<Shown>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let Some(shown) = shown.upgrade() else { return };
+        let read = match files.read() {
+            Ok(read) if read == last => continue,
+            Ok(read) => read,
+            Err(error) => {
+                tracing::warn!(%error, "the certificate stays as it is");
+                continue;
+            }
+        };
+        match read.parse(&files) {
+            Ok(key) => {
+                *shown.0.write().expect("nothing panics while it is held") = Arc::new(key);
+                last = read;
+                tracing::info!("the certificate was renewed");
+            }
+            Err(error) => tracing::warn!(error, "the certificate stays as it is"),
+        }
+    }
+}
+
+/// A connection of the TCP protocol, with TLS or without.
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    pub async fn greet(stream: TcpStream, tls: Option<Tls>, patience: Duration) -> io::Result<Self> {
+        _ = stream.set_nodelay(true);
+        let Some(Tls { acceptor }) = tls else { return Ok(Self::Plain(stream)) };
+        let session = tokio::time::timeout(patience, acceptor.accept(stream)).await;
+        Ok(Self::Tls(Box::new(session.map_err(|_| io::ErrorKind::TimedOut)??)))
+    }
+
+    /// Appends what comes next, up to so many bytes; 0 when the other side says no more. Cancel safe: what was read is in `input`.
+    pub async fn read(&mut self, input: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
+        match self {
+            // Nothing more is held for a connection until there is something to be read.
+            Self::Plain(stream) => loop {
+                stream.readable().await?;
+                input.reserve(bytes_max);
+                match stream.try_read_buf(input) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    read => return read,
+                }
+            },
+            Self::Tls(stream) => {
+                input.reserve(RECORD_BYTES.min(bytes_max));
+                stream.read_buf(input).await
+            }
+        }
+    }
+
+    pub fn writer(&mut self) -> &mut (dyn AsyncWrite + Unpin + Send) {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_cannot_be_used_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            Some(path)
+        };
+        let empty = file("empty.pem", "");
+        let broken = file("broken.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        for (tls_cert_file, tls_key_file, part) in [
+            (None, None, None),
+            (Some("/nowhere.pem".into()), empty.clone(), Some("/nowhere.pem\": No such file")),
+            (empty.clone(), empty.clone(), Some("has no certificate")),
+            (broken, empty, Some("has no private key")),
+        ] {
+            let config = Config { tls_cert_file, tls_key_file, ..Config::default() };
+            let error = Tls::load(&config).map(|tls| assert!(tls.is_none())).err();
+            assert_eq!(error.is_some(), part.is_some());
+            assert!(error.as_deref().unwrap_or("").contains(part.unwrap_or("")), "{error:?}");
+        }
+    }
+}
