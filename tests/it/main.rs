@@ -14,6 +14,7 @@ mod model;
 mod nats;
 mod nats_access;
 mod process;
+mod protocol;
 mod proxy;
 mod readme;
 mod redis_aof;
