@@ -219,6 +219,38 @@ fn a_crash_during_the_rewrite_is_survived() {
     assert!(refused > 0 && refused_by_tool > 0, "{refused} and {refused_by_tool} of {all} files");
 }
 
+/// A sector in the middle of the file is garbage: Redis refuses to start, and what `redis-check-aof --fix` leaves is a shorter past, which
+/// is counted on from. (Garbage inside a value is no error to Redis: its file has no checksums.)
+#[test]
+fn damage_in_the_middle_is_cut_off_and_counted_again() {
+    let template = template();
+    let (_, bytes) = template.files.iter().find(|(name, _)| *name == template.incremental).unwrap();
+    let begin = String::from_utf8_lossy(&bytes[..template.block.start]).rfind("*1\r\n$5\r\nMULTI\r\n").unwrap();
+    // Where a command begins, in the first batch or the second.
+    let commands = (begin..template.block.end).filter(|at| bytes[..*at].ends_with(b"\r\n*"));
+    let damages: Vec<usize> = commands.step_by(3).collect();
+    assert!(damages.len() > 5);
+    at_every(&damages, async |redis, at| {
+        let context = format!("damage at {at}, blocks at {begin} and {}", template.block.start);
+        template.lay_out(redis, template.block.end);
+        let file = redis.dir().join("appendonlydir").join(&template.incremental);
+        let mut damaged = bytes.clone();
+        damaged[at] = b'!';
+        fs::write(&file, damaged).unwrap();
+        assert!(catch_unwind(AssertUnwindSafe(|| redis.restart())).is_err(), "{context}: Redis takes it");
+        assert!(redis.log().contains("redis-check-aof --fix"), "{context}: {}", redis.log());
+        assert!(check_aof(&file), "{context}: redis-check-aof");
+        redis.restart();
+        let position = replay(&store(redis)).await.unwrap();
+        assert_eq!(position, i64::from(at > template.block.start), "{context}");
+        for restart in ["mended", "restarted", "restarted twice"] {
+            template.assert_exact(redis, &format!("{context}, {restart}")).await;
+            redis.kill9();
+            redis.restart();
+        }
+    });
+}
+
 /// Whether `redis-check-aof --fix` mended the file.
 fn check_aof(path: &Path) -> bool {
     let mut child = Command::new("redis-check-aof")

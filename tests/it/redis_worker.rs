@@ -23,8 +23,8 @@ const NOW_MS: i64 = 1_700_000_000_000;
 const PARTITIONS: i32 = 4;
 const LABELS: [&str; 4] = ["g0", "g1", "g2", "g3"];
 
-struct Bench {
-    redis: Redis,
+pub struct Bench {
+    pub redis: Redis,
     proxy: Proxy,
     /// The log; its store is not used.
     log: Harness,
@@ -34,7 +34,7 @@ struct Bench {
     random: Random,
 }
 
-struct Running {
+pub struct Running {
     member: u64,
     shutdown: watch::Sender<bool>,
     status: Arc<Status>,
@@ -42,18 +42,18 @@ struct Running {
 }
 
 impl Running {
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.shutdown.send_replace(true);
         self.task.await.unwrap().unwrap();
     }
 
     /// The message of a worker that ends by itself.
-    async fn ended(self) -> String {
+    pub async fn ended(self) -> String {
         let result = tokio::time::timeout(Duration::from_secs(20), self.task).await.expect("the worker ends");
         result.unwrap().unwrap_err().to_string()
     }
 
-    async fn wait_until_unready(&self, part: &str) -> String {
+    pub async fn wait_until_unready(&self, part: &str) -> String {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             match self.status.readiness() {
@@ -67,22 +67,25 @@ impl Running {
 
 impl Bench {
     fn new(lanes: usize, seed: u64) -> Self {
-        let redis = Redis::start(&[]);
+        Self::over(Redis::start(&[]), lanes, seed)
+    }
+
+    pub fn over(redis: Redis, lanes: usize, seed: u64) -> Self {
         let proxy = Proxy::start(redis.port());
         let direct = Arc::new(RedisStore::new(&config(&redis.url(), lanes)).unwrap());
         Self { redis, proxy, log: Harness::new(PARTITIONS, lanes), direct, lanes, random: Random(seed) }
     }
 
-    fn append(&mut self, count: usize) {
+    pub fn append(&mut self, count: usize) {
         self.log.append(&mut self.random, count);
     }
 
-    fn worker(&self) -> Running {
+    pub fn worker(&self) -> Running {
         self.worker_with(|_, _| {})
     }
 
     /// A worker that reaches Redis by way of the proxy.
-    fn worker_with(&self, change: impl FnOnce(&mut Config, &mut RedisConfig)) -> Running {
+    pub fn worker_with(&self, change: impl FnOnce(&mut Config, &mut RedisConfig)) -> Running {
         let mut worker = Config {
             batch_events: 50,
             batch_age_ms: 2,
@@ -124,7 +127,7 @@ impl Bench {
     }
 
     /// Records applied, all partitions together.
-    async fn applied(&self) -> i64 {
+    pub async fn applied(&self) -> i64 {
         let mut sum = 0;
         for index in 0..PARTITIONS {
             sum += self.position(index).await.unwrap_or(0);
@@ -132,7 +135,7 @@ impl Bench {
         sum
     }
 
-    async fn wait_for(&self, what: &str, condition: impl AsyncFn() -> bool) {
+    pub async fn wait_for(&self, what: &str, condition: impl AsyncFn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !condition().await {
             assert!(Instant::now() < deadline, "still not: {what}");
@@ -140,7 +143,7 @@ impl Bench {
         }
     }
 
-    async fn wait_until_done(&self, what: &str) {
+    pub async fn wait_until_done(&self, what: &str) {
         self.wait_for(what, async || {
             for index in 0..PARTITIONS {
                 if self.position(index).await != Some(self.log.broker.high(&self.log.partition(index))) {
@@ -152,7 +155,7 @@ impl Bench {
         .await;
     }
 
-    async fn assert_exact(&self, context: &str) {
+    pub async fn assert_exact(&self, context: &str) {
         self.assert_equals(&self.log.replay().await, |_| true, context).await;
     }
 
@@ -296,7 +299,7 @@ async fn a_deleted_checkpoint_stops_the_partition() {
     worker.stop().await;
 }
 
-async fn worker_is_ready(worker: &Running) {
+pub async fn worker_is_ready(worker: &Running) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while let Err(why) = worker.status.readiness() {
         assert!(Instant::now() < deadline, "{why}");
