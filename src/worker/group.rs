@@ -139,8 +139,9 @@ impl Loop {
         for lane in 0..self.lanes.len() {
             self.cut_if_due(lane);
             self.check_positions(lane);
-            if self.lanes[lane].down_since.is_some_and(|since| since.elapsed() >= UNREADY_AFTER) {
-                self.worker.status.obstruct(&lane_name(lane), "cannot commit to the store");
+            if let Some(down) = self.lanes[lane].down.as_ref().filter(|down| down.since.elapsed() >= UNREADY_AFTER) {
+                let text = format!("cannot commit to the store: {}", down.why);
+                self.worker.status.obstruct(&lane_name(lane), &text);
             }
         }
         self.leave_if_drained();

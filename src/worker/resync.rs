@@ -11,7 +11,7 @@ use super::config::OnLogGap;
 use super::driver::{Command, Open};
 use super::lane::LaneSender;
 use super::partition::{Partition, State};
-use super::run::{Internal, Loop, View, WorkerError, lane_name};
+use super::run::{Down, Internal, Loop, View, WorkerError, lane_name};
 use super::start::{NotStarted, Starter};
 use crate::broker::{BrokerError, Start};
 use crate::model::{Checkpoint, TopicPartition};
@@ -32,7 +32,8 @@ impl Loop {
             metrics::counter!(names::RESYNCS).increment(1);
             tracing::warn!(lane = index, why, "going back to the stored positions");
         }
-        lane.down_since.get_or_insert_with(Instant::now);
+        let since = lane.down.as_ref().map_or_else(Instant::now, |down| down.since);
+        lane.down = Some(Down { since, why: why.to_owned() });
         for partition in self.partitions.values_mut().filter(|partition| partition.lane == index) {
             if !matches!(partition.state, State::Stopped(_)) {
                 partition.state = State::Waiting;
@@ -49,6 +50,11 @@ impl Loop {
     pub(super) fn on_internal(&mut self, internal: Internal) -> Result<(), WorkerError> {
         match internal {
             Internal::View(view) => self.on_view(view),
+            Internal::Waiting { lane, why } => {
+                if let Some(down) = &mut self.lanes[lane].down {
+                    down.why = why;
+                }
+            }
             Internal::Stop(text) => return Err(WorkerError(text)),
             Internal::Checked { lane, epoch, activity, positions } => {
                 self.on_checked(lane, epoch, activity, positions);
@@ -105,7 +111,7 @@ impl Loop {
             let lane = &mut self.lanes[index];
             lane.batches = Some(batches);
             lane.tasks.push(tokio::spawn(sender.run(queue)));
-            lane.down_since = None;
+            lane.down = None;
             lane.checked_at = Instant::now();
             self.worker.status.clear("worker");
             self.worker.status.clear(&lane_name(index));
@@ -298,6 +304,7 @@ where
             Err(NotStarted::Stop(text)) => Internal::Stop(text),
             Err(NotStarted::Retry(text)) => {
                 tracing::warn!(lane, text, "{complaint}");
+                let _ = internal.send(Internal::Waiting { lane, why: text });
                 tokio::time::sleep(backoff.next()).await;
                 continue;
             }

@@ -69,7 +69,18 @@ pub(super) struct View {
     pub(super) session: Option<Box<dyn Session>>,
 }
 
+/// A lane that cannot commit.
+pub(super) struct Down {
+    pub(super) since: Instant,
+    pub(super) why: String,
+}
+
 pub(super) enum Internal {
+    /// Why a lane still has no view.
+    Waiting {
+        lane: usize,
+        why: String,
+    },
     View(View),
     Stop(String),
     /// An idle lane's positions, as the store has them.
@@ -141,7 +152,7 @@ pub(super) struct Lane {
     pub(super) activity: u64,
     pub(super) checked_at: Instant,
     pub(super) backoff: Backoff,
-    pub(super) down_since: Option<Instant>,
+    pub(super) down: Option<Down>,
 }
 
 impl Lane {
@@ -158,7 +169,7 @@ impl Lane {
             activity: 0,
             checked_at: Instant::now(),
             backoff: Backoff::default(),
-            down_since: None,
+            down: None,
         }
     }
 
