@@ -45,6 +45,8 @@ pub struct Context {
     /// While the consumer is being closed partitions are given back at once.
     is_closing: AtomicBool,
     ends: Mutex<BTreeMap<TopicPartition, i64>>,
+    /// No broker has a connection.
+    is_away: AtomicBool,
     troubles: Mutex<Vec<String>>,
     failed_commits: Mutex<Vec<String>>,
 }
@@ -68,6 +70,7 @@ impl ClientContext for Context {
     }
 
     fn stats(&self, statistics: Statistics) {
+        self.is_away.store(!statistics.brokers.values().any(|broker| broker.state == "UP"), Ordering::Relaxed);
         let mut ends = lock(&self.ends);
         for (topic, statistics) in &statistics.topics {
             for partition in statistics.partitions.values().filter(|partition| partition.hi_offset >= 0) {
@@ -395,6 +398,11 @@ impl Consumer for KafkaConsumer {
 
     fn ends(&self) -> Vec<(TopicPartition, i64)> {
         lock(&self.consumer.context().ends).iter().map(|(partition, end)| (partition.clone(), *end)).collect()
+    }
+
+    fn away(&self) -> Option<String> {
+        let is_away = self.consumer.context().is_away.load(Ordering::Relaxed);
+        is_away.then(|| format!("kafka {}: no broker can be reached", self.brokers))
     }
 
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {

@@ -137,6 +137,11 @@ pub trait Consumer: Send {
     /// The ends of partitions as far as they are known without asking.
     fn ends(&self) -> Vec<(TopicPartition, i64)>;
 
+    /// Why nothing can be read, as far as that is known without asking; `None` while there is a connection.
+    fn away(&self) -> Option<String> {
+        None
+    }
+
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()>;
 
     /// Every partition of the topics that are subscribed to.

@@ -133,7 +133,7 @@ async fn start(config: &Config) -> Server {
     };
     let engine = Arc::new(Engine::new(Arc::new(store.clone()), config.limits()));
     let router = router_at(config, engine, live, None, || DAY + 60);
-    let listening = serve(config, router, std::future::pending()).await.unwrap();
+    let listening = serve(config, None, router, std::future::pending()).await.unwrap();
     Server { address: listening.address(), store, is_ready, listening }
 }
 

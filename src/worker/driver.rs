@@ -21,7 +21,7 @@ const POLL_BYTES_MAX: usize = 8 << 20;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long opening partitions may keep the others from being polled; those that are left are asked for again.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
-const ENDS_EVERY: Duration = Duration::from_secs(1);
+const KNOWN_EVERY: Duration = Duration::from_secs(1);
 
 /// What the loop asks of the driver.
 pub enum Command {
@@ -48,8 +48,16 @@ pub struct Open {
 /// What the driver tells the loop.
 pub enum Notice {
     Event(Event, Option<Permit>),
-    Opened { partition: TopicPartition, generation: u64, result: BrokerResult<Watermarks> },
-    Ends(Vec<(TopicPartition, i64)>),
+    Opened {
+        partition: TopicPartition,
+        generation: u64,
+        result: BrokerResult<Watermarks>,
+    },
+    /// What is known without asking: where the log ends, and why it cannot be read.
+    Known {
+        ends: Vec<(TopicPartition, i64)>,
+        away: Option<String>,
+    },
     Failed(BrokerError),
 }
 
@@ -107,7 +115,7 @@ async fn drive(
     execution: Execution,
 ) {
     let mut pacer = Pacer { full_since: None, is_paused: false };
-    let mut ends_at = Instant::now();
+    let mut known_at = Instant::now();
     loop {
         loop {
             match commands.try_recv() {
@@ -152,9 +160,10 @@ async fn drive(
                 return consumer.close();
             }
         }
-        if ends_at.elapsed() >= ENDS_EVERY {
-            ends_at = Instant::now();
-            execution.send(notices, Notice::Ends(consumer.ends())).await;
+        if known_at.elapsed() >= KNOWN_EVERY {
+            known_at = Instant::now();
+            let known = Notice::Known { ends: consumer.ends(), away: consumer.away() };
+            execution.send(notices, known).await;
         }
         execution.pass(POLL).await;
     }

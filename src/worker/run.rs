@@ -203,6 +203,8 @@ pub(super) struct Loop {
     pub(super) internal: mpsc::UnboundedSender<Internal>,
     pub(super) marked_at: Instant,
     pub(super) marked_all_at: Instant,
+    /// Since when the log cannot be reached.
+    pub(super) away_since: Option<Instant>,
     pub(super) status_at: Instant,
     pub(super) is_draining: bool,
 }
@@ -267,6 +269,7 @@ impl Worker {
             internal: internal_in,
             marked_at: Instant::now(),
             marked_all_at: Instant::now(),
+            away_since: None,
             status_at: Instant::now(),
             is_draining: false,
         };
@@ -328,16 +331,28 @@ impl Loop {
             Notice::Opened { partition, generation, result } => {
                 return self.on_opened(partition, generation, result);
             }
-            Notice::Ends(ends) => {
+            Notice::Known { ends, away } => {
                 for (partition, end) in ends {
                     if let Some(known) = self.partitions.get_mut(&partition) {
                         known.end = end;
                     }
                 }
+                self.on_away(away);
             }
             Notice::Failed(BrokerError::Stop(text)) => return Err(WorkerError(text)),
         }
         Ok(())
+    }
+
+    /// A log that cannot be reached for a while makes the worker unready; a leader that moves does not.
+    fn on_away(&mut self, away: Option<String>) {
+        let Some(why) = away else {
+            self.away_since = None;
+            return self.worker.status.clear("broker");
+        };
+        if self.away_since.get_or_insert_with(Instant::now).elapsed() >= UNREADY_AFTER {
+            self.worker.status.obstruct("broker", &why);
+        }
     }
 
     fn on_records(&mut self, records: RecordBatch, permit: Option<Permit>) {

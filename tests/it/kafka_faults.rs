@@ -171,6 +171,7 @@ fn no_broker_for_a_minute() {
     nodes.kill9(0);
     poll_until(PATIENCE, "it is noticed", || (worker.metric("traqq_broker_errors_total") > 0.0).then_some(()));
     worker.wait_for_line("broker text");
+    poll_until(PATIENCE, "the worker is unready", || (worker.metric("traqq_ready") == 0.0).then_some(()));
     // How long the fault lasts; nothing is waited for.
     std::thread::sleep(Duration::from_secs(60));
     assert!(worker.log().lines().count() < 400, "it fills its log: {}", worker.log());

@@ -38,7 +38,7 @@ impl Process {
     /// What it answers; an error while it does not listen.
     pub fn get(&self, path: &str) -> io::Result<String> {
         let line = self.wait_for_line(" listening ");
-        let address = line.split("address=").nth(1).unwrap().trim();
+        let address = line.split("address=").nth(1).unwrap().split(' ').next().unwrap();
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())?;

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use traqq::store::Store;
+
 use crate::redis_worker::{Bench, worker_is_ready};
 use crate::servers::Redis;
 
@@ -54,6 +56,7 @@ async fn a_server_that_loads_its_data_is_waited_for() {
     bench.redis.kill9();
     bench.redis.restart();
     let ended = Instant::now();
+    bench.direct.disconnect().await;
     bench.wait_until_done("it has loaded").await;
     worker_is_ready(&worker).await;
     assert!(ended.elapsed() < RECOVERY_MAX, "{:?}", ended.elapsed());

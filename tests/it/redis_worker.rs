@@ -29,7 +29,7 @@ pub struct Bench {
     /// The log; its store is not used.
     log: Harness,
     /// Past the proxy.
-    direct: Arc<RedisStore>,
+    pub direct: Arc<RedisStore>,
     lanes: usize,
     random: Random,
 }

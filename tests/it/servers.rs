@@ -153,7 +153,9 @@ impl Redis {
     /// An error is the log of a server that ended instead of answering.
     fn launch(&mut self) -> Result<(), String> {
         let log = fs::File::options().create(true).append(true).open(self.dir().join("redis.log")).expect("redis.log");
-        let mut command = mortal("redis-server");
+        // Or another one that speaks the same, such as Valkey.
+        let program = std::env::var("TRAQQ_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+        let mut command = mortal(&program);
         command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string()]);
         command.arg("--dir").arg(self.dir()).arg("--unixsocket").arg(self.socket());
         command.args(["--save", "", "--appendonly", "no"]).args(&self.args);

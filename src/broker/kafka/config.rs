@@ -172,6 +172,8 @@ impl Config {
         let mut client = ClientConfig::new();
         // Whether a record is too large is for the topic to say.
         client.set("client.id", "traqq").set("message.max.bytes", "1000000000");
+        // A sender is told in time, and a dead letter that waits is seen to wait; by default that takes five minutes.
+        client.set("message.timeout.ms", "30000");
         for (name, value) in &self.properties {
             if !CONSUMER_ONLY.contains(&name.as_str()) {
                 client.set(name, value);

@@ -388,6 +388,11 @@ impl Consumer for NatsConsumer {
         self.open.iter().map(|(number, open)| (self.name(*number), end(open))).collect()
     }
 
+    fn away(&self) -> Option<String> {
+        let is_connected = self.link.client.connection_state() == async_nats::connection::State::Connected;
+        (!is_connected).then(|| format!("{}: no server can be reached", self.link.config.place()))
+    }
+
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
         let mut puts = Vec::new();
         for mark in marks {
