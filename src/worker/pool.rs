@@ -105,7 +105,8 @@ impl Pool {
 
     pub fn submit(&self, job: Job) {
         match &self.jobs {
-            Jobs::Threads(jobs) => jobs.send(job).expect("fold threads live as long as the pool"),
+            // Threads that are gone have panicked, which the loop is about to hear.
+            Jobs::Threads(jobs) => _ = jobs.send(job),
             Jobs::Tasks(bench) => {
                 let bench = Arc::clone(bench);
                 tokio::spawn(async move {

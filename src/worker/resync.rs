@@ -251,16 +251,17 @@ impl Loop {
             || lane.jobs > 0
             || !lane.pending.parts.is_empty()
             || lane.checked_at.elapsed() < every
+            || lane.check.as_ref().is_some_and(|check| !check.is_finished())
         {
             return;
         }
         lane.checked_at = Instant::now();
         let (store, internal) = (Arc::clone(&self.worker.store), self.internal.clone());
         let (epoch, activity) = (lane.epoch, lane.activity);
-        tokio::spawn(async move {
+        lane.check = Some(tokio::spawn(async move {
             let positions = store.positions(index).await;
             let _ = internal.send(Internal::Checked { lane: index, epoch, activity, positions });
-        });
+        }));
     }
 
     pub(super) fn on_checked(&mut self, index: usize, epoch: u64, activity: u64, positions: StoreResult<Positions>) {

@@ -151,6 +151,8 @@ pub(super) struct Lane {
     /// Changes whenever anything is sent.
     pub(super) activity: u64,
     pub(super) checked_at: Instant,
+    /// The comparison of positions that was begun last.
+    pub(super) check: Option<JoinHandle<()>>,
     pub(super) backoff: Backoff,
     pub(super) down: Option<Down>,
 }
@@ -168,6 +170,7 @@ impl Lane {
             jobs: 0,
             activity: 0,
             checked_at: Instant::now(),
+            check: None,
             backoff: Backoff::default(),
             down: None,
         }

@@ -192,8 +192,7 @@ impl Namespace {
 
     /// What a process in it answers, which only listens there.
     fn ask(&self, process: &Process, path: &str) -> String {
-        let line = process.wait_for_line(" listening ");
-        let port = line.rsplit(':').next().unwrap().trim();
+        let port = process.address().port();
         let script = format!(
             "exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET {path} HTTP/1.1\\r\\nhost: localhost\\r\\nconnection: close\\r\\n\\r\\n' >&3; cat <&3"
         );

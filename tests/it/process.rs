@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -37,14 +37,18 @@ impl Process {
 
     /// What it answers; an error while it does not listen.
     pub fn get(&self, path: &str) -> io::Result<String> {
-        let line = self.wait_for_line(" listening ");
-        let address = line.split("address=").nth(1).unwrap().split(' ').next().unwrap();
-        let mut stream = TcpStream::connect(address)?;
+        let mut stream = TcpStream::connect(self.address())?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
+    }
+
+    /// Where it answers over HTTP.
+    pub fn address(&self) -> SocketAddr {
+        let line = self.wait_for_line(" listening ");
+        line.split("address=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
     }
 
     /// A metric of its own `/metrics`, summed over its labels.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::metadata::Metadata;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Start;
@@ -205,7 +206,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
         })
         .collect();
     let client: Result<BaseConsumer, _> = config.producer_client().create();
-    let metadata = match client.map(|client| client.fetch_metadata(None, TIMEOUT)) {
+    let metadata = match client.map(|client| confirmed(&client, config, TIMEOUT)) {
         Ok(Ok(metadata)) => metadata,
         Ok(Err(error)) => {
             let text = format!(
@@ -220,7 +221,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
         }
     };
     checks.push(Check { name: "connection", finding: Finding::Good(brokers.clone()) });
-    let exists = |name: &str| metadata.topics().iter().any(|topic| topic.name() == name);
+    let exists = |name: &str| has(&metadata, name);
     let finding = match config.topics.iter().find(|topic| !exists(topic)) {
         None => Finding::Good(config.topics.join(", ")),
         Some(topic) => Finding::Bad(format!(
@@ -240,6 +241,25 @@ pub fn checks(config: &Config) -> Vec<Check> {
         checks.push(Check { name: "dead letters", finding });
     }
     checks
+}
+
+/// What the brokers know. One that has just started may not have heard of every topic: what is missing is asked for again.
+fn confirmed(client: &BaseConsumer, config: &Config, timeout: Duration) -> KafkaResult<Metadata> {
+    const LOOKS: usize = 4;
+    const LOOK_EVERY: Duration = Duration::from_millis(500);
+    let mut metadata = client.fetch_metadata(None, timeout)?;
+    for _ in 1..LOOKS {
+        if config.topics.iter().chain(&config.dead_letters()).all(|topic| has(&metadata, topic)) {
+            break;
+        }
+        std::thread::sleep(LOOK_EVERY);
+        metadata = client.fetch_metadata(None, timeout)?;
+    }
+    Ok(metadata)
+}
+
+fn has(metadata: &Metadata, name: &str) -> bool {
+    metadata.topics().iter().any(|topic| topic.name() == name)
 }
 
 /// Properties that librdkafka takes and ignores.
