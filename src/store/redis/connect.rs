@@ -96,6 +96,8 @@ impl Connector {
                 .to_owned());
         }
         let with = |settings: RedisConnectionInfo, username: &str, password: &str| {
+            // The server would note at each connection that this is not permitted.
+            let settings = settings.set_skip_set_lib_name();
             let settings = if username.is_empty() { settings } else { settings.set_username(username) };
             if password.is_empty() { settings } else { settings.set_password(password) }
         };
