@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(spans.unwrap().len(), 1);
     }
 
-    /// The smallest number of 64 bits has no absolute value, and a question from it on failed instead of being refused. Found by fuzzing.
+    /// The smallest number of 64 bits has no absolute value, and a question from it on failed instead of being refused.
     #[test]
     fn the_smallest_number_is_too_large() {
         let answer = resolve("UTC", &between("-9223372036854775808", "0"), BucketKind::Day);

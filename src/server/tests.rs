@@ -441,7 +441,7 @@ async fn an_address_in_use_is_named() {
 }
 
 /// A line over TCP was measured while it was unfinished only: one that arrived in a single piece could be longer than one that came in
-/// several, and a stranger could say up to 128 KiB. Found by fuzzing, which compares ways to cut the same bytes.
+/// several, and a stranger could say up to 128 KiB.
 #[tokio::test]
 async fn a_line_is_as_long_in_one_piece_as_in_many() {
     let engine = Arc::new(Engine::new(Arc::new(MemoryStore::new(1)), Config::default().limits()));

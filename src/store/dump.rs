@@ -335,7 +335,7 @@ mod tests {
     use crate::model::Rules;
     use crate::store::memory::MemoryStore;
 
-    /// A lane that the store does not have ended the import with a panic. Found by fuzzing.
+    /// A lane that the store does not have ended the import with a panic.
     #[tokio::test]
     async fn a_lane_that_does_not_exist_is_refused() {
         let rules = serde_json::from_str::<Rules>(r#"{"mapping":{"add":["event"]}}"#).unwrap().validate().unwrap();

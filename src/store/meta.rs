@@ -240,7 +240,7 @@ async fn since_now(store: &dyn Store) -> StoreResult<Since> {
 mod tests {
     use super::*;
 
-    /// A number of lanes below 0 was read as one of 2^64, and a layout of 2^32 + 1 as ours. Found by fuzzing.
+    /// A number of lanes below 0 was read as one of 2^64, and a layout of 2^32 + 1 as ours.
     #[test]
     fn numbers_that_do_not_fit_are_refused() {
         let rules = serde_json::from_str::<Rules>(r#"{"mapping":{"add":["event"]}}"#).unwrap().validate().unwrap();

@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     /// Tags were looked for before their number was judged: with more lanes than slots there is none for some, and the search took minutes
-    /// until it ended in a panic. Found by fuzzing.
+    /// until it ended in a panic.
     #[test]
     fn more_lanes_than_slots_are_refused_at_once() {
         for lanes in [0, 20_000, usize::MAX] {
