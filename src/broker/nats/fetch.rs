@@ -3,6 +3,10 @@
 //! The server numbers what it hands to a consumer. A number that is missing is a message that was lost between server and us: the
 //! consumer is made anew behind the last message that arrived. What arrives again is left out.
 //!
+//! Consumers have the name of their partition, for people who look at them. So one that no longer owns the partition and does not know
+//! it may make the consumer anew, to begin elsewhere, and what it delivers would pass for ours. A pull belongs to one consumer, and dies with
+//! it: the first message of each is compared with what the stream has next.
+//!
 //! Whenever it is made anew, and after every reconnection, the last message that was handed over must still be the one that it was: a
 //! server may have lost what it had not synced, and a stream may have been made again under its name.
 
@@ -37,6 +41,8 @@ const ACK_PENDING_MAX: i64 = 2_000_000;
 const ACK_WAIT: Duration = Duration::from_secs(24 * 3600);
 /// A partition without a message moves its position to where the stream ended so long ago, which is longer than any replica lags.
 const SETTLED: Duration = Duration::from_secs(10);
+/// Where a pull finds nothing to compare with: trimmed meanwhile, or nothing of the partition yet.
+const NOTHING: i64 = i64::MAX;
 /// Between attempts to read a partition.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -116,6 +122,16 @@ impl Reader {
         }
     }
 
+    /// The sequence of the partition's first message from one on, as the stream's leader has it.
+    async fn first(&self, stream: &Stream, from: i64) -> BrokerResult<Option<i64>> {
+        let filter = self.filter.as_deref().unwrap_or(">");
+        match stream.get_first_raw_message_by_subject(filter, from as u64).await {
+            Ok(message) => Ok(Some(message.sequence as i64)),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(self.link.retry(&format!("the first message from {from} on"), &error)),
+        }
+    }
+
     async fn read(&mut self) -> BrokerResult<Infallible> {
         let link = Arc::clone(&self.link);
         let failed = |what: &str, error: &dyn std::fmt::Display| link.retry(what, error);
@@ -152,6 +168,8 @@ impl Reader {
         // A message that does not fit a pull is pulled alone.
         let mut is_alone = false;
         let mut pulls = 0_u64;
+        // The pull whose first message was compared.
+        let mut compared = None;
         loop {
             pulls += 1;
             // What the server says of a pull comes here, and may come late.
@@ -177,8 +195,7 @@ impl Reader {
                     }
                     None => match tokio::time::timeout(HEARTBEAT * 2, messages.next()).await {
                         Ok(message) => message,
-                        // Not even a heartbeat: the server has forgotten the pull.
-                        Err(_) => break,
+                        Err(_) => return Err(failed("pull", &"neither a message nor a heartbeat; reading again")),
                     },
                 };
                 let message = message.ok_or_else(|| failed("pull", &"the subscription ended"))?;
@@ -218,6 +235,15 @@ impl Reader {
                 if place.sequence < next {
                     continue;
                 }
+                if compared.as_ref() != Some(&message.subject) {
+                    let first = self.first(&stream, next).await?.unwrap_or(NOTHING);
+                    if first < place.sequence {
+                        let text =
+                            format!("{} came before {first}; reading again from {}", place.sequence, self.next());
+                        return Err(failed("somebody else made the consumer anew", &text));
+                    }
+                    compared = Some(message.subject.clone());
+                }
                 next = place.sequence + 1;
                 push(&mut batch, place.sequence, place.published_ms, &message.payload, message.headers.as_ref());
                 self.pending.store(place.pending, Ordering::Relaxed);
@@ -254,8 +280,9 @@ impl Reader {
 
     /// Other partitions fill the stream while this one is quiet. Its position follows, or trimming would look like a loss.
     async fn settle(&mut self, since: Option<(Instant, i64)>) -> BrokerResult<Option<(Instant, i64)>> {
-        let Some(filter) = &self.filter else { return Ok(None) };
-        let failed = |error: &dyn std::fmt::Display| self.link.retry("a quiet partition", error);
+        if self.filter.is_none() {
+            return Ok(None);
+        }
         let Some((at, end)) = since else {
             let end = self.link.stream().await?.cached_info().state.last_sequence as i64 + 1;
             return Ok(Some((Instant::now(), end)));
@@ -267,16 +294,19 @@ impl Reader {
             return Ok(since);
         }
         // The leader answers, and it has had all that was before `end` for a while.
-        match self.link.stream().await?.get_first_raw_message_by_subject(filter, self.next() as u64).await {
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
+        match self.first(&self.link.stream().await?, self.next()).await? {
+            None => {
                 let mut batch = self.batch();
                 batch.position = end;
                 self.hand_over(batch, None).await?;
                 Ok(None)
             }
-            // It comes, or it was delivered and is lost on its way, which the next delivery shows.
-            Ok(_) => Ok(None),
-            Err(error) => Err(failed(&error)),
+            Some(first) if first < end => {
+                let text = format!("message {first} is there and does not come; reading again");
+                Err(self.link.retry("a quiet partition", &text))
+            }
+            // It has just been published.
+            Some(_) => Ok(None),
         }
     }
 }
