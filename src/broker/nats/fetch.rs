@@ -4,8 +4,8 @@
 //! consumer is made anew behind the last message that arrived. What arrives again is left out.
 //!
 //! Consumers have the name of their partition, for people who look at them. So one that no longer owns the partition and does not know
-//! it may make the consumer anew, to begin elsewhere, and what it delivers would pass for ours. A pull belongs to one consumer, and dies with
-//! it: the first message of each is compared with what the stream has next.
+//! it may make the consumer anew, to begin elsewhere, and what it delivers would pass for ours. So the first message of a consumer is compared with
+//! what the stream has next, and so is one behind which fewer are left than there should be.
 //!
 //! Whenever it is made anew, and after every reconnection, the last message that was handed over must still be the one that it was: a
 //! server may have lost what it had not synced, and a stream may have been made again under its name.
@@ -168,8 +168,6 @@ impl Reader {
         // A message that does not fit a pull is pulled alone.
         let mut is_alone = false;
         let mut pulls = 0_u64;
-        // The pull whose first message was compared.
-        let mut compared = None;
         loop {
             pulls += 1;
             // What the server says of a pull comes here, and may come late.
@@ -235,14 +233,15 @@ impl Reader {
                 if place.sequence < next {
                     continue;
                 }
-                if compared.as_ref() != Some(&message.subject) {
+                // Its numbers follow from one to the next, so only the first can be of a stranger; and what it has left shrinks by one at a time.
+                let left_before = self.pending.load(Ordering::Relaxed);
+                if delivered == 1 || place.pending + 1 < left_before {
                     let first = self.first(&stream, next).await?.unwrap_or(NOTHING);
                     if first < place.sequence {
                         let text =
                             format!("{} came before {first}; reading again from {}", place.sequence, self.next());
                         return Err(failed("somebody else made the consumer anew", &text));
                     }
-                    compared = Some(message.subject.clone());
                 }
                 next = place.sequence + 1;
                 push(&mut batch, place.sequence, place.published_ms, &message.payload, message.headers.as_ref());
