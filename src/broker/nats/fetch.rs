@@ -41,8 +41,6 @@ const ACK_PENDING_MAX: i64 = 2_000_000;
 const ACK_WAIT: Duration = Duration::from_secs(24 * 3600);
 /// A partition without a message moves its position to where the stream ended so long ago, which is longer than any replica lags.
 const SETTLED: Duration = Duration::from_secs(10);
-/// Where a pull finds nothing to compare with: trimmed meanwhile, or nothing of the partition yet.
-const NOTHING: i64 = i64::MAX;
 /// Between attempts to read a partition.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -235,13 +233,12 @@ impl Reader {
                 }
                 // Its numbers follow from one to the next, so only the first can be of a stranger; and what it has left shrinks by one at a time.
                 let left_before = self.pending.load(Ordering::Relaxed);
-                if delivered == 1 || place.pending + 1 < left_before {
-                    let first = self.first(&stream, next).await?.unwrap_or(NOTHING);
-                    if first < place.sequence {
-                        let text =
-                            format!("{} came before {first}; reading again from {}", place.sequence, self.next());
-                        return Err(failed("somebody else made the consumer anew", &text));
-                    }
+                if (delivered == 1 || place.pending + 1 < left_before)
+                    && let Some(first) = self.first(&stream, next).await?
+                    && first < place.sequence
+                {
+                    let text = format!("{} came before {first}; reading again from {}", place.sequence, self.next());
+                    return Err(failed("somebody else made the consumer anew", &text));
                 }
                 next = place.sequence + 1;
                 push(&mut batch, place.sequence, place.published_ms, &message.payload, message.headers.as_ref());
