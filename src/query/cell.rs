@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::future::{try_join, try_join3};
+
 use super::answer::{Cell, CountRow, Data, Decimal, Reason, SumRow, UNIQUE_ERROR, UniqueRow, Value};
 use super::{Order, QueryError, QueryResult, READS_AT_ONCE, Run};
 use crate::hll::Hll;
@@ -43,14 +45,14 @@ impl Run<'_> {
             return Ok(Cell::missing(*reason));
         }
         let buckets: Vec<Bucket> = live.iter().map(|span| span.bucket).collect();
-        let found = self.find_data(ask, &buckets).await?;
+        let (found, incomplete) = try_join(self.find_data(ask, &buckets), self.incomplete()).await?;
         if !found.unreadable.is_empty() {
             missing.insert(Reason::Unreadable, found.unreadable.len());
             if found.unreadable.len() == live.len() {
                 return Ok(Cell::missing(Reason::Unreadable));
             }
         }
-        let is_touched = |bucket: &Bucket| self.incomplete.touches(*bucket, ask.metric, ask.value);
+        let is_touched = |bucket: &Bucket| incomplete.touches(*bucket, ask.metric, ask.value);
         self.spend_rows(found.data.rows())?;
         Ok(Cell {
             data: Some(found.data),
@@ -271,41 +273,39 @@ impl Run<'_> {
 
     async fn sum(&self, ask: Ask<'_>, of: &Pattern, add_key: &str, buckets: &[Bucket]) -> QueryResult<Found> {
         let names = || (of.clone(), add_key.to_owned());
-        let (sums, mut unreadable) = self
-            .add_up(buckets, |bucket| {
-                let (of, add_key) = names();
-                Read::Sums { bucket, of, add_key }
-            })
-            .await?;
-        let (counts, more) = self
-            .add_up(buckets, |bucket| {
-                let (of, add_key) = names();
-                Read::SumCounts { bucket, of, add_key }
-            })
-            .await?;
+        let read_sums = |bucket| {
+            let (of, add_key) = names();
+            Read::Sums { bucket, of, add_key }
+        };
+        let read_counts = |bucket| {
+            let (of, add_key) = names();
+            Read::SumCounts { bucket, of, add_key }
+        };
+        let read_totals = |bucket| {
+            let (of, add_key) = names();
+            Read::SumTotals { bucket, of, add_key }
+        };
+        let mut totals = Totals::default();
+        let take = |reply| {
+            let Reply::Values(values) = reply else { return Err(unexpected()) };
+            totals.add(&values);
+            Ok(())
+        };
+        let asked = try_join3(
+            self.add_up(buckets, read_sums),
+            self.add_up(buckets, read_counts),
+            // One value has no minimum and maximum of its own.
+            self.each(if ask.value.is_none() { buckets } else { &[] }, read_totals, take),
+        );
+        let ((sums, mut unreadable), (counts, more), of_totals) = asked.await?;
         unreadable.extend(more);
+        unreadable.extend(of_totals);
         let capped = sums.contains_key(OTHER);
         let count_of = |label: &str| counts.get(label).copied().unwrap_or(0);
         if let Some(value) = ask.value {
             let sum = Decimal(sums.get(value).copied().unwrap_or(0));
             return Ok(Found { data: Data::SumOne { sum, count: count_of(value) }, capped, unreadable });
         }
-        let mut totals = Totals::default();
-        let more = self
-            .each(
-                buckets,
-                |bucket| {
-                    let (of, add_key) = names();
-                    Read::SumTotals { bucket, of, add_key }
-                },
-                |reply| {
-                    let Reply::Values(values) = reply else { return Err(unexpected()) };
-                    totals.add(&values);
-                    Ok(())
-                },
-            )
-            .await?;
-        unreadable.extend(more);
         let values_seen = sums.len();
         let row = |(label, sum): (String, i128)| SumRow {
             value: Value::of(&label, of),

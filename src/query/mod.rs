@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::OnceCell;
 
 pub use answer::{
     Answer, BucketAnswer, CatalogAnswer, CatalogEntry, Cell, CountRow, Data, Decimal, FindAnswer, MetricCell,
@@ -156,7 +157,8 @@ struct Run<'q> {
     store: &'q dyn Store,
     limits: Limits,
     question: &'q Question,
-    incomplete: Incomplete,
+    /// Loaded beside the first cell.
+    incomplete: OnceCell<Incomplete>,
     /// What has been spent of [`Limits::keys_max`] and [`Limits::rows_max`].
     keys: AtomicUsize,
     rows: AtomicUsize,
@@ -210,7 +212,7 @@ impl Engine {
             store: &*self.store,
             limits: self.limits,
             question,
-            incomplete: Incomplete::load(&*self.store).await?,
+            incomplete: OnceCell::new(),
             keys: AtomicUsize::new(0),
             rows: AtomicUsize::new(0),
         };
@@ -371,6 +373,10 @@ impl Run<'_> {
             merged: merge,
             results: results.collect(),
         })
+    }
+
+    async fn incomplete(&self) -> QueryResult<&Incomplete> {
+        self.incomplete.get_or_try_init(|| Incomplete::load(self.store)).await
     }
 
     fn range(&self) -> RangeAnswer {

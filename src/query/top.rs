@@ -1,7 +1,8 @@
 //! The exact top k over many leaderboards without reading them whole: TPUT, the three-phase uniform threshold algorithm
 //! (P. Cao, Z. Wang, "Efficient top-k query calculation in distributed networks", PODC 2004).
 //!
-//! 1. The first k of each list. The k-th highest of the partial sums, `tau`, is a lower bound of the k-th highest sum.
+//! 1. The first 2k of each list (k would do; with twice as many most lists have no second phase). The k-th highest of the
+//!    partial sums, `tau`, is a lower bound of the k-th highest sum.
 //! 2. Of each list every member that has at least `tau / m`, where m is the number of lists that were not read to their end.
 //!    Who appears nowhere has less than that in each list, and so less than `tau` in all.
 //! 3. Members that can still reach the k-th place get the counts that are missing.
@@ -10,7 +11,9 @@
 //! is decided by what the members left out could have at most.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+
+use hashbrown::HashMap;
 
 use super::cell::unexpected;
 use super::{QueryError, QueryResult, READS_AT_ONCE, Run};
@@ -63,8 +66,8 @@ impl Run<'_> {
                 self.limits.members_max
             )));
         }
-        let first = |bucket| Read::TopFirst { bucket, of: of.clone(), limit: k };
-        if let Some(sums) = self.sums_at_once(buckets, &first, VALUES_AT_ONCE).await? {
+        let whole = |bucket| Read::TopFirst { bucket, of: of.clone(), limit: k };
+        if let Some(sums) = self.sums_at_once(buckets, &whole, VALUES_AT_ONCE).await? {
             let capped = sums.contains_key(OTHER);
             let mut members: Vec<(String, i128)> = sums.into_iter().collect();
             members.sort_unstable_by(|left, right| (Reverse(left.1), &left.0).cmp(&(Reverse(right.1), &right.0)));
@@ -72,19 +75,20 @@ impl Run<'_> {
             return Ok(Ranked { members, exact: true, capped, unreadable: BTreeSet::new() });
         }
         self.spend_keys(lists.len())?;
-        let (capped, unreadable) = self.read_first(of, &mut lists, k).await?;
+        let first = (k * 2).min(self.limits.members_max / lists.len());
+        let (capped, unreadable) = self.read_first(of, &mut lists, first).await?;
         self.read_above_threshold(of, &mut lists, k).await?;
-        let (members, exact) = self.complete(of, lists, k).await?;
+        let (members, exact) = self.complete(of, &lists, k).await?;
         Ok(Ranked { members, exact, capped, unreadable })
     }
 
     /// Phase 1. Whether values were folded, and the buckets that can not be read.
-    async fn read_first(&self, of: &Pattern, lists: &mut [List], k: usize) -> QueryResult<(bool, BTreeSet<i64>)> {
+    async fn read_first(&self, of: &Pattern, lists: &mut [List], first: usize) -> QueryResult<(bool, BTreeSet<i64>)> {
         let (mut capped, mut unreadable) = (false, BTreeSet::new());
         for chunk in lists.chunks_mut(READS_AT_ONCE) {
             let mut reads = Vec::with_capacity(chunk.len() * 2);
             for List { lane, bucket, .. } in &*chunk {
-                reads.push((*lane, Read::TopFirst { bucket: *bucket, of: of.clone(), limit: k }));
+                reads.push((*lane, Read::TopFirst { bucket: *bucket, of: of.clone(), limit: first }));
                 let members = vec![OTHER.to_owned()];
                 reads.push((*lane, Read::TopScores { bucket: *bucket, of: of.clone(), members }));
             }
@@ -92,7 +96,7 @@ impl Run<'_> {
             for list in chunk {
                 match replies.next() {
                     Some(Reply::Values(members)) => {
-                        let last = members.last().filter(|_| members.len() >= k);
+                        let last = members.last().filter(|_| members.len() >= first);
                         list.bound = last.map_or(0, |(_, count)| (*count).max(0));
                         list.read = members;
                     }
@@ -132,8 +136,8 @@ impl Run<'_> {
     }
 
     /// Phase 3. The first k, and whether they are certain.
-    async fn complete(&self, of: &Pattern, lists: Vec<List>, k: usize) -> QueryResult<(Vec<(String, i128)>, bool)> {
-        let mut candidates = candidates(&lists);
+    async fn complete(&self, of: &Pattern, lists: &[List], k: usize) -> QueryResult<(Vec<(String, i128)>, bool)> {
+        let mut candidates = candidates(lists);
         let unseen: i128 = lists.iter().map(|list| i128::from(list.bound)).sum();
         // What no list can hide: the most that each candidate can have.
         let most = |candidate: &Candidate| {
@@ -142,15 +146,14 @@ impl Run<'_> {
         };
         let tau = kth(candidates.values().map(|candidate| candidate.sum), k).unwrap_or(0);
         candidates.retain(|_, candidate| most(candidate) >= tau);
-        let mut candidates: Vec<(String, Candidate)> = candidates.into_iter().collect();
-        candidates.sort_unstable_by(|left, right| {
-            (Reverse(most(&left.1)), &left.0).cmp(&(Reverse(most(&right.1)), &right.0))
-        });
+        let mut candidates: Vec<(&str, Candidate)> = candidates.into_iter().collect();
+        candidates
+            .sort_unstable_by(|left, right| (Reverse(most(&left.1)), left.0).cmp(&(Reverse(most(&right.1)), right.0)));
         let open = lists.iter().filter(|list| list.bound > 0).count();
         let affordable = self.limits.members_max.checked_div(open).map_or(usize::MAX, |count| count.max(k));
         let left_out = candidates.get(affordable).map(|(_, candidate)| most(candidate));
         candidates.truncate(affordable);
-        let members = self.with_missing_counts(of, &lists, candidates).await?;
+        let members = self.with_missing_counts(of, lists, candidates).await?;
         let last = members.get(k.wrapping_sub(1)).map(|(_, sum)| *sum);
         let hidden = left_out.into_iter().chain((unseen > 0).then_some(unseen)).max();
         let exact = hidden.is_none_or(|hidden| last.is_some_and(|last| hidden < last));
@@ -161,11 +164,11 @@ impl Run<'_> {
         &self,
         of: &Pattern,
         lists: &[List],
-        mut candidates: Vec<(String, Candidate)>,
+        mut candidates: Vec<(&str, Candidate)>,
     ) -> QueryResult<Vec<(String, i128)>> {
         let mut wanted: Vec<(usize, Vec<usize>)> = Vec::new();
         for (at, list) in lists.iter().enumerate().filter(|(_, list)| list.bound > 0) {
-            let lacks = |(_, candidate): &(String, Candidate)| candidate.lists.binary_search(&(at as u32)).is_err();
+            let lacks = |(_, candidate): &(&str, Candidate)| candidate.lists.binary_search(&(at as u32)).is_err();
             let lacking: Vec<usize> =
                 candidates.iter().enumerate().filter(|(_, member)| lacks(member)).map(|(index, _)| index).collect();
             wanted.extend(lacking.chunks(MEMBERS_AT_ONCE).map(|members| (at, members.to_vec())));
@@ -173,7 +176,7 @@ impl Run<'_> {
         }
         for chunk in wanted.chunks(READS_AT_ONCE) {
             let read = |(at, members): &(usize, Vec<usize>)| {
-                let members = members.iter().map(|index| candidates[*index].0.clone()).collect();
+                let members = members.iter().map(|index| candidates[*index].0.to_owned()).collect();
                 let List { lane, bucket, .. } = lists[*at];
                 (lane, Read::TopScores { bucket, of: of.clone(), members })
             };
@@ -183,26 +186,23 @@ impl Run<'_> {
                 let scores: HashMap<String, i64> = scores.into_iter().collect();
                 for index in members {
                     let (member, candidate) = &mut candidates[*index];
-                    candidate.sum += scores.get(member).copied().map_or(0, i128::from);
+                    candidate.sum += scores.get(*member).copied().map_or(0, i128::from);
                 }
             }
         }
         let mut members: Vec<(String, i128)> =
-            candidates.into_iter().map(|(member, candidate)| (member, candidate.sum)).collect();
+            candidates.into_iter().map(|(member, candidate)| (member.to_owned(), candidate.sum)).collect();
         members.sort_unstable_by(|left, right| (Reverse(left.1), &left.0).cmp(&(Reverse(right.1), &right.0)));
         Ok(members)
     }
 }
 
 /// Every member that was read, with the lists in ascending order.
-fn candidates(lists: &[List]) -> HashMap<String, Candidate> {
-    let mut candidates: HashMap<String, Candidate> = HashMap::new();
+fn candidates(lists: &[List]) -> HashMap<&str, Candidate> {
+    let mut candidates: HashMap<&str, Candidate> = HashMap::new();
     for (at, list) in (0..).zip(lists) {
         for (member, count) in &list.read {
-            if !candidates.contains_key(member) {
-                candidates.insert(member.clone(), Candidate::default());
-            }
-            let candidate = candidates.get_mut(member).expect("it is there");
+            let candidate = candidates.entry(member).or_default();
             candidate.sum += i128::from(*count);
             candidate.lists.push(at);
         }

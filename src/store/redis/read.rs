@@ -1,6 +1,6 @@
 //! Reads for queries, pipelined.
 
-use redis::{Cmd, Value, cmd};
+use redis::{Cmd, RedisError, Value, cmd};
 
 use super::{Keys, RedisStore, StoreError, StoreResult, asked_elsewhere};
 use crate::hll::Hll;
@@ -21,12 +21,17 @@ pub async fn read(store: &RedisStore, keys: &Keys, reads: &[Read]) -> StoreResul
         let mut answers = store.settle(keys, &node, answers).await?;
         follow(store, keys, chunk, &mut answers).await?;
         for (read, answer) in chunk.iter().zip(answers) {
-            replies.push(match answer.extract_error() {
-                Ok(answer) => parse(read, answer)?,
-                // Of all errors only this one is about the key; the others are about the server or the user.
-                Err(error) if error.code() == Some("WRONGTYPE") => Reply::Unreadable(error.to_string()),
-                Err(error) => return store.settle(keys, &node, Err(error)).await,
-            });
+            // An error is the whole answer; no need to look for more of them inside of it.
+            let Value::ServerError(error) = answer else {
+                replies.push(parse(read, answer)?);
+                continue;
+            };
+            let error = RedisError::from(error);
+            // Of all errors only this one is about the key; the others are about the server or the user.
+            if error.code() != Some("WRONGTYPE") {
+                return store.settle(keys, &node, Err(error)).await;
+            }
+            replies.push(Reply::Unreadable(error.to_string()));
         }
     }
     Ok(replies)
@@ -90,9 +95,11 @@ fn parse(read: &Read, answer: Value) -> StoreResult<Reply> {
     let unexpected = |error: redis::ParsingError| StoreError::Stop(format!("redis: unexpected answer: {error}"));
     Ok(match read {
         Read::Counts { .. } | Read::Sums { .. } | Read::SumCounts { .. } | Read::SumTotals { .. } => {
-            let pairs: Vec<(Vec<u8>, Vec<u8>)> = redis::from_redis_value(answer).map_err(unexpected)?;
-            let values: Option<Vec<(String, i64)>> =
-                pairs.iter().map(|(label, value)| Some((lossy(label), lossy(value).parse().ok()?))).collect();
+            let number = |value: Value| match value {
+                Value::BulkString(bytes) => std::str::from_utf8(&bytes).ok()?.parse().ok(),
+                _ => None,
+            };
+            let values = pairs(answer, number)?;
             values.map_or_else(|| Reply::Unreadable("a value is not an integer".to_owned()), Reply::Values)
         }
         Read::Unique { .. } | Read::UniqueBy { .. } => {
@@ -104,11 +111,12 @@ fn parse(read: &Read, answer: Value) -> StoreResult<Reply> {
         }
         Read::UniqueByValues { .. } => {
             let labels: Vec<Vec<u8>> = redis::from_redis_value(answer).map_err(unexpected)?;
-            Reply::Labels(labels.iter().map(|label| lossy(label)).collect())
+            Reply::Labels(labels.into_iter().map(lossy).collect())
         }
         Read::TopFirst { .. } | Read::TopAtLeast { .. } => {
-            let pairs: Vec<(Vec<u8>, f64)> = redis::from_redis_value(answer).map_err(unexpected)?;
-            Reply::Values(pairs.iter().map(|(member, score)| (lossy(member), *score as i64)).collect())
+            let score = |value| redis::from_redis_value(value).ok().map(|score: f64| score as i64);
+            let values = pairs(answer, score)?;
+            values.map_or_else(|| Reply::Unreadable("a score is not a number".to_owned()), Reply::Values)
         }
         Read::TopScores { members, .. } => {
             let scores: Vec<Option<f64>> = redis::from_redis_value(answer).map_err(unexpected)?;
@@ -119,7 +127,21 @@ fn parse(read: &Read, answer: Value) -> StoreResult<Reply> {
     })
 }
 
+/// Labels and numbers in turn; `None` if one is no number. There may be a hundred thousand of them: labels are moved, not copied.
+fn pairs(answer: Value, number: impl Fn(Value) -> Option<i64>) -> StoreResult<Option<Vec<(String, i64)>>> {
+    let unexpected = |answer: &dyn std::fmt::Debug| StoreError::Stop(format!("redis: unexpected answer {answer:?}"));
+    let Value::Array(parts) = answer else { return Err(unexpected(&answer)) };
+    let mut values = Vec::with_capacity(parts.len() / 2);
+    let mut parts = parts.into_iter();
+    while let (Some(label), Some(value)) = (parts.next(), parts.next()) {
+        let Value::BulkString(label) = label else { return Err(unexpected(&label)) };
+        let Some(value) = number(value) else { return Ok(None) };
+        values.push((lossy(label), value));
+    }
+    Ok(Some(values))
+}
+
 /// Labels were UTF-8 when traqq wrote them; somebody else's bytes must not fail a query.
-fn lossy(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
