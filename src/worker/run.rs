@@ -226,7 +226,7 @@ impl Worker {
     pub async fn run(self) -> Result<(), WorkerError> {
         self.config.check().map_err(WorkerError)?;
         let Self {
-            config,
+            mut config,
             plan,
             group,
             prefix,
@@ -240,6 +240,8 @@ impl Worker {
             now_ms,
             execution,
         } = self;
+        // Once: to ask the system takes longer than to cut a batch.
+        config.fold_threads = config.threads();
         let budget = Budget::new(config.in_flight_bytes_max());
         let (notices_in, mut notices) = mpsc::channel(NOTICES_MAX);
         let (done_in, mut done) = mpsc::unbounded_channel();
