@@ -11,7 +11,7 @@ pub struct Config {
     pub batch_bytes: usize,
     /// or field operations after merging (which keeps the store's script short),
     pub batch_operations: usize,
-    /// or when its first record has waited this long.
+    /// or when its first record has waited this long and no other batch of the lane is under way.
     pub batch_age_ms: u64,
     /// Batches on their way to one lane of the store.
     pub batches_in_flight: usize,

@@ -384,9 +384,11 @@ impl Loop {
         let has_room = lane.jobs < config.batches_in_flight + config.threads();
         let age_max = Duration::from_millis(config.batch_age_ms);
         let pending = &lane.pending;
+        // Behind another batch it would wait all the same; what comes meanwhile merges into it, so a store that is slow gets fewer.
+        let is_old = lane.jobs == 0 && pending.oldest.is_some_and(|oldest| oldest.elapsed() >= age_max);
         let is_due = pending.events >= config.batch_events
             || pending.bytes >= config.batch_bytes_max()
-            || pending.oldest.is_some_and(|oldest| oldest.elapsed() >= age_max)
+            || is_old
             || self.leaving.is_some();
         if lane.batches.is_some() && has_room && is_due && !pending.parts.is_empty() {
             self.cut(index);

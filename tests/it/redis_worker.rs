@@ -178,6 +178,33 @@ fn all_reads() -> Vec<Read> {
     reads_of(&metrics_of(&plan.rules.rules), &buckets, &LABELS)
 }
 
+/// Batches used to be cut by age however many were under way: the slower the store, the less was merged, and three lanes sent
+/// twice the operations of one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_while_a_batch_is_under_way_is_one_batch() {
+    let mut bench = Bench::new(1, 0x51ed_2701);
+    let worker = bench.worker_with(|config, _| {
+        config.batch_events = 100_000;
+        config.batches_in_flight = 64;
+    });
+    bench.append(10);
+    bench.wait_until_done("the worker is there").await;
+    bench.redis.cli(&["CONFIG", "RESETSTAT"]);
+    bench.redis.cli(&["CLIENT", "PAUSE", "500", "WRITE"]);
+    for _ in 0..40 {
+        bench.append(10);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    bench.wait_until_done("the store goes on").await;
+    worker.stop().await;
+    bench.assert_exact("after a pause").await;
+    let stats = bench.redis.cli(&["INFO", "commandstats"]);
+    let commits =
+        stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next()?.parse().ok());
+    // One that met the pause, one with what came meanwhile, and a few around them.
+    assert!((2..=8).contains(&commits.unwrap_or(0)), "{commits:?} commits of 400 records\n{stats}");
+}
+
 /// Connections cut at random in both directions with several batches in flight, the script forgotten now and then, one and three
 /// lanes, two workers of which one or the other is a zombie for a while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
