@@ -17,6 +17,7 @@ mod process;
 mod protocol;
 mod proxy;
 mod readme;
+mod redis_access;
 mod redis_aof;
 mod redis_faults;
 mod redis_ha;

@@ -12,7 +12,8 @@ use traqq::store::{Meta, Outcome, Read, Reply, Session, Store, StoreError, Store
 
 use crate::cli::{traqq, write_config};
 use crate::process::{PATIENCE, Process, post};
-use crate::redis_store::{BUCKET, commit, elements, key_write, now, part, pattern, plan, small, use_all};
+use crate::redis_access::use_all;
+use crate::redis_store::{BUCKET, commit, elements, key_write, now, part, pattern, plan, small};
 use crate::servers::{Nodes, free_port, poll_until};
 
 const LANES: usize = 3;
