@@ -453,7 +453,7 @@ impl Store for Faulty {
         self.inner.adopt(starts).await
     }
 
-    async fn replace_rules(&self, expected_plan: &str, meta: &Meta) -> StoreResult<()> {
+    async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
         self.inner.replace_rules(expected_plan, meta).await
     }
 

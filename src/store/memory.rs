@@ -291,16 +291,18 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn replace_rules(&self, expected_plan: &str, meta: &Meta) -> StoreResult<()> {
+    async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
         let mut inner = self.lock();
         match &mut inner.state.meta {
-            Some(stored) if stored.plan == expected_plan => {
+            Some(stored) if Some(&*stored.plan) == expected_plan || stored.plan == meta.plan => {
                 *stored = meta.clone();
+                let is_other = |lane: &Lane| lane.meta.as_ref().is_none_or(|stored| stored.plan != meta.plan);
+                let changed = inner.state.lanes.iter().any(is_other);
                 inner.state.lanes.iter_mut().for_each(|lane| lane.meta = Some(meta.clone()));
+                Ok(changed)
             }
-            _ => return Err(StoreError::Stop("the mapping was changed by somebody else meanwhile".to_owned())),
+            _ => Err(StoreError::Stop("the mapping was changed by somebody else meanwhile".to_owned())),
         }
-        Ok(())
     }
 
     async fn session(&self, lane: usize) -> StoreResult<Box<dyn Session>> {

@@ -182,7 +182,7 @@ pub fn metrics_of(rules: &Rules) -> Vec<Metric> {
 pub struct AppliedRules {
     pub added: Vec<String>,
     pub removed: Vec<String>,
-    /// The plan changed at all.
+    /// The plan changed at all, of the store or of a lane.
     pub changed: bool,
 }
 
@@ -211,14 +211,14 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
     for name in &added {
         meta.since.insert(name.clone(), since.clone());
     }
-    let changed = meta.plan != stored.plan;
-    store.replace_rules(&stored.plan, &meta).await?;
+    let is_new = meta.plan != stored.plan;
+    let changed = store.replace_rules(is_new.then_some(&*stored.plan), &meta).await?;
     // From here on batches of the old plan are refused, so these are the positions at which the new metrics begin.
     let since = since_now(store).await?;
     for name in &added {
         meta.since.insert(name.clone(), since.clone());
     }
-    store.replace_rules(&meta.plan, &meta).await?;
+    store.replace_rules(Some(&meta.plan), &meta).await?;
     Ok(AppliedRules { added, removed, changed })
 }
 

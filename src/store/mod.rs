@@ -110,8 +110,10 @@ pub trait Store: Send + Sync {
     /// Adds partitions that appeared after the first start. Those that their lane knows already are left alone.
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()>;
 
-    /// Makes other rules the store's; fails if the stored plan is not `expected_plan`.
-    async fn replace_rules(&self, expected_plan: &str, meta: &Meta) -> StoreResult<()>;
+    /// Makes these rules those of the store and of every lane; whether they were others anywhere. Fails if a stored plan is neither
+    /// theirs nor `expected_plan`. `None` is for rules that are the store's already: then a lane may have any, because a node that
+    /// lost its tail may have gone back behind the last change.
+    async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool>;
 
     /// Drops what may still lead to a server that was the primary once; what follows connects anew.
     async fn disconnect(&self) {}

@@ -45,7 +45,7 @@ pub async fn use_all(config: &Config) -> StoreResult<()> {
     assert_eq!(store.positions(lane).await?[&part(0)], to);
     assert_eq!(store.quarantined(lane).await?, []);
     meta.since.insert("add:event".to_owned(), Since { second: 1, positions: "t/0:9".to_owned() });
-    store.replace_rules(&meta.plan, &meta).await?;
+    assert!(!store.replace_rules(Some(&meta.plan), &meta).await?);
     let buckets = drawn_buckets(0).map(|(bucket, _)| bucket);
     for reply in store.read(lane, &reads_of(&metrics, &buckets, &LABELS)).await? {
         assert!(!matches!(reply, Reply::Unreadable(_)), "{reply:?}");

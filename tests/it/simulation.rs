@@ -254,7 +254,7 @@ impl Store for SimStore {
         self.ask(async |memory: &MemoryStore| memory.adopt(starts).await).await
     }
 
-    async fn replace_rules(&self, expected_plan: &str, meta: &Meta) -> StoreResult<()> {
+    async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
         self.memory.replace_rules(expected_plan, meta).await
     }
 

@@ -296,17 +296,19 @@ impl Store for EmbeddedStore {
         Ok(())
     }
 
-    async fn replace_rules(&self, expected_plan: &str, meta: &Meta) -> StoreResult<()> {
+    async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
         let _writing = self.inner.writing();
         let (open, known) = self.inner.current()?;
-        if known.meta.as_ref().is_none_or(|stored| stored.plan != expected_plan && stored.plan != meta.plan) {
+        let stored = known.meta.as_ref().map(|stored| stored.plan.clone());
+        if stored.as_ref().is_none_or(|stored| Some(&**stored) != expected_plan && *stored != meta.plan) {
             return Err(StoreError::Stop("the mapping was changed by somebody else meanwhile".to_owned()));
         }
         drop(known);
         let mut batch = open.batch();
         put_meta(&open, &mut batch, meta);
         self.inner.write(&open, batch)?;
-        self.inner.known(&open)?.set_meta(meta.clone())
+        self.inner.known(&open)?.set_meta(meta.clone())?;
+        Ok(stored.as_ref() != Some(&meta.plan))
     }
 
     async fn session(&self, lane: usize) -> StoreResult<Box<dyn Session>> {

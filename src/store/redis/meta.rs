@@ -23,11 +23,11 @@ const ADOPT: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return redis.err
     if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 1 and KEYS[2] then redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[2]) end
     return 1";
 
-/// ARGV: expected plan, then pairs.
+/// ARGV: expected plan or '' for any, then pairs. 0 when it is another, 1 when it is the new one already, 2 when it is replaced.
 const REPLACE: &str = "local plan = redis.call('HGET', KEYS[1], 'plan')
-    if plan ~= ARGV[1] and plan ~= ARGV[3] then return 0 end
+    if not plan or (ARGV[1] ~= '' and plan ~= ARGV[1] and plan ~= ARGV[3]) then return 0 end
     for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-    return 1";
+    return plan == ARGV[3] and 1 or 2";
 
 /// Where the meta is that is read.
 fn home(store: &RedisStore) -> &Keys {
@@ -105,19 +105,23 @@ pub async fn adopt(store: &RedisStore, starts: &[(TopicPartition, i64)]) -> Stor
     Ok(())
 }
 
-pub async fn replace_rules(store: &RedisStore, expected_plan: &str, meta: &Meta) -> StoreResult<()> {
+pub async fn replace_rules(store: &RedisStore, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
     let fields = meta.to_fields();
     let plan = fields.iter().position(|(name, _)| name == "plan").expect("meta has a plan");
     // The plan goes first: the script knows its new value by its place, so that a replacement cut short can be repeated.
     let ordered = std::iter::once(&fields[plan]).chain(fields.iter().filter(|(name, _)| name != "plan"));
     let ordered: Vec<&(String, String)> = ordered.collect();
+    let mut changed = false;
     for keys in store.homes() {
+        let is_home = keys.meta() == home(store).meta();
+        let expected = expected_plan.unwrap_or(if is_home { &meta.plan } else { "" });
         let mut command = cmd("EVAL");
-        command.arg(REPLACE).arg(1).arg(keys.meta()).arg(expected_plan);
+        command.arg(REPLACE).arg(1).arg(keys.meta()).arg(expected);
         for (name, value) in &ordered {
             command.arg(name).arg(value);
         }
         let replaced: i64 = store.query(keys, &command).await?;
+        changed |= replaced == 2;
         if replaced == 0 {
             return Err(StoreError::Stop(
                 "the mapping was changed by somebody else meanwhile; look at it with `traqq mapping show` and try again"
@@ -125,5 +129,5 @@ pub async fn replace_rules(store: &RedisStore, expected_plan: &str, meta: &Meta)
             ));
         }
     }
-    Ok(())
+    Ok(changed)
 }

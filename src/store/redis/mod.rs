@@ -178,7 +178,7 @@ impl Store for RedisStore {
         meta::adopt(self, starts).await
     }
 
-    async fn replace_rules(&self, expected_plan: &str, meta: &Meta) -> StoreResult<()> {
+    async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
         meta::replace_rules(self, expected_plan, meta).await
     }
 
