@@ -371,3 +371,49 @@ fn aborted_transactions_leave_no_trace() {
     assert_eq!(worker.stop(), 0);
     scene.assert_exact(events);
 }
+
+/// Compaction removes what was counted, the last of it included, and most of what is still to come. What is left is counted, and
+/// what is gone stays counted.
+#[test]
+fn compaction_before_and_behind_the_position_changes_nothing_that_was_counted() {
+    let settings = [
+        "log.cleanup.policy=compact",
+        "log.roll.ms=100",
+        "log.cleaner.backoff.ms=200",
+        "log.cleaner.min.cleanable.ratio=0.01",
+    ];
+    let mut arguments = vec!["--heap", "256m"];
+    settings.iter().for_each(|setting| arguments.extend(["--kafka-set", setting]));
+    let nodes = Nodes::up_with("kafka", &arguments);
+    let scene = Scene::at(nodes.variable("KAFKA_BROKERS"), "it-compacted", 1, "");
+    let keyed = |lines: &[String], keys: usize| -> Vec<String> {
+        lines.iter().enumerate().map(|(n, line)| format!("k{}\t{line}", n % keys)).collect()
+    };
+    // The worker is faster than the segment's age, so nothing of it is gone before it is counted.
+    let worker = scene.worker("before");
+    worker.wait_for_line("assigned");
+    scene.produce(&["-K", "\t"], &keyed(&numbered(0..2_000), 2_000));
+    wait_for_total(&scene.redis, 2_000);
+    assert_eq!(worker.stop(), 0);
+    // The same keys again, half of them twice: of the first 2,000 nothing is left, and of these 3,000 the last 2,000.
+    scene.produce(&["-K", "\t"], &keyed(&numbered(0..1_000), 1_000));
+    scene.produce(&["-K", "\t"], &keyed(&numbered(0..2_000), 2_000));
+    let mut rolls = 0;
+    poll_until(PATIENCE, "compaction", || {
+        // The segment that is written to is never compacted; one that is old enough ends with the next record.
+        std::thread::sleep(Duration::from_millis(300));
+        scene.produce(&["-K", "\t"], &[format!("roll{rolls}\t{}", numbered(0..1)[0])]);
+        rolls += 1;
+        (scene.offsets(0)[0] == 3_000).then_some(())
+    });
+    let left = scene.offsets(0).len();
+    assert_eq!(left, 2_000 + rolls);
+    let worker = scene.worker("after");
+    let line = worker.wait_for_line("compacted away");
+    assert!(line.contains("offset=1999"), "{line}");
+    wait_for_total(&scene.redis, 2_000 + left as i64);
+    poll_until(PATIENCE, "no lag", || (worker.metric("traqq_lag_records") == 0.0).then_some(()));
+    assert_eq!(worker.metric("traqq_records_skipped_total"), 0.0);
+    assert_eq!(worker.stop(), 0);
+    assert_eq!(total(&scene.redis), 2_000 + left as i64);
+}

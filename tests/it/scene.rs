@@ -161,6 +161,17 @@ impl Scene {
         assert_eq!(counts(&self.redis), counts_of(events));
     }
 
+    /// The offsets that a partition has records at, by kcat.
+    pub fn offsets(&self, partition: i32) -> Vec<i64> {
+        let output = Command::new("kcat")
+            .args(["-b", &self.brokers, "-t", &self.topic, "-C", "-e", "-q", "-f", "%o\n", "-o", "beginning"])
+            .args(["-p", &partition.to_string()])
+            .output()
+            .expect("kcat is installed by tests/run");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).lines().map(|line| line.parse().unwrap()).collect()
+    }
+
     pub fn tool(&self, tool: &str, arguments: &[&str]) -> String {
         tool_at(&self.brokers, tool, arguments)
     }
