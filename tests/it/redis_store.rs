@@ -860,14 +860,14 @@ async fn out_of_memory_refuses_a_batch_as_a_whole() {
 async fn a_lane_that_went_back_behind_a_change_takes_the_rules_again() {
     let redis = Redis::start(&[]);
     let store = RedisStore::new(&config(&redis.url(), 3)).unwrap();
-    let (old, new) = (plan(r#"{"mapping":{"add":["event"]}}"#), plan(r#"{"mapping":{"add":["event","ip"]}}"#));
+    let (old, new) = (plan(r#"{"mapping":{"add":["event"]}}"#), plan(r#"{"mapping":{"add":["event","event~ip"]}}"#));
     let meta = Meta::new(&old.rules, "g", lane_tags(3));
     store.create(&meta).await.unwrap();
     let mut connection = raw(&redis.url()).await;
     let key = format!("p{{{}}}:meta", lane_tags(3)[1]);
     let before: Vec<u8> = cmd("DUMP").arg(&key).query_async(&mut connection).await.unwrap();
     let applied = apply_rules(&store, &new.rules).await.unwrap();
-    assert_eq!((applied.changed, applied.added), (true, vec!["add:ip".to_owned()]));
+    assert_eq!((applied.changed, applied.added), (true, vec!["add:event~ip".to_owned()]));
     cmd("RESTORE").arg(&key).arg(0).arg(before).arg("REPLACE").exec_async(&mut connection).await.unwrap();
     let plan_of = async |lane: usize| store.session(lane).await.unwrap().stored().await.unwrap().unwrap().0.plan;
     assert_eq!(plan_of(1).await, old.rules.plan_hash());
