@@ -30,8 +30,8 @@ const ELEMENTS_PER_OPERATION: u64 = 8;
 const LABEL_BYTES_MAX: usize = 64 << 20;
 /// Elements and dead letters of one batch; beyond it the batch is cut.
 const HELD_BYTES_MAX: usize = 16 << 20;
-/// What a field operation takes in memory, about: two short labels and the counters.
-const BYTES_PER_OPERATION: usize = 64;
+/// What a field operation takes in memory, about: its label, the counters, and its share of what is sent.
+const BYTES_PER_OPERATION: usize = 96;
 
 /// Records of one partition to fold, and the checkpoint in front of them.
 pub struct Part {

@@ -6,6 +6,8 @@ use std::time::Duration;
 use crate::telemetry::names;
 
 pub struct Budget {
+    /// What is taken here is taken there too.
+    whole: Option<Arc<Self>>,
     bytes_max: usize,
     used: Mutex<usize>,
     freed: Condvar,
@@ -15,11 +17,16 @@ pub struct Budget {
 pub struct Permit {
     budget: Arc<Budget>,
     bytes: usize,
+    _of_whole: Option<Box<Self>>,
 }
 
 impl Budget {
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { bytes_max, used: Mutex::new(0), freed: Condvar::new() })
+        Arc::new(Self { whole: None, bytes_max, used: Mutex::new(0), freed: Condvar::new() })
+    }
+
+    pub fn part_of(whole: &Arc<Self>, bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self { whole: Some(Arc::clone(whole)), bytes_max, used: Mutex::new(0), freed: Condvar::new() })
     }
 
     /// Held for a few instructions; nothing panics meanwhile.
@@ -37,10 +44,17 @@ impl Budget {
 
     /// Takes bytes that are already there, even beyond the bound: one poll may overshoot.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Permit {
+        let of_whole = self.whole.as_ref().map(|whole| Box::new(whole.take(bytes)));
         let mut used = self.lock();
         *used += bytes;
-        metrics::gauge!(names::IN_FLIGHT_BYTES).set(*used as f64);
-        Permit { budget: Arc::clone(self), bytes }
+        self.show(*used);
+        Permit { budget: Arc::clone(self), bytes, _of_whole: of_whole }
+    }
+
+    fn show(&self, used: usize) {
+        if self.whole.is_none() {
+            metrics::gauge!(names::IN_FLIGHT_BYTES).set(used as f64);
+        }
     }
 }
 
@@ -48,7 +62,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut used = self.budget.lock();
         *used -= self.bytes;
-        metrics::gauge!(names::IN_FLIGHT_BYTES).set(*used as f64);
+        self.budget.show(*used);
         self.budget.freed.notify_one();
     }
 }
@@ -64,5 +78,15 @@ mod tests {
         assert_eq!(budget.room(Duration::ZERO), 0);
         drop(permit);
         assert_eq!(budget.room(Duration::ZERO), 10);
+    }
+
+    #[test]
+    fn what_a_part_takes_is_taken_from_the_whole() {
+        let whole = Budget::new(10);
+        let part = Budget::part_of(&whole, 4);
+        let permit = part.take(3);
+        assert_eq!((part.room(Duration::ZERO), whole.room(Duration::ZERO)), (1, 7));
+        drop(permit);
+        assert_eq!((part.room(Duration::ZERO), whole.room(Duration::ZERO)), (4, 10));
     }
 }

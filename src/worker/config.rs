@@ -98,6 +98,16 @@ impl Config {
         self.memory_max_bytes / 4
     }
 
+    /// Of it, what is folded and not yet committed, about: a record may come to many times its size.
+    pub const fn folded_bytes_max(&self) -> usize {
+        self.in_flight_bytes_max() / 2
+    }
+
+    /// What a batch of records may come to when it is folded, as far as one knows before.
+    pub const fn expected_bytes_max(&self) -> usize {
+        self.folded_bytes_max() / 4
+    }
+
     /// What the client library may fetch ahead.
     pub const fn fetch_bytes_max(&self) -> usize {
         self.memory_max_bytes / 8

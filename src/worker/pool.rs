@@ -23,6 +23,8 @@ pub struct Job {
     pub epoch: u64,
     pub sequence: u64,
     pub parts: Vec<HeldPart>,
+    /// What it is expected to come to when it is folded.
+    pub expected: Permit,
 }
 
 /// Records and their share of the budget, which comes back as soon as they are folded.
@@ -67,7 +69,7 @@ impl Pool {
         plan: &Arc<Plan>,
         config: &Config,
         lanes: usize,
-        budget: &Arc<Budget>,
+        folded: &Arc<Budget>,
         done: &UnboundedSender<Done>,
         execution: Execution,
     ) -> Self {
@@ -75,7 +77,7 @@ impl Pool {
         let bench = || Bench {
             folder: Folder::new(Arc::clone(plan), config.batch_operations),
             epochs: Arc::clone(&epochs),
-            budget: Arc::clone(budget),
+            budget: Arc::clone(folded),
             done: done.clone(),
         };
         if execution == Execution::Tasks {
@@ -126,13 +128,14 @@ impl Pool {
 struct Bench {
     folder: Folder,
     epochs: Arc<Vec<AtomicU64>>,
+    /// Of what is folded.
     budget: Arc<Budget>,
     done: UnboundedSender<Done>,
 }
 
 impl Bench {
     /// `false` when there is nothing more to do.
-    fn work(&mut self, Job { lane, epoch, sequence, parts }: Job) -> bool {
+    fn work(&mut self, Job { lane, epoch, sequence, parts, expected }: Job) -> bool {
         if self.epochs[lane].load(Ordering::Relaxed) != epoch {
             return true;
         }
@@ -143,6 +146,7 @@ impl Bench {
             (folded, permit)
         };
         let folded: Option<Vec<(Folded, Permit)>> = folded.map(|folded| folded.into_iter().map(hold).collect());
+        drop(expected);
         let is_broken = folded.is_none();
         self.done.send(Done { lane, epoch, sequence, folded }).is_ok() && !is_broken
     }

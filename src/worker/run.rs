@@ -31,6 +31,8 @@ use crate::telemetry::names;
 /// Notices waiting for the loop; their records are bounded in bytes by the budget.
 const NOTICES_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(10);
+/// What a record comes to when it is folded, until one knows: much, so that the first batches are small.
+const RECORD_BYTES: usize = 1024;
 /// A lane that cannot commit for this long makes the worker unready.
 pub(super) const UNREADY_AFTER: Duration = Duration::from_secs(3);
 
@@ -124,6 +126,24 @@ impl Pending {
         self.parts.push(held);
     }
 
+    /// The first parts: at least one, and no more than so many events.
+    fn take(&mut self, events_max: usize) -> Vec<HeldPart> {
+        let (mut count, mut events, mut bytes) = (0, 0, 0);
+        for held in &self.parts {
+            let records = &held.part.records;
+            if count > 0 && events + records.len() > events_max {
+                break;
+            }
+            (count, events, bytes) = (count + 1, events + records.len(), bytes + records.bytes());
+        }
+        let rest = self.parts.split_off(count);
+        self.events -= events;
+        self.bytes -= bytes;
+        // Of the rest it is the time of somewhat older ones, which does no harm.
+        self.oldest = self.oldest.filter(|_| !rest.is_empty());
+        std::mem::replace(&mut self.parts, rest)
+    }
+
     pub(super) fn forget(&mut self, partition: &TopicPartition) {
         let Self { parts, events, bytes, .. } = self;
         parts.retain(|held| {
@@ -148,6 +168,8 @@ pub(super) struct Lane {
     pub(super) next_to_send: u64,
     pub(super) folded: BTreeMap<u64, Vec<(Folded, Permit)>>,
     pub(super) jobs: usize,
+    /// What a record has come to lately when it was folded.
+    record_bytes: usize,
     /// Changes whenever anything is sent.
     pub(super) activity: u64,
     pub(super) checked_at: Instant,
@@ -168,11 +190,26 @@ impl Lane {
             next_to_send: 0,
             folded: BTreeMap::new(),
             jobs: 0,
+            record_bytes: RECORD_BYTES,
             activity: 0,
             checked_at: Instant::now(),
             check: None,
             backoff: Backoff::default(),
             down: None,
+        }
+    }
+
+    /// Records that come to no more than one batch may, judged by the last ones.
+    fn records_expected_to_fit(&self, config: &Config) -> usize {
+        config.expected_bytes_max() / self.record_bytes
+    }
+
+    fn learn(&mut self, folded: &[(Folded, Permit)]) {
+        let records: usize = folded.iter().map(|(folded, _)| folded.stats.records as usize).sum();
+        let bytes: usize = folded.iter().map(|(folded, _)| folded.bytes()).sum();
+        if let Some(each) = bytes.checked_div(records) {
+            // What is larger is believed at once, what is smaller by and by.
+            self.record_bytes = each.max(self.record_bytes / 2).max(1);
         }
     }
 
@@ -197,6 +234,7 @@ pub(super) struct Loop {
     pub(super) driver: Driver,
     pub(super) starter: Starter,
     pub(super) pool: Pool,
+    pub(super) folded: Arc<Budget>,
     pub(super) lanes: Vec<Lane>,
     pub(super) partitions: BTreeMap<TopicPartition, Partition>,
     pub(super) starts: BTreeMap<TopicPartition, i64>,
@@ -249,7 +287,8 @@ impl Worker {
         let (internal_in, mut internal) = mpsc::unbounded_channel();
         let driver = Driver::start(consumer, Arc::clone(&budget), notices_in, execution);
         let lanes = store.lanes();
-        let pool = Pool::start(&plan, &config, lanes, &budget, &done_in, execution);
+        let folded = Budget::part_of(&budget, config.folded_bytes_max());
+        let pool = Pool::start(&plan, &config, lanes, &folded, &done_in, execution);
         let starter = Starter {
             store: Arc::clone(&store),
             driver: driver.clone(),
@@ -265,6 +304,7 @@ impl Worker {
             driver,
             starter,
             pool,
+            folded,
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
             partitions: BTreeMap::new(),
             starts: BTreeMap::new(),
@@ -381,13 +421,16 @@ impl Loop {
     pub(super) fn cut_if_due(&mut self, index: usize) {
         let config = &self.worker.config;
         let lane = &self.lanes[index];
-        let has_room = lane.jobs < config.batches_in_flight + config.threads();
+        let is_idle = lane.jobs == 0;
+        let has_room =
+            is_idle || lane.jobs < config.batches_in_flight + config.threads() && self.folded.room(Duration::ZERO) > 0;
         let age_max = Duration::from_millis(config.batch_age_ms);
         let pending = &lane.pending;
         // Behind another batch it would wait all the same; what comes meanwhile merges into it, so a store that is slow gets fewer.
-        let is_old = lane.jobs == 0 && pending.oldest.is_some_and(|oldest| oldest.elapsed() >= age_max);
+        let is_old = is_idle && pending.oldest.is_some_and(|oldest| oldest.elapsed() >= age_max);
         let is_due = pending.events >= config.batch_events
             || pending.bytes >= config.batch_bytes_max()
+            || pending.events >= lane.records_expected_to_fit(config)
             || is_old
             || self.leaving.is_some();
         if lane.batches.is_some() && has_room && is_due && !pending.parts.is_empty() {
@@ -397,12 +440,14 @@ impl Loop {
 
     fn cut(&mut self, index: usize) {
         let lane = &mut self.lanes[index];
-        let parts = std::mem::take(&mut lane.pending).parts;
+        let parts = lane.pending.take(lane.records_expected_to_fit(&self.worker.config));
+        let records: usize = parts.iter().map(|held| held.part.records.len()).sum();
+        let expected = self.folded.take(records * lane.record_bytes);
         lane.jobs += 1;
         lane.activity += 1;
         let sequence = lane.next_sequence;
         lane.next_sequence += 1;
-        self.pool.submit(Job { lane: index, epoch: lane.epoch, sequence, parts });
+        self.pool.submit(Job { lane: index, epoch: lane.epoch, sequence, parts, expected });
     }
 
     fn on_folded(&mut self, done: Done) -> Result<(), WorkerError> {
@@ -415,6 +460,7 @@ impl Loop {
         if done.epoch != lane.epoch {
             return Ok(());
         }
+        lane.learn(&folded);
         lane.folded.insert(done.sequence, folded);
         let Some(batches) = lane.batches.clone() else { return Ok(()) };
         while let Some(folded) = lane.folded.remove(&lane.next_to_send) {

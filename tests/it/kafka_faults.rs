@@ -417,3 +417,29 @@ fn compaction_before_and_behind_the_position_changes_nothing_that_was_counted() 
     assert_eq!(worker.stop(), 0);
     assert_eq!(total(&scene.redis), 2_000 + left as i64);
 }
+
+/// Records whose values come once are larger when they are folded than they were. They used to be folded as long as there were
+/// batches on their way: ten million of them took 700 MiB where 512 were allowed.
+#[test]
+fn a_store_that_hangs_under_values_that_come_once_does_not_fill_the_memory() {
+    const MAX: f64 = (128 << 20) as f64;
+    let scene = Scene::new("it-distinct", 4, &format!("[worker]\nmemory_max_bytes = {MAX}\n"));
+    let mapping = "add = [\"event\", \"event~ip\", \"event~url\", \"ip~url\"]\ntop = [\"ip\", \"url\"]";
+    let worker = Process::start(&scene.changed("mapping", "add = [\"event\"]", mapping));
+    worker.wait_for_line("assigned");
+    scene.produce(&[], &numbered(0..10));
+    wait_for_total(&scene.redis, 10);
+    scene.redis.cli(&["CLIENT", "PAUSE", "5000", "WRITE"]);
+    let paused = Instant::now();
+    let lines: Vec<String> = (0..400_000).map(|n| format!(r#"{{"event":"x{n}","ip":"{n}","url":"/{n}"}}"#)).collect();
+    scene.produce(&[], &lines);
+    let mut most: f64 = 0.0;
+    while paused.elapsed() < Duration::from_secs(5) {
+        most = most.max(worker.metric("traqq_in_flight_bytes"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // A quarter for what is in flight, and what one batch of each thread may be beyond it.
+    assert!(most > MAX / 32.0 && most < MAX * 0.4, "{most} bytes in flight");
+    wait_for_total(&scene.redis, 400_010);
+    assert_eq!(worker.stop(), 0);
+}
