@@ -12,6 +12,7 @@
 //! - `status`     what a person may look at
 //! - `backoff`    how long to wait before the next try; `chance` what it is spread by
 //! - `budget`     the bound on what is in flight
+//! - `repeats`    what is said again and again, kept back for a while
 
 mod backoff;
 mod budget;
@@ -23,6 +24,7 @@ mod group;
 mod lane;
 mod partition;
 mod pool;
+mod repeats;
 mod resync;
 mod run;
 mod start;

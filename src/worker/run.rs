@@ -20,6 +20,7 @@ use super::execution::Execution;
 use super::lane::{Committed, Sending};
 use super::partition::{Arrival, Partition};
 use super::pool::{Done, HeldPart, Job, Pool};
+use super::repeats::Repeats;
 use super::start::Starter;
 use super::status::Status;
 use crate::broker::{BrokerError, Consumer, Event, Producer, Start};
@@ -246,6 +247,7 @@ pub(super) struct Loop {
     pub(super) marked_all_at: Instant,
     /// Since when the log cannot be reached.
     pub(super) away_since: Option<Instant>,
+    troubles: Repeats,
     pub(super) status_at: Instant,
     pub(super) is_draining: bool,
 }
@@ -315,6 +317,7 @@ impl Worker {
             marked_at: Instant::now(),
             marked_all_at: Instant::now(),
             away_since: None,
+            troubles: Repeats::default(),
             status_at: Instant::now(),
             is_draining: false,
         };
@@ -371,7 +374,9 @@ impl Loop {
             }
             Notice::Event(Event::Trouble(text), _) | Notice::Failed(BrokerError::Retry(text)) => {
                 metrics::counter!(names::BROKER_ERRORS).increment(1);
-                tracing::warn!(text, "broker");
+                if let Some(kept_back) = self.troubles.hear(&text) {
+                    tracing::warn!(text, kept_back, "broker");
+                }
             }
             Notice::Opened { partition, generation, result } => {
                 return self.on_opened(partition, generation, result);
