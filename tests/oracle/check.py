@@ -33,7 +33,7 @@ import jetstream
 from fold import OTHER, REGISTERS, TOMBSTONE, Fold, by_value, cap, raise_registers
 
 SHOWN = 20
-TTL_SLACK = 5  # only where Redis does not tell the expiry itself
+TTL_SLACK = 5  # where Redis does not tell the expiry itself, or keys move from node to node
 BEGINNING = 64 << 10
 
 
