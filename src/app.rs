@@ -395,19 +395,8 @@ fn refuse_bad(server: &'static str, checks: Vec<Check>) -> anyhow::Result<()> {
 /// What `mapping apply` would change, without changing it.
 pub async fn pending_mapping(config: &Config) -> anyhow::Result<Option<String>> {
     let rules = config.rules().validate().map_err(|error| anyhow!(error))?;
-    let store = store(config)?;
-    let differs = |meta: Meta| (meta.plan != rules.plan_hash()).then(|| crate::worker::plan_difference(&meta, &rules));
-    let Some(meta) = store.meta().await? else { return Ok(None) };
-    let mut difference = differs(meta);
-    // A node that lost its tail may have gone back behind the last change, and its lane with it.
-    for lane in 0..store.lanes() {
-        if difference.is_none()
-            && let Some((meta, _)) = store.session(lane).await?.stored().await?
-        {
-            difference = differs(meta).map(|difference| format!("lane {lane}: {difference}"));
-        }
-    }
-    Ok(difference)
+    let meta: Option<Meta> = store(config)?.meta().await?;
+    Ok(meta.filter(|meta| meta.plan != rules.plan_hash()).map(|meta| crate::worker::plan_difference(&meta, &rules)))
 }
 
 /// SIGTERM or SIGINT.
