@@ -16,6 +16,8 @@
 -- always is.
 
 local call, pcall_redis = redis.call, redis.pcall
+-- What is used for every value; globals are looked up each time.
+local ARGV, type = ARGV, type
 local at = 0
 local function arg()
   at = at + 1
@@ -96,16 +98,15 @@ local function quarantine(key_name, reason)
 end
 
 -- The reply of a command on a data key; nil when the key had to be quarantined.
-local function try(key_name, ...)
-  local reply = pcall_redis(...)
-  if type(reply) == 'table' and reply.err then
-    if not tolerated(reply.err) then
-      error(reply.err)
-    end
-    quarantine(key_name, reply.err)
-    return nil
+local function checked(key_name, reply)
+  if type(reply) ~= 'table' or not reply.err then
+    return reply
   end
-  return reply
+  if not tolerated(reply.err) then
+    error(reply.err)
+  end
+  quarantine(key_name, reply.err)
+  return nil
 end
 
 -- Decimal integers beyond 2^53 are compared as text.
@@ -128,34 +129,23 @@ local function touch(name, tracking, expiry)
   end
 end
 
--- Calls `write(label)` for each of `n` values, each `width` arguments long; those beyond the limit go to OTHER.
-local function each_value(n, width, limit, count, has, write)
+-- Of `n` values, each `width` arguments long, gives those beyond the limit the name OTHER.
+local function hold_to(limit, count, n, width, has)
   if count + n <= limit then
-    for _ = 1, n do
-      if not write(ARGV[at + 1]) then
-        return
-      end
-      at = at + width
-    end
     return
   end
   if has(OTHER) then
     count = count - 1
   end
-  for _ = 1, n do
-    local label = ARGV[at + 1]
-    if not has(label) then
+  for i = at + 1, at + n * width, width do
+    if not has(ARGV[i]) then
       if count < limit then
         count = count + 1
       else
-        label = OTHER
+        ARGV[i] = OTHER
         folded = folded + 1
       end
     end
-    if not write(label) then
-      return
-    end
-    at = at + width
   end
 end
 
@@ -167,7 +157,7 @@ function kinds.u(arguments, tracking, expiry)
   touch(name, tracking, expiry)
   for first = 1, arguments, CHUNK do
     local last = math.min(first + CHUNK - 1, arguments)
-    if not try(name, 'PFADD', name, unpack(ARGV, at + first, at + last)) then
+    if not checked(name, pcall_redis('PFADD', name, unpack(ARGV, at + first, at + last))) then
       return
     end
   end
@@ -178,7 +168,7 @@ function kinds.b(_, tracking, expiry)
   local set = key()
   local limit, prefix, n = tonumber(arg()), arg(), tonumber(arg())
   touch(set, tracking, expiry)
-  local count = try(set, 'SCARD', set)
+  local count = checked(set, pcall_redis('SCARD', set))
   if not count then
     return
   end
@@ -201,7 +191,7 @@ function kinds.b(_, tracking, expiry)
     touch(name, tracking, expiry)
     for first = 1, elements, CHUNK do
       local last = math.min(first + CHUNK - 1, elements)
-      if not try(name, 'PFADD', name, unpack(ARGV, at + first, at + last)) then
+      if not checked(name, pcall_redis('PFADD', name, unpack(ARGV, at + first, at + last))) then
         break
       end
     end
@@ -214,16 +204,16 @@ function kinds.c(_, tracking, expiry)
   local name = key()
   local limit, n = tonumber(arg()), tonumber(arg())
   touch(name, tracking, expiry)
-  local count = try(name, 'HLEN', name)
+  local count = checked(name, pcall_redis('HLEN', name))
   if not count then
     return
   end
-  each_value(n, 2, limit, count, function(label)
+  hold_to(limit, count, n, 2, function(label)
     return call('HEXISTS', name, label) == 1
-  end, function(label)
-    try(name, 'HINCRBY', name, label, ARGV[at + 2])
-    return true
   end)
+  for i = at + 1, at + n * 2, 2 do
+    checked(name, pcall_redis('HINCRBY', name, ARGV[i], ARGV[i + 1]))
+  end
 end
 
 -- arguments: limit, n, then n * (member, increment)
@@ -231,16 +221,16 @@ function kinds.t(_, tracking, expiry)
   local name = key()
   local limit, n = tonumber(arg()), tonumber(arg())
   touch(name, tracking, expiry)
-  local count = try(name, 'ZCARD', name)
+  local count = checked(name, pcall_redis('ZCARD', name))
   if not count then
     return
   end
-  each_value(n, 2, limit, count, function(label)
+  hold_to(limit, count, n, 2, function(label)
     return call('ZSCORE', name, label) ~= false
-  end, function(label)
-    try(name, 'ZINCRBY', name, ARGV[at + 2], label)
-    return true
   end)
+  for i = at + 1, at + n * 2, 2 do
+    checked(name, pcall_redis('ZINCRBY', name, ARGV[i + 1], ARGV[i]))
+  end
 end
 
 -- arguments: limit, count, min, max, number of increments of the sum, increments..., n, then n * (label, sum, count)
@@ -251,10 +241,10 @@ function kinds.s(_, tracking, expiry)
   touch(counts, tracking, expiry)
   touch(totals, tracking, expiry)
   local count, min, max = arg(), arg(), arg()
-  local is_sound = try(totals, 'HINCRBY', totals, 'count', count)
+  local is_sound = checked(totals, pcall_redis('HINCRBY', totals, 'count', count))
   for _ = 1, tonumber(arg()) do
     local increment = arg()
-    is_sound = is_sound and try(totals, 'HINCRBY', totals, 'sum', increment)
+    is_sound = is_sound and checked(totals, pcall_redis('HINCRBY', totals, 'sum', increment))
   end
   if is_sound then
     local stored = call('HMGET', totals, 'min', 'max')
@@ -266,21 +256,21 @@ function kinds.s(_, tracking, expiry)
     end
   end
   local n = tonumber(arg())
-  local size = try(sums, 'HLEN', sums)
+  local size = checked(sums, pcall_redis('HLEN', sums))
   if not size then
     quarantine(counts, 'the sums it belongs to cannot be written')
     return
   end
-  local has_counts = try(counts, 'HLEN', counts)
-  each_value(n, 3, limit, size, function(label)
+  local has_counts = checked(counts, pcall_redis('HLEN', counts))
+  hold_to(limit, size, n, 3, function(label)
     return call('HEXISTS', sums, label) == 1
-  end, function(label)
-    try(sums, 'HINCRBY', sums, label, ARGV[at + 2])
-    if has_counts then
-      try(counts, 'HINCRBY', counts, label, ARGV[at + 3])
-    end
-    return true
   end)
+  for i = at + 1, at + n * 3, 3 do
+    checked(sums, pcall_redis('HINCRBY', sums, ARGV[i], ARGV[i + 1]))
+    if has_counts then
+      checked(counts, pcall_redis('HINCRBY', counts, ARGV[i], ARGV[i + 2]))
+    end
+  end
 end
 
 local key_counts = { u = 1, b = 1, c = 1, t = 1, s = 3 }
@@ -295,7 +285,7 @@ for _ = 1, tonumber(arg()) do
     for _, entry in ipairs(fresh) do
       local name, is_there = entry[1], call('EXISTS', entry[1]) == 1
       if is_there then
-        try(tracking, 'SADD', tracking, name)
+        checked(tracking, pcall_redis('SADD', tracking, name))
         if expiry ~= '' then
           call('EXPIREAT', name, expiry)
           call('EXPIREAT', tracking, expiry)
