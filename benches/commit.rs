@@ -72,7 +72,7 @@ fn fold(plan: &Arc<Plan>, partition: &TopicPartition, corpus: &[u8], batch: usiz
         let mut records = RecordBatch::new(partition.clone(), 0);
         for line in lines {
             // Before the year 2000: the checks of time are off, and the keys get no expiry in the past.
-            records.push(offset, 0, None, Some(line), std::iter::empty());
+            records.push(offset, 0, None, Some(line));
             offset += 1;
         }
         let next = records.checkpoint_after(from);

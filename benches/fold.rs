@@ -86,7 +86,7 @@ fn measure(name: &str, rules: &str, lines: &[&[u8]], passes: usize, batch: usize
 fn part(lines: &[&[u8]]) -> Part {
     let mut records = RecordBatch::new(TopicPartition::new("corpus", 0), 0);
     for (offset, line) in lines.iter().enumerate() {
-        records.push(offset as i64, timestamp_ms(line), None, Some(line), std::iter::empty());
+        records.push(offset as i64, timestamp_ms(line), None, Some(line));
     }
     Part { records, from: Checkpoint::start(0) }
 }

@@ -51,7 +51,8 @@ pub fn fold(records: RecordBatch) -> Result<(), Reason> {
 /// A batch of one record that arrived [`NOW`].
 pub fn record<'h>(value: Option<&[u8]>, headers: impl Iterator<Item = Header<'h>>) -> RecordBatch {
     let mut batch = RecordBatch::new(TopicPartition::new("t", 0), 0);
-    batch.push(0, NOW * 1000, None, value, headers);
+    batch.push(0, NOW * 1000, None, value);
+    headers.for_each(|header| batch.push_header(header));
     batch
 }
 

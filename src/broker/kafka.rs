@@ -254,15 +254,12 @@ impl KafkaConsumer {
 
 fn push(batch: &mut RecordBatch, message: &BorrowedMessage<'_>) {
     let timestamp_ms = message.timestamp().to_millis().unwrap_or(-1);
-    let (key, value) = (message.key(), message.payload());
-    match message.headers() {
-        None => batch.push(message.offset(), timestamp_ms, key, value, std::iter::empty()),
-        Some(headers) => {
-            let headers = (0..headers.count()).map(|index| {
-                contained(|| headers.get(index)).map_or(("\u{fffd}", None), |header| (header.key, header.value))
-            });
-            batch.push(message.offset(), timestamp_ms, key, value, headers);
-        }
+    batch.push(message.offset(), timestamp_ms, message.key(), message.payload());
+    // librdkafka reads their number behind the value, which is on its way to the processor by now.
+    let Some(headers) = message.headers() else { return };
+    for index in 0..headers.count() {
+        let header = contained(|| headers.get(index));
+        batch.push_header(header.map_or(("\u{fffd}", None), |header| (header.key, header.value)));
     }
 }
 

@@ -209,8 +209,8 @@ impl MemoryConsumer {
                 let offset = *next + index as i64;
                 if !stored.is_hidden {
                     let message = &stored.message;
-                    let headers = message.headers.iter().map(|(name, value)| (&**name, value.as_deref()));
-                    batch.push(offset, stored.timestamp_ms, message.key.as_deref(), message.value.as_deref(), headers);
+                    batch.push(offset, stored.timestamp_ms, message.key.as_deref(), message.value.as_deref());
+                    message.headers.iter().for_each(|(name, value)| batch.push_header((name, value.as_deref())));
                     bytes += message.value.as_ref().map_or(0, Vec::len) + 1;
                 }
                 batch.position = offset + 1;

@@ -37,7 +37,7 @@ impl Explain {
                 .timestamp_millis(),
         };
         let mut records = RecordBatch::new(TopicPartition::new("explain", 0), 0);
-        records.push(0, broker_ms, None, Some(&event), std::iter::empty());
+        records.push(0, broker_ms, None, Some(&event));
         let mut folder = Folder::new(Arc::new(Plan::new(rules)), usize::MAX);
         let folded = folder.fold(&[Part { records, from: Checkpoint::start(0) }]).pop().expect("one record, one batch");
         if let Some(letter) = folded.dead_letters.first() {

@@ -1,4 +1,4 @@
-//! Records as a broker delivered them: one arena of bytes per batch, so that a million records cost a handful of
+//! Records as a broker delivered them: their bytes lie end to end, so that a million records cost some thousand
 //! allocations.
 
 use std::ops::Range;
@@ -11,11 +11,16 @@ const FINGERPRINT_SEED: u64 = 0x7472_6171_715f_6670;
 
 const ABSENT: u32 = u32::MAX;
 
+/// Enough for hundreds of records. In one piece that grows, all of them would be copied again and again; pieces of one
+/// size are what an allocator has at hand.
+const CHUNK_BYTES: usize = 256 << 10;
+
 #[derive(Clone, Copy)]
 struct Slot {
     offset: i64,
     timestamp_ms: i64,
-    start: usize,
+    chunk: u32,
+    start: u32,
     key_len: u32,
     value_len: u32,
     headers_len: u32,
@@ -51,12 +56,13 @@ pub struct RecordBatch {
     /// The consumer's position after the last record: control records and aborted transactions included.
     pub position: i64,
     slots: Vec<Slot>,
-    arena: Vec<u8>,
+    /// A record lies in one of them; they do not grow beyond [`CHUNK_BYTES`] while there is another record to add.
+    chunks: Vec<Vec<u8>>,
 }
 
 impl RecordBatch {
     pub fn new(partition: TopicPartition, generation: u64) -> Self {
-        Self { partition, generation, position: i64::MIN, slots: Vec::new(), arena: Vec::new() }
+        Self { partition, generation, position: i64::MIN, slots: Vec::new(), chunks: Vec::new() }
     }
 
     /// Takes a buffer in which records stand end to end, each as key, value and headers ([`put_header`]). Their offsets follow one
@@ -77,7 +83,8 @@ impl RecordBatch {
             slots.push(Slot {
                 offset: offset + index as i64,
                 timestamp_ms,
-                start,
+                chunk: 0,
+                start: start as u32,
                 key_len,
                 value_len,
                 headers_len: headers,
@@ -85,32 +92,46 @@ impl RecordBatch {
             start += len(key) + len(value) + headers as usize;
         }
         assert!(start <= arena.len(), "lengths fit the arena they came with");
-        Self { partition, generation, position: offset + slots.len() as i64, slots, arena }
+        assert!(u32::try_from(start).is_ok(), "an arena has less than 4 GiB");
+        Self { partition, generation, position: offset + slots.len() as i64, slots, chunks: vec![arena] }
     }
 
-    /// Appends a record, and moves the position behind it.
-    pub fn push<'h>(
-        &mut self,
-        offset: i64,
-        timestamp_ms: i64,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        headers: impl Iterator<Item = Header<'h>>,
-    ) {
-        let start = self.arena.len();
-        self.arena.extend_from_slice(key.unwrap_or_default());
-        self.arena.extend_from_slice(value.unwrap_or_default());
-        let headers_start = self.arena.len();
-        headers.for_each(|header| put_header(&mut self.arena, header));
+    /// Appends a record without headers, and moves the position behind it.
+    pub fn push(&mut self, offset: i64, timestamp_ms: i64, key: Option<&[u8]>, value: Option<&[u8]>) {
+        let (key_bytes, value_bytes) = (key.unwrap_or_default(), value.unwrap_or_default());
+        let arena = self.chunk_for(key_bytes.len() + value_bytes.len());
+        let start = arena.len() as u32;
+        arena.extend_from_slice(key_bytes);
+        arena.extend_from_slice(value_bytes);
         self.slots.push(Slot {
             offset,
             timestamp_ms,
+            chunk: self.chunks.len() as u32 - 1,
             start,
             key_len: key.map_or(ABSENT, |key| key.len() as u32),
             value_len: value.map_or(ABSENT, |value| value.len() as u32),
-            headers_len: (self.arena.len() - headers_start) as u32,
+            headers_len: 0,
         });
         self.position = offset + 1;
+    }
+
+    /// Adds a header to the last record.
+    pub fn push_header(&mut self, header: Header<'_>) {
+        let slot = self.slots.last_mut().expect("a header follows its record");
+        let arena = self.chunks.last_mut().expect("its record is there");
+        let before = arena.len();
+        put_header(arena, header);
+        slot.headers_len += (arena.len() - before) as u32;
+    }
+
+    /// Where a record of so many bytes goes.
+    fn chunk_for(&mut self, bytes: usize) -> &mut Vec<u8> {
+        if self.chunks.last().is_none_or(|chunk| chunk.len() + bytes > CHUNK_BYTES) {
+            // The first grows as it must: most batches are small.
+            let capacity = if self.chunks.is_empty() { bytes } else { bytes.max(CHUNK_BYTES) };
+            self.chunks.push(Vec::with_capacity(capacity));
+        }
+        self.chunks.last_mut().expect("there is one now")
     }
 
     pub fn len(&self) -> usize {
@@ -123,19 +144,21 @@ impl RecordBatch {
 
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
-        self.arena.len() + self.slots.len() * size_of::<Slot>()
+        self.chunks.iter().map(Vec::len).sum::<usize>() + self.slots.len() * size_of::<Slot>()
     }
 
     pub fn get(&self, index: usize) -> Record<'_> {
         let slot = self.slots[index];
-        let take = |range: Range<usize>| &self.arena[range];
+        let arena = &self.chunks[slot.chunk as usize];
+        let take = |range: Range<usize>| &arena[range];
+        let start = slot.start as usize;
         let len = |len: u32| if len == ABSENT { 0 } else { len as usize };
-        let key_end = slot.start + len(slot.key_len);
+        let key_end = start + len(slot.key_len);
         let value_end = key_end + len(slot.value_len);
         Record {
             offset: slot.offset,
             timestamp_ms: slot.timestamp_ms,
-            key: (slot.key_len != ABSENT).then(|| take(slot.start..key_end)),
+            key: (slot.key_len != ABSENT).then(|| take(start..key_end)),
             value: (slot.value_len != ABSENT).then(|| take(key_end..value_end)),
             headers: take(value_end..value_end + slot.headers_len as usize),
         }
@@ -237,8 +260,9 @@ mod tests {
     fn a_record_comes_back_as_it_went_in() {
         let mut batch = RecordBatch::new(TopicPartition::new("t", 0), 1);
         let headers: [Header<'_>; 2] = [("a", Some(b"1")), ("b", None)];
-        batch.push(5, 10, Some(b"key"), Some(b"value"), headers.into_iter());
-        batch.push(9, 11, None, None, std::iter::empty());
+        batch.push(5, 10, Some(b"key"), Some(b"value"));
+        headers.into_iter().for_each(|header| batch.push_header(header));
+        batch.push(9, 11, None, None);
         assert_eq!((batch.len(), batch.position), (2, 10));
         let first = batch.get(0);
         assert_eq!((first.key, first.value), (Some(&b"key"[..]), Some(&b"value"[..])));
@@ -247,6 +271,21 @@ mod tests {
         assert_eq!((second.key, second.value, second.headers().count()), (None, None, 0));
         batch.drop_front(1);
         assert_eq!(batch.get(0).offset, 9);
+    }
+
+    #[test]
+    fn records_larger_and_smaller_than_a_chunk_lie_side_by_side() {
+        let sizes = [10, CHUNK_BYTES - 20, 10, 0, 3 * CHUNK_BYTES, 1, CHUNK_BYTES];
+        let value = |index: usize| vec![index as u8; sizes[index]];
+        let mut batch = RecordBatch::new(TopicPartition::new("t", 0), 1);
+        for index in 0..sizes.len() {
+            batch.push(index as i64, 0, Some(b"key"), Some(&value(index)));
+            batch.push_header(("name", Some(&[index as u8; 40])));
+        }
+        for (index, record) in batch.iter().enumerate() {
+            assert_eq!((record.key, record.value), (Some(&b"key"[..]), Some(&*value(index))));
+            assert_eq!(record.headers().collect::<Vec<_>>(), [("name", Some(&[index as u8; 40][..]))]);
+        }
     }
 
     #[test]

@@ -78,7 +78,7 @@ async fn filled(meta: &Meta, events: &[Event]) -> MemoryStore {
             let Event { name, geo, url, ip, cents, .. } = event;
             let value =
                 json!({"event": name, "geo": geo, "url": format!("/{url}"), "ip": ip, "amount": *cents as f64 / 100.0});
-            records.push(offset, event.second * 1000, None, Some(value.to_string().as_bytes()), std::iter::empty());
+            records.push(offset, event.second * 1000, None, Some(value.to_string().as_bytes()));
         }
         let part = Part { records, from: Checkpoint::start(0) };
         let mut session = store.session(lane).await.unwrap();

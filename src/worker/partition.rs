@@ -163,7 +163,7 @@ mod tests {
     fn records(offsets: &[i64]) -> RecordBatch {
         let mut batch = RecordBatch::new(TopicPartition::new("t", 0), 1);
         for offset in offsets {
-            batch.push(*offset, 100, None, Some(format!("v{offset}").as_bytes()), std::iter::empty());
+            batch.push(*offset, 100, None, Some(format!("v{offset}").as_bytes()));
         }
         batch
     }
@@ -193,7 +193,7 @@ mod tests {
         let mut partition = partition(5, Some(4));
         open(&mut partition, 0, 9).unwrap();
         let mut other = RecordBatch::new(TopicPartition::new("t", 0), 1);
-        other.push(4, 101, None, Some(b"v4"), std::iter::empty());
+        other.push(4, 101, None, Some(b"v4"));
         let Arrival::Stop(message) = partition.arrived(other) else { panic!("not stopped") };
         assert!(message.contains("offset 4") && message.contains("101"), "{message}");
     }

@@ -284,7 +284,8 @@ fn base64(bytes: &[u8]) -> String {
 fn first_of(records: &RecordBatch, count: usize) -> RecordBatch {
     let mut first = RecordBatch::new(records.partition.clone(), records.generation);
     for record in records.iter().take(count) {
-        first.push(record.offset, record.timestamp_ms, record.key, record.value, record.headers());
+        first.push(record.offset, record.timestamp_ms, record.key, record.value);
+        record.headers().for_each(|header| first.push_header(header));
     }
     first
 }

@@ -259,9 +259,9 @@ fn a_broker_timestamp_beyond_the_calendar_is_a_dead_letter() {
     for (offset, timestamp) in
         [253_402_300_799_999, 253_402_300_800_000, NOW_MS * 1_000_000, i64::MAX].iter().enumerate()
     {
-        records.push(offset as i64, *timestamp, None, Some(br#"{"event":"e"}"#), std::iter::empty());
+        records.push(offset as i64, *timestamp, None, Some(br#"{"event":"e"}"#));
     }
-    records.push(4, i64::MAX, None, Some(br#"{"event":"e","ts":1700000000}"#), std::iter::empty());
+    records.push(4, i64::MAX, None, Some(br#"{"event":"e","ts":1700000000}"#));
     let folded = Folder::new(plan(), 1_000).fold(&[Part { records, from: Checkpoint::start(0) }]);
     let letters: Vec<(i64, &str)> =
         folded[0].dead_letters.iter().map(|letter| (letter.offset, letter.reason.name())).collect();
@@ -279,7 +279,7 @@ fn a_batch_is_cut_before_it_holds_too_much() {
             0 => format!(r#"{{"event":"e","ip":"{offset}{long}"}}"#),
             _ => format!("not json {long}"),
         };
-        records.push(offset, NOW_MS, None, Some(value.as_bytes()), std::iter::empty());
+        records.push(offset, NOW_MS, None, Some(value.as_bytes()));
     }
     let folded = Folder::new(plan(), 20_000).fold(&[Part { records, from: Checkpoint::start(0) }]);
     assert!(folded.len() >= 4, "{} batches", folded.len());

@@ -459,7 +459,7 @@ async fn the_worked_example_of_the_documentation_is_what_is_written() {
     let (_, example) = DOCUMENT.split_once("For `{\"event\"").expect("the example's event");
     let (event, example) = example.split_once("` at 2023-11-14T22:13:20Z, UTC").expect("the example's time");
     let mut records = RecordBatch::new(partition.clone(), 0);
-    records.push(7, 1_700_000_000_000, None, Some(format!("{{\"event\"{event}").as_bytes()), std::iter::empty());
+    records.push(7, 1_700_000_000_000, None, Some(format!("{{\"event\"{event}").as_bytes()));
     let folded = Folder::new(plan, usize::MAX).fold(&[Part { records, from: Checkpoint::start(7) }]);
     assert_eq!((folded.len(), folded[0].dead_letters.len()), (1, 0));
     let mut session = store.session(0).await.unwrap();

@@ -374,15 +374,10 @@ fn millis(time: async_nats::datetime::DateTime) -> i64 {
 }
 
 fn push(batch: &mut RecordBatch, sequence: i64, published_ms: i64, payload: &Bytes, headers: Option<&HeaderMap>) {
-    match headers.filter(|headers| !headers.is_empty()) {
-        None => batch.push(sequence, published_ms, None, Some(payload), std::iter::empty()),
-        Some(headers) => {
-            let all = headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
-            let names: Vec<(String, &[u8])> =
-                all.map(|(name, value)| (header_name(name.as_ref()), value.as_str().as_bytes())).collect();
-            let headers = names.iter().map(|(name, value)| (&**name, Some(*value)));
-            batch.push(sequence, published_ms, None, Some(payload), headers);
-        }
+    batch.push(sequence, published_ms, None, Some(payload));
+    for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
+        let name = header_name(name.as_ref());
+        values.iter().for_each(|value| batch.push_header((&name, Some(value.as_str().as_bytes()))));
     }
 }
 
