@@ -127,8 +127,8 @@ impl Pending {
         self.parts.push(held);
     }
 
-    /// The first parts: at least one, and no more than so many events.
-    fn take(&mut self, events_max: usize) -> Vec<HeldPart> {
+    /// The first parts, at least one and no more than so many events, and how many events they have.
+    fn take(&mut self, events_max: usize) -> (Vec<HeldPart>, usize) {
         let (mut count, mut events, mut bytes) = (0, 0, 0);
         for held in &self.parts {
             let records = &held.part.records;
@@ -142,7 +142,7 @@ impl Pending {
         self.bytes -= bytes;
         // Of the rest it is the time of somewhat older ones, which does no harm.
         self.oldest = self.oldest.filter(|_| !rest.is_empty());
-        std::mem::replace(&mut self.parts, rest)
+        (std::mem::replace(&mut self.parts, rest), events)
     }
 
     pub(super) fn forget(&mut self, partition: &TopicPartition) {
@@ -200,9 +200,9 @@ impl Lane {
         }
     }
 
-    /// Records that come to no more than one batch may, judged by the last ones.
-    fn records_expected_to_fit(&self, config: &Config) -> usize {
-        config.expected_bytes_max() / self.record_bytes
+    /// Records of one job, which come to no more than a batch may, judged by the last ones.
+    fn job_records_max(&self, config: &Config) -> usize {
+        config.batch_events.min(config.expected_bytes_max() / self.record_bytes)
     }
 
     fn learn(&mut self, folded: &[(Folded, Permit)]) {
@@ -433,9 +433,8 @@ impl Loop {
         let pending = &lane.pending;
         // Behind another batch it would wait all the same; what comes meanwhile merges into it, so a store that is slow gets fewer.
         let is_old = is_idle && pending.oldest.is_some_and(|oldest| oldest.elapsed() >= age_max);
-        let is_due = pending.events >= config.batch_events
+        let is_due = pending.events >= lane.job_records_max(config)
             || pending.bytes >= config.batch_bytes_max()
-            || pending.events >= lane.records_expected_to_fit(config)
             || is_old
             || self.leaving.is_some();
         if lane.batches.is_some() && has_room && is_due && !pending.parts.is_empty() {
@@ -445,8 +444,7 @@ impl Loop {
 
     fn cut(&mut self, index: usize) {
         let lane = &mut self.lanes[index];
-        let parts = lane.pending.take(lane.records_expected_to_fit(&self.worker.config));
-        let records: usize = parts.iter().map(|held| held.part.records.len()).sum();
+        let (parts, records) = lane.pending.take(lane.job_records_max(&self.worker.config));
         let expected = self.folded.take(records * lane.record_bytes);
         lane.jobs += 1;
         lane.activity += 1;
