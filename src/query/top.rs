@@ -1,10 +1,10 @@
 //! The exact top k over many leaderboards without reading them whole: TPUT, the three-phase uniform threshold algorithm
 //! (P. Cao, Z. Wang, "Efficient top-k query calculation in distributed networks", PODC 2004).
 //!
-//! 1. The first 2k of each list (k would do; with twice as many most lists have no second phase). The k-th highest of the
-//!    partial sums, `tau`, is a lower bound of the k-th highest sum.
-//! 2. Of each list every member that has at least `tau / m`, where m is the number of lists that were not read to their end.
-//!    Who appears nowhere has less than that in each list, and so less than `tau` in all.
+//! 1. The first k and half as many of each list (k would do; with more of them there is most often no second phase). The k-th
+//!    highest of the partial sums, `tau`, is a lower bound of the k-th highest sum.
+//! 2. Unless who appears nowhere has less than `tau` in all already: of each list every member that has at least `tau / m`,
+//!    where m is the number of lists that were not read to their end. Who appears nowhere now has less than that in each.
 //! 3. Members that can still reach the k-th place get the counts that are missing.
 //!
 //! At most [`Limits::members_max`](super::Limits::members_max) members are read; whether the result is exact in spite of that
@@ -75,7 +75,7 @@ impl Run<'_> {
             return Ok(Ranked { members, exact: true, capped, unreadable: BTreeSet::new() });
         }
         self.spend_keys(lists.len())?;
-        let first = (k * 2).min(self.limits.members_max / lists.len());
+        let first = (k + k.div_ceil(2)).min(self.limits.members_max / lists.len());
         let (capped, unreadable) = self.read_first(of, &mut lists, first).await?;
         self.read_above_threshold(of, &mut lists, k).await?;
         let (members, exact) = self.complete(of, &lists, k).await?;
@@ -113,7 +113,7 @@ impl Run<'_> {
     async fn read_above_threshold(&self, of: &Pattern, lists: &mut [List], k: usize) -> QueryResult<()> {
         let open = lists.iter().filter(|list| list.bound > 0).count();
         let Some(tau) = kth(candidates(lists).values().map(|candidate| candidate.sum), k) else { return Ok(()) };
-        if open == 0 {
+        if unseen(lists) < tau || open == 0 {
             return Ok(());
         }
         let open_lists = i128::try_from(open).expect("a count of lists");
@@ -138,7 +138,7 @@ impl Run<'_> {
     /// Phase 3. The first k, and whether they are certain.
     async fn complete(&self, of: &Pattern, lists: &[List], k: usize) -> QueryResult<(Vec<(String, i128)>, bool)> {
         let mut candidates = candidates(lists);
-        let unseen: i128 = lists.iter().map(|list| i128::from(list.bound)).sum();
+        let unseen = unseen(lists);
         // What no list can hide: the most that each candidate can have.
         let most = |candidate: &Candidate| {
             let seen = candidate.lists.iter().map(|list| i128::from(lists[*list as usize].bound));
@@ -195,6 +195,11 @@ impl Run<'_> {
         members.sort_unstable_by(|left, right| (Reverse(left.1), &left.0).cmp(&(Reverse(right.1), &right.0)));
         Ok(members)
     }
+}
+
+/// The most that a member has which was read from no list.
+fn unseen(lists: &[List]) -> i128 {
+    lists.iter().map(|list| i128::from(list.bound)).sum()
 }
 
 /// Every member that was read, with the lists in ascending order.
