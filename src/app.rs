@@ -21,7 +21,7 @@ use crate::query::Engine;
 use crate::server::{self, DeadLetters, Ingest, Listening, Live, Tls};
 use crate::store::embedded::EmbeddedStore;
 use crate::store::redis::{self, RedisStore, lane_tags};
-use crate::store::{Meta, Store};
+use crate::store::{Store, meta_of_other_rules};
 use crate::telemetry::names;
 use crate::worker::{Execution, Status, Worker};
 
@@ -395,8 +395,8 @@ fn refuse_bad(server: &'static str, checks: Vec<Check>) -> anyhow::Result<()> {
 /// What `mapping apply` would change, without changing it.
 pub async fn pending_mapping(config: &Config) -> anyhow::Result<Option<String>> {
     let rules = config.rules().validate().map_err(|error| anyhow!(error))?;
-    let meta: Option<Meta> = store(config)?.meta().await?;
-    Ok(meta.filter(|meta| meta.plan != rules.plan_hash()).map(|meta| crate::worker::plan_difference(&meta, &rules)))
+    let other = meta_of_other_rules(store(config)?.as_ref(), &rules).await?;
+    Ok(other.map(|meta| crate::worker::plan_difference(&meta, &rules)))
 }
 
 /// SIGTERM or SIGINT.

@@ -222,6 +222,19 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
     Ok(AppliedRules { added, removed, changed })
 }
 
+/// The first meta there is, of the store or of a lane, that has other rules.
+pub async fn meta_of_other_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<Option<Meta>> {
+    let plan = rules.plan_hash();
+    let other = |meta: Option<Meta>| meta.filter(|meta| meta.plan != plan);
+    let mut found = other(store.meta().await?);
+    for lane in 0..store.lanes() {
+        if found.is_none() {
+            found = other(store.lane_meta(lane).await?);
+        }
+    }
+    Ok(found)
+}
+
 async fn since_now(store: &dyn Store) -> StoreResult<Since> {
     let mut since = Since::default();
     let mut positions = Vec::new();

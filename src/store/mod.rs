@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
 pub use dump::{Contents, KeyDump, StoredKey};
-pub use meta::{AppliedRules, LAYOUT, Meta, Since, apply_rules, metric_name, metrics_of};
+pub use meta::{AppliedRules, LAYOUT, Meta, Since, apply_rules, meta_of_other_rules, metric_name, metrics_of};
 pub use read::{Quarantined, Read, Reply};
 
 use crate::model::{Checkpoint, Finding, TopicPartition, WriteBatch};
@@ -95,6 +95,11 @@ pub trait Store: Send + Sync {
 
     /// Meta of the prefix; `None` when there is none, which is what an empty store looks like.
     async fn meta(&self) -> StoreResult<Option<Meta>>;
+
+    /// A lane's own copy of it, which may be one of before: a node that failed over may have lost its tail.
+    async fn lane_meta(&self, _lane: usize) -> StoreResult<Option<Meta>> {
+        self.meta().await
+    }
 
     /// Writes meta and the start position of every partition, unless there is a meta already; returns what is there then.
     async fn create(&self, meta: &Meta) -> StoreResult<Meta> {

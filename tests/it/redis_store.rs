@@ -21,7 +21,8 @@ use traqq::store::embedded::EmbeddedStore;
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{Config, RedisStore, lane_tags};
 use traqq::store::{
-    Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, apply_rules, metrics_of,
+    Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, apply_rules,
+    meta_of_other_rules, metrics_of,
 };
 
 use crate::proxy::{Direction, Proxy};
@@ -871,12 +872,15 @@ async fn a_lane_that_went_back_behind_a_change_takes_the_rules_again() {
     cmd("RESTORE").arg(&key).arg(0).arg(before).arg("REPLACE").exec_async(&mut connection).await.unwrap();
     let plan_of = async |lane: usize| store.session(lane).await.unwrap().stored().await.unwrap().unwrap().0.plan;
     assert_eq!(plan_of(1).await, old.rules.plan_hash());
+    let behind = meta_of_other_rules(&store, &new.rules).await.unwrap();
+    assert_eq!(behind.map(|meta| meta.plan), Some(old.rules.plan_hash()));
     let again = apply_rules(&store, &new.rules).await.unwrap();
     assert_eq!((again.changed, again.added), (true, vec![]));
     for lane in 0..3 {
         assert_eq!(plan_of(lane).await, new.rules.plan_hash(), "lane {lane}");
     }
     assert!(!apply_rules(&store, &new.rules).await.unwrap().changed);
+    assert_eq!(meta_of_other_rules(&store, &new.rules).await, Ok(None));
     // What somebody else has changed meanwhile is still theirs.
     let refused = store.replace_rules(Some("a plan of before"), &meta).await;
     assert!(matches!(&refused, Err(StoreError::Stop(text)) if text.contains("somebody else")), "{refused:?}");

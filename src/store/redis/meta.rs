@@ -35,7 +35,11 @@ fn home(store: &RedisStore) -> &Keys {
 }
 
 pub async fn load(store: &RedisStore) -> StoreResult<Option<Meta>> {
-    let fields: BTreeMap<String, String> = store.query(home(store), cmd("HGETALL").arg(home(store).meta())).await?;
+    load_from(store, home(store)).await
+}
+
+pub async fn load_from(store: &RedisStore, keys: &Keys) -> StoreResult<Option<Meta>> {
+    let fields: BTreeMap<String, String> = store.query(keys, cmd("HGETALL").arg(keys.meta())).await?;
     if fields.is_empty() { Ok(None) } else { Meta::of_fields(&fields).map(Some).map_err(StoreError::Stop) }
 }
 

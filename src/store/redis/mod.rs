@@ -166,6 +166,10 @@ impl Store for RedisStore {
         meta::load(self).await
     }
 
+    async fn lane_meta(&self, lane: usize) -> StoreResult<Option<Meta>> {
+        meta::load_from(self, &self.lanes[lane]).await
+    }
+
     async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
         meta::create(self, meta, positions).await
     }
