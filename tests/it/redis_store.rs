@@ -423,6 +423,43 @@ fn random_batches_give_the_answers_of_the_memory_store() {
     assert!(folded.get() > 0, "no value was folded into {OTHER}");
 }
 
+/// More values than one command of the script takes, in front of the limit, at it and beyond it.
+#[tokio::test]
+async fn thousands_of_values_are_counted_as_the_memory_store_counts_them() {
+    let redis = Redis::start(&[]);
+    let plan = plan(r#"{"mapping":{"add":["event"],"top":["url"]},"events":{"max_values_per_key":2100}}"#);
+    let (ours, reference) = (RedisStore::new(&config(&redis.url(), 1)).unwrap(), MemoryStore::new(1));
+    reference.set_now(now());
+    let partition = TopicPartition::new("t", 0);
+    let mut meta = Meta::new(&plan.rules, "g", Vec::new());
+    meta.starts = [(partition.clone(), 0)].into();
+    assert_eq!(ours.create(&meta).await.unwrap(), reference.create(&meta).await.unwrap());
+    let (mut session, mut expected_session) = (ours.session(0).await.unwrap(), reference.session(0).await.unwrap());
+    let (bucket, expires_at) = drawn_buckets(now())[0];
+    let (mut from, mut folded) = (Checkpoint::start(0), Vec::new());
+    for values in [0..1, 0..500, 200..701, 400..1500, 1000..2150, 0..2400] {
+        let values = || values.clone().map(|n| (format!("v{n}").into(), n % 7 + 1)).collect();
+        let write = |(metric, writes)| KeyWrite { bucket, expires_at, metric, writes };
+        let writes = [
+            (Metric::Count { of: pattern("event") }, Writes::Count(values())),
+            (Metric::Top { of: pattern("url") }, Writes::Top(values())),
+        ];
+        let spans = vec![Span { partition: partition.clone(), from, to: step(from, 1) }];
+        from = spans[0].to;
+        let batch = WriteBatch { spans, writes: writes.into_iter().map(write).collect() };
+        let expected = commit(&mut expected_session, batch.clone()).await.unwrap();
+        let applied = commit(&mut session, batch).await.unwrap();
+        let (Outcome::Applied(applied), Outcome::Applied(expected)) = (applied, expected) else { panic!("refused") };
+        assert_eq!(applied.values_folded, expected.values_folded);
+        folded.push(applied.values_folded);
+    }
+    // Of each of the two.
+    assert_eq!(folded, [0, 0, 0, 0, 2 * 50, 2 * 300]);
+    let mut reads = reads_of(&metrics_of(&plan.rules.rules), &[bucket], &["v0", "v2399", OTHER]);
+    reads.push(Read::TopFirst { bucket, of: pattern("url"), limit: 5000 });
+    assert_same(&ours, &reference, &reads, "thousands").await;
+}
+
 /// Sorted contents of every key of a database, as redis-cli shows them.
 fn contents(redis: &Redis, database: &str) -> BTreeMap<String, (String, Vec<String>)> {
     let cli = |args: &[&str]| redis.cli(&[&["-n", database], args].concat());

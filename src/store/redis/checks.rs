@@ -16,7 +16,7 @@ fn acl_rule(config: &Config, place: &Place) -> String {
     let more = if matches!(place, Place::Cluster(_)) { " +cluster|slots +asking" } else { "" };
     format!(
         "~{prefix}:* ~{prefix}{{*}}:* +evalsha +eval +script|load +hget +hmget +hgetall +hset +hsetnx +hexists +hlen +hincrby \
-         +exists +sadd +scard +sismember +smembers +expireat +time +pfadd +zcard +zscore +zincrby +zmscore +zrevrange \
+         +exists +sadd +scard +sismember +smembers +expireat +time +pfadd +zcard +zscore +zadd +zmscore +zrevrange \
          +zrevrangebyscore +get +info +ping +select +bgrewriteaof{more}",
         prefix = config.prefix
     )
@@ -154,7 +154,7 @@ async fn permissions(node: &mut Node, config: &Config, store: &RedisStore) -> Fi
         &["pfadd", "", "e"],
         &["zcard", ""],
         &["zscore", "", "m"],
-        &["zincrby", "", "1", "m"],
+        &["zadd", "", "1", "m"],
         &["zmscore", "", "m"],
         &["zrevrange", "", "0", "1"],
         &["zrevrangebyscore", "", "1", "0"],

