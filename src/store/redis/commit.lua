@@ -221,7 +221,7 @@ end
 -- arguments: limit, n, then n * (member, increment)
 --
 -- Scores are doubles, here as there, so that many can be read, added and written at a time: where the server writes an append-only
--- file, a fifth less work than as many ZINCRBY, and a third of the bytes. Hashes hold integers of 64 bits, which only HINCRBY adds.
+-- file, a fifth less work than as many ZINCRBY, and less than half the bytes. Hashes hold integers of 64 bits, which only HINCRBY adds.
 function kinds.t(_, tracking, expiry)
   local name = key()
   local limit, n = tonumber(arg()), tonumber(arg())
