@@ -222,17 +222,16 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
     Ok(AppliedRules { added, removed, changed })
 }
 
-/// The first meta there is, of the store or of a lane, that has other rules.
+/// The first meta, of the store or of a lane, that has other rules. A store without a meta has nothing to change.
 pub async fn meta_of_other_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<Option<Meta>> {
     let plan = rules.plan_hash();
-    let other = |meta: Option<Meta>| meta.filter(|meta| meta.plan != plan);
-    let mut found = other(store.meta().await?);
+    let Some(mut meta) = store.meta().await? else { return Ok(None) };
     for lane in 0..store.lanes() {
-        if found.is_none() {
-            found = other(store.lane_meta(lane).await?);
+        if meta.plan == plan {
+            meta = store.lane_meta(lane).await?.unwrap_or(meta);
         }
     }
-    Ok(found)
+    Ok((meta.plan != plan).then_some(meta))
 }
 
 async fn since_now(store: &dyn Store) -> StoreResult<Since> {
