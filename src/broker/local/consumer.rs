@@ -130,8 +130,14 @@ impl Consumer for LocalConsumer {
             let mut bytes = 0;
             self.turn = (self.turn + 1) % numbers.len().max(1);
             for number in numbers.iter().cycle().skip(self.turn).take(numbers.len()) {
-                if bytes < bytes_max {
-                    bytes += self.fetch(*number, bytes_max - bytes, &mut events)?;
+                if bytes >= bytes_max {
+                    break;
+                }
+                match self.fetch(*number, bytes_max - bytes, &mut events) {
+                    Ok(fetched) => bytes += fetched,
+                    Err(error) if events.is_empty() => return Err(error.into()),
+                    // What was taken is handed over; the next poll meets the error again.
+                    Err(_) => break,
                 }
             }
         }
