@@ -104,7 +104,8 @@ fn ingest_under_jumps(clock: &Clock, site: &Site, process: &Process) -> usize {
 }
 
 /// Events count when they say that they were, whatever the clock says when they come in.
-/// With a clock that is years ahead the next round of tidying up removed everything: all of it was too old by then.
+/// With a clock that is years ahead the next round of tidying up removed everything: all of it was too old by then. And what came in behind
+/// an event of that time had its time too, so that events with one of their own were dead letters: far too old.
 #[test]
 fn clocks_that_jump_move_no_event_in_the_embedded_store() {
     let (clock, site) = (Clock::new(), Site::new("", ""));
@@ -113,10 +114,18 @@ fn clocks_that_jump_move_no_event_in_the_embedded_store() {
     clock.set("+3650d");
     let line = process.wait_for_line("seconds=3153");
     assert!(line.contains("the clock has jumped ahead"), "{line}");
+    assert_eq!(site.post(NDJSON, event("ahead", 1).as_bytes()).unwrap().status, 200);
     clock.set("+0");
+    // What comes behind an event of ten years ahead has the day that it has: its own, or today.
+    let lines = [event("late", 1), event("late", 2).replacen('{', &format!("{{\"ts\":{},", now()), 1)];
+    assert_eq!(site.post(NDJSON, lines.join("\n").as_bytes()).unwrap().status, 200);
+    poll_until(PATIENCE, "all is counted", || (site.events() == events as u64 + 3).then_some(()));
+    let found = site.get("/api/v1/find?q=add/id&days=2&merge=true&value=late");
+    assert_eq!(found["results"][0]["data"]["count"], 2, "{found}");
+    assert_eq!(process.metric("traqq_dead_letters_total"), 0.0);
     assert_eq!(process.stop(), 0);
     let remains = open_remains(&site.data_directory()).unwrap();
-    assert_eq!(remains.ids().len(), events);
+    assert_eq!(remains.ids().len(), events + 2);
     remains.assert_exact(&site.config);
 }
 

@@ -31,8 +31,6 @@ pub(super) struct Partition {
     pub next: i64,
     /// Offsets below this were reserved.
     pub reserved: i64,
-    /// The newest arrival, so that arrivals never go backwards.
-    pub arrival_ms: i64,
     /// Blocks on disk.
     pub bytes: u64,
     /// Blocks just written, first offset and block: the consumer takes them from here and reads nothing.
@@ -242,9 +240,8 @@ impl Shared {
                 }
             }
             if let Some(row) = open.log.prefix(rows::block_prefix(number)).next_back() {
-                let (key, value) = row.into_inner().map_err(failed)?;
+                let key = row.key().map_err(failed)?;
                 partition.next = rows::block_last(&key).ok_or_else(|| self.damaged())? + 1;
-                partition.arrival_ms = Block::head(&value).map_or(0, |(arrival, _)| arrival);
             }
             let number_at = |key: Vec<u8>| -> DatabaseResult<i64> {
                 let row = open.log.get(key).map_err(failed)?;

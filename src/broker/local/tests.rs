@@ -226,3 +226,61 @@ async fn a_directory_has_one_process_and_one_format() {
     let error = open_at(&directory, &Config::default(), false).err().unwrap().to_string();
     assert!(error.contains("is missing"), "{error}");
 }
+
+/// A clock that was a year ahead for a moment dated all that came after it: events that say when they were passed for old.
+#[tokio::test]
+async fn arrivals_are_those_of_the_clock_and_keys_are_remembered_though_it_goes_back() {
+    fn wrong_clock() -> i64 {
+        WRONG_MS.load(Ordering::Relaxed)
+    }
+    static WRONG_MS: AtomicI64 = AtomicI64::new(0);
+    let (directory, now, day) = (tempfile::tempdir().unwrap(), 1_700_000_000_000, 24 * HOUR_MS);
+    let data = DataConfig { directory: directory.path().join("data"), ..DataConfig::default() };
+    let database = Database::open(&data, 8 << 20).unwrap();
+    let log = LocalLog::open(&database, &Config::default(), false, 1 << 20, wrong_clock).unwrap();
+    let instants = [now, now + 365 * day, now + 1000, now - 2 * day, now - 2 * day, now + 2000];
+    for (number, instant) in instants.into_iter().enumerate() {
+        WRONG_MS.store(instant, Ordering::Relaxed);
+        let key = Idempotency { key: number.to_string(), fingerprint: 1, answer: Vec::new() };
+        assert_eq!(log.append(events(&["a"]), Some(key)).await, Ok(Appended::New));
+    }
+    let batches = reader(&log, 0, 0).poll(Duration::ZERO, 1 << 20).unwrap();
+    let arrivals = batches.iter().map(|event| {
+        let Event::Records(batch) = event else { panic!("records are all there is") };
+        batch.get(0).timestamp_ms
+    });
+    assert_eq!(arrivals.collect::<Vec<_>>(), instants);
+    retention::remove_old(log.shared(), now + 2000).unwrap();
+    for number in 0..instants.len() {
+        let key = Idempotency { key: number.to_string(), fingerprint: 1, answer: Vec::new() };
+        assert_eq!(log.append(events(&["a"]), Some(key)).await, Ok(Appended::Replayed(Vec::new())), "key {number}");
+    }
+}
+
+/// The records of the first partition were gone: the error of the second was returned in their place, and reading went on behind them.
+#[tokio::test]
+async fn what_was_read_before_an_error_is_handed_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config { partitions: 2, partition_by: Some("id".to_owned()), ..Config::default() };
+    let data = DataConfig { directory: directory.path().join("data"), ..DataConfig::default() };
+    let database = Database::open(&data, 8 << 20).unwrap();
+    // Nothing is kept in memory.
+    let log = LocalLog::open(&database, &config, false, 0, clock).unwrap();
+    append(&log, &["a", "b", "c", "d", "e", "f"]).await;
+    let mut consumer = reader(&log, 0, 0);
+    let opening = Opening { partition: at(1), offset: 0, position: 0, generation: 1 };
+    consumer.open(&[opening]).unwrap();
+    let open = database.get().unwrap();
+    let (last, _) = open.log.prefix(super::rows::block_prefix(1)).next().unwrap().into_inner().unwrap();
+    open.log.insert(&*last, "damaged").unwrap();
+    let mut found = Vec::new();
+    let mut errors = 0;
+    for _ in 0..4 {
+        match consumer.poll(Duration::from_millis(1), 1 << 20) {
+            Ok(events) => found.extend(events),
+            Err(_) => errors += 1,
+        }
+    }
+    let [Event::Records(batch)] = &found[..] else { panic!("{} events", found.len()) };
+    assert!(batch.partition == at(0) && !batch.is_empty() && errors == 3, "{errors} errors");
+}

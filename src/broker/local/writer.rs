@@ -22,6 +22,8 @@ const GROUP_BYTES: usize = 4 << 20;
 const WHOLE_BYTES: usize = 128 << 10;
 /// A block is cut at this many bytes before compression.
 const BLOCK_BYTES: usize = 512 << 10;
+/// A clock may go back by a week without any idempotency key being forgotten.
+const CLOCK_BACK_MS_MAX: i64 = 7 * 24 * 3600 * 1000;
 /// Offsets reserved at a time.
 const RESERVE: i64 = 1_000_000;
 
@@ -190,9 +192,6 @@ fn stored(shared: &Shared, key: &str) -> DatabaseResult<Option<(u64, Vec<u8>)>> 
 
 fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> DatabaseResult<()> {
     shared.database.check_space()?;
-    // Should the clock go back, arrivals do not.
-    let newest = shared.current()?.1.partitions.iter().map(|partition| partition.arrival_ms).max();
-    group.arrival_ms = group.arrival_ms.max(newest.unwrap_or(0));
     // Compressed before the lock is taken, which the consumer waits for.
     let mut blocks = Vec::new();
     for (partition, builders) in group.blocks.iter_mut().enumerate() {
@@ -217,12 +216,15 @@ fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> Da
     for (number, letter) in (first_letter..).zip(&group.letters) {
         batch.insert(&open.log, rows::letter(number), letter.encode(compressor));
     }
-    for idempotency in group.keys.values() {
-        let mut row = group.arrival_ms.to_be_bytes().to_vec();
-        row.extend_from_slice(&idempotency.fingerprint.to_be_bytes());
-        row.extend_from_slice(&idempotency.answer);
-        batch.insert(&open.log, rows::idempotency(&idempotency.key), row);
-        batch.insert(&open.log, rows::expiry(group.arrival_ms, &idempotency.key), []);
+    if !group.keys.is_empty() {
+        let used_ms = key_time(shared, &open, group.arrival_ms)?;
+        for idempotency in group.keys.values() {
+            let mut row = used_ms.to_be_bytes().to_vec();
+            row.extend_from_slice(&idempotency.fingerprint.to_be_bytes());
+            row.extend_from_slice(&idempotency.answer);
+            batch.insert(&open.log, rows::idempotency(&idempotency.key), row);
+            batch.insert(&open.log, rows::expiry(used_ms, &idempotency.key), []);
+        }
     }
     let reservations = if shared.reserves { reserve(shared, &open, &inner.partitions, &ends)? } else { Vec::new() };
     // Nobody else moves the ends, and whoever asks for them must not wait for the disk.
@@ -241,7 +243,6 @@ fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> Da
         let (payload, room) = (block.payload_len(), shared.fresh_bytes_max);
         inner.fresh_bytes += payload;
         let known = &mut inner.partitions[partition];
-        known.arrival_ms = known.arrival_ms.max(group.arrival_ms);
         known.next = first + i64::from(block.count);
         known.bytes += bytes;
         known.fresh.push_back((first, block));
@@ -259,6 +260,15 @@ fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> Da
     drop(inner);
     shared.appended.notify_all();
     Ok(())
+}
+
+/// When a key that comes now was used: not before the newest one, so that a clock that has gone back for a while has none forgotten
+/// too early. A key of a time that is further ahead than that came in under a clock that was wrong.
+fn key_time(shared: &Shared, open: &Arc<Open>, now_ms: i64) -> DatabaseResult<i64> {
+    let ahead = rows::expiry(now_ms, "")..rows::expiry(now_ms.saturating_add(CLOCK_BACK_MS_MAX), "");
+    let Some(row) = open.log.range(ahead).next_back() else { return Ok(now_ms) };
+    let key = row.key().map_err(|error| shared.database.failed(open, &error))?;
+    rows::parse_expiry(&key).map(|(used_ms, _)| used_ms).ok_or_else(|| shared.damaged())
 }
 
 /// Writes down, durably, that offsets may be used, before they are.
