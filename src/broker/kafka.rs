@@ -174,7 +174,7 @@ impl KafkaConsumer {
         for rebalance in rebalances {
             match rebalance {
                 Rebalance::Assign(partitions) => {
-                    let answered = self.assign(&[]);
+                    let answered = self.assign(&[], &[]);
                     events.extend(answered.err().map(|error| Event::Trouble(error.to_string())));
                     let partitions: Vec<TopicPartition> = partitions.into_iter().filter(|p| wanted(p)).collect();
                     if !partitions.is_empty() {
@@ -232,24 +232,32 @@ impl KafkaConsumer {
             .map_err(|error| self.retry("seek", &error))
     }
 
-    /// Adds partitions to those that are fetched.
-    fn assign(&self, openings: &[&Opening]) -> KafkaResult<()> {
-        let mut list = TopicPartitionList::new();
-        for opening in openings {
-            let offset = Offset::Offset(opening.offset);
-            list.add_partition_offset(&opening.partition.topic, opening.partition.partition, offset)?;
-        }
+    /// Adds the partitions of `new` to those that are fetched; `openings` are these and the ones that were sought just before.
+    fn assign(&self, new: &[&Opening], openings: &[Opening]) -> KafkaResult<()> {
         if matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
-            return self.consumer.incremental_assign(&list);
+            let begin = new.iter().map(|opening| (&opening.partition, opening.offset));
+            return self.consumer.incremental_assign(&to_offsets(begin)?);
         }
-        // Eager: the assignment is replaced as a whole, the others go on from where they are.
-        for (partition, (_, next)) in &self.open {
-            if !openings.iter().any(|opening| opening.partition == *partition) {
-                list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*next))?;
-            }
-        }
-        self.consumer.assign(&list)
+        self.consumer.assign(&to_offsets(whole_assignment(&self.open, openings))?)
     }
+}
+
+/// Eager: the assignment is replaced as a whole. What is opened begins where it is asked to, also when it was sought before, which a new
+/// assignment undoes; the others go on from where they are.
+fn whole_assignment<'a>(
+    open: &'a BTreeMap<TopicPartition, (u64, i64)>,
+    openings: &'a [Opening],
+) -> BTreeMap<&'a TopicPartition, i64> {
+    let going_on = open.iter().map(|(partition, (_, next))| (partition, *next));
+    going_on.chain(openings.iter().map(|opening| (&opening.partition, opening.offset))).collect()
+}
+
+fn to_offsets<'a>(begin: impl IntoIterator<Item = (&'a TopicPartition, i64)>) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in begin {
+        list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(offset))?;
+    }
+    Ok(list)
 }
 
 fn push(batch: &mut RecordBatch, message: &BorrowedMessage<'_>) {
@@ -342,10 +350,11 @@ impl Consumer for KafkaConsumer {
             }
         }
         if !new.is_empty() {
-            self.assign(&new).map_err(|error| self.retry("assign", &error))?;
+            self.assign(&new, openings).map_err(|error| self.retry("assign", &error))?;
         }
         for opening in openings {
             self.open.insert(opening.partition.clone(), (opening.generation, opening.offset));
+            self.halted.remove(&opening.partition);
         }
         if self.is_paused {
             self.pause(true);
@@ -502,4 +511,23 @@ fn offsets(list: &TopicPartitionList) -> HashMap<TopicPartition, i64> {
         _ => None,
     });
     known.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that was sought went back to where it had been read to, and the records in between were never counted.
+    #[test]
+    fn a_new_assignment_undoes_no_seek() {
+        let at = |number| TopicPartition::new("t", number);
+        let opening = |number, offset| Opening { partition: at(number), offset, position: offset, generation: 2 };
+        let open = BTreeMap::from([(at(0), (1, 1000)), (at(2), (1, 70))]);
+        let openings = [opening(0, 499), opening(1, 5)];
+        let assignment: Vec<(i32, i64)> = whole_assignment(&open, &openings)
+            .iter()
+            .map(|(partition, offset)| (partition.partition, *offset))
+            .collect();
+        assert_eq!(assignment, [(0, 499), (1, 5), (2, 70)]);
+    }
 }
