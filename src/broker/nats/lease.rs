@@ -62,6 +62,8 @@ enum Step {
     Give(i32),
     /// Nobody has it; the revision to replace.
     Take(i32, u64),
+    /// The lease names us though we do not have it, and need no more.
+    Free(i32),
 }
 
 impl View {
@@ -99,15 +101,19 @@ impl View {
             steps.extend(held[share..].iter().map(|partition| Step::Give(*partition)));
             return steps;
         }
-        let is_free = |partition: &i32| !self.mine.contains(partition) && !alive.contains(owner(partition));
+        // One that names us and is not ours was taken, or given back, by a write whose answer was lost.
+        let is_astray = |partition: &i32| !self.mine.contains(partition) && owner(partition) == self.me;
+        let is_unowned = |partition: &i32| !self.mine.contains(partition) && !alive.contains(owner(partition));
+        let is_free = |partition: &i32| is_astray(partition) || is_unowned(partition);
         // Workers that come at the same time begin in different places.
         let rank = alive.iter().position(|id| **id == *self.me).unwrap_or(0) as i32;
         let first = rank * self.partitions / alive.len() as i32;
         let order = (0..self.partitions).map(|number| (number + first) % self.partitions);
         let revision = |partition: i32| self.leases.get(&partition).map_or(0, |lease| lease.revision);
-        steps.extend(
-            order.filter(is_free).take(share - held.len()).map(|partition| Step::Take(partition, revision(partition))),
-        );
+        let free: Vec<i32> = order.filter(is_free).collect();
+        let (taken, left) = free.split_at(free.len().min(share - held.len()));
+        steps.extend(taken.iter().map(|partition| Step::Take(*partition, revision(*partition))));
+        steps.extend(left.iter().filter(|partition| is_astray(partition)).map(|partition| Step::Free(*partition)));
         steps
     }
 
@@ -220,6 +226,10 @@ impl Group {
                     self.view.giving.remove(&partition);
                     Change::Lost(partition)
                 }
+                Step::Free(partition) => {
+                    self.free(bucket, partition).await;
+                    continue;
+                }
                 Step::Give(partition) => {
                     self.view.giving.insert(partition);
                     Change::Wanted(partition)
@@ -262,16 +272,14 @@ impl Group {
     }
 
     async fn free(&mut self, bucket: &kv::Store, partition: i32) {
-        let is_ours = self.view.mine.remove(&partition);
+        self.view.mine.remove(&partition);
         self.view.giving.remove(&partition);
-        let Some(lease) =
-            self.view.leases.get(&partition).filter(|lease| is_ours && lease.owner == self.view.me).cloned()
-        else {
+        let Some(lease) = self.view.leases.get(&partition).filter(|lease| lease.owner == self.view.me).cloned() else {
             return;
         };
         match bucket.update(format!("lease.{partition}"), "".into(), lease.revision).await {
             Ok(revision) => _ = self.view.leases.insert(partition, Lease { owner: String::new(), revision }),
-            Err(error) => tracing::debug!(%error, partition, "a lease was not freed; it expires"),
+            Err(error) => tracing::debug!(%error, partition, "a lease was not freed yet"),
         }
     }
 }
@@ -304,6 +312,17 @@ mod tests {
         assert_eq!(view("a", &["a", "b"], &["a", "a", "a"]).steps(), [Step::Give(2)]);
         assert_eq!(view("b", &["a", "b"], &["a", "a", "a"]).steps(), []);
         assert_eq!(view("b", &["a", "b"], &["a", "a", ""]).steps(), [Step::Take(2, 5)]);
+    }
+
+    /// The answer to the write was lost: nobody read the partition until the worker ended.
+    #[test]
+    fn a_lease_that_names_us_and_is_not_ours_is_taken_or_freed() {
+        let mut taken = view("a", &["a", "b"], &["a", "a", "b", "b"]);
+        taken.mine.remove(&1);
+        assert_eq!(taken.steps(), [Step::Take(1, 5)]);
+        let mut given = view("a", &["a", "b"], &["a", "a", "a", "b"]);
+        given.mine.remove(&1);
+        assert_eq!(given.steps(), [Step::Free(1)]);
     }
 
     #[test]
