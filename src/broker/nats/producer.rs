@@ -8,7 +8,8 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::future;
+use futures_util::stream::{self, StreamExt};
 use tokio::sync::OnceCell;
 
 use super::config::Config;
@@ -19,9 +20,13 @@ use crate::hll::murmur64a;
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// The key of a record, which a message of NATS does not have.
 const KEY: &str = "traqq-key";
-/// Attempts to publish an event. They end well within the two minutes for which a stream knows an id by default.
+/// Attempts to publish an event,
 const ATTEMPTS: usize = 3;
 const RETRY: Duration = Duration::from_millis(200);
+/// and how long a request's events may take: well within the two minutes for which a stream knows an id by default.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(60);
+/// Events of one request that wait for their acknowledgement.
+const EVENTS_IN_FLIGHT: usize = 4096;
 /// Bytes of headers besides names and values.
 const HEADER_BYTES: usize = 4;
 /// Tokens of events without a key go round these many.
@@ -34,6 +39,13 @@ const NO_KEYS: &str = "Idempotency-Key needs the local log: JetStream knows ids 
 pub struct NatsProducer {
     link: Link,
     to: To,
+}
+
+/// An event as a message.
+struct Outgoing {
+    subject: String,
+    id: String,
+    payload: Bytes,
 }
 
 enum To {
@@ -64,8 +76,40 @@ impl NatsProducer {
         Some(self.link.client.server_info().max_payload).filter(|bytes| *bytes > 0).unwrap_or(usize::MAX)
     }
 
+    /// Returns when the stream has the message. Whoever begins it must go on polling it: it has a place among the publishes in flight,
+    /// of which there are only so many, until it is answered.
     async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<(), PublishError> {
         self.link.jetstream.publish_with_headers(subject, headers, payload).await?.await.map(|_| ())
+    }
+
+    async fn publish_event(&self, event: &Outgoing) -> Result<(), PublishError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(MESSAGE_ID, event.id.as_str());
+        self.publish(event.subject.clone(), headers, event.payload.clone()).await
+    }
+
+    /// All of them, those that failed again; why the last ones did not go.
+    async fn publish_all(&self, mut left: Vec<Outgoing>) -> Result<(), String> {
+        let mut failure = String::new();
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                tokio::time::sleep(RETRY).await;
+            }
+            let sends = left.into_iter().map(|event| async move {
+                let sent = self.publish_event(&event).await;
+                sent.err().map(|error| (event, error))
+            });
+            let failed: Vec<(Outgoing, PublishError)> =
+                stream::iter(sends).buffered(EVENTS_IN_FLIGHT).filter_map(future::ready).collect().await;
+            if let Some((_, error)) = failed.last() {
+                failure = error.to_string();
+            }
+            left = failed.into_iter().map(|(event, _)| event).collect();
+            if left.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(failure)
     }
 }
 
@@ -182,35 +226,22 @@ impl Appender for NatsProducer {
                 });
             }
             let number = ids.fetch_add(1, Ordering::Relaxed);
-            rest.push((subject_of(subject, key, number), format!("{run}-{number}"), Bytes::copy_from_slice(value)));
-        }
-        let mut failure = String::new();
-        for attempt in 0..ATTEMPTS {
-            if attempt > 0 {
-                tokio::time::sleep(RETRY).await;
-            }
-            let mut acks = Vec::with_capacity(rest.len());
-            for (subject, id, payload) in &rest {
-                let mut headers = HeaderMap::new();
-                headers.insert(MESSAGE_ID, id.as_str());
-                acks.push(self.link.jetstream.publish_with_headers(subject.clone(), headers, payload.clone()).await);
-            }
-            let waits = acks.into_iter().map(|ack| async { ack?.await });
-            let answers: Vec<Result<_, PublishError>> = join_all(waits).await;
-            let mut left = Vec::new();
-            for (event, answer) in rest.into_iter().zip(answers) {
-                if let Err(error) = answer {
-                    failure = error.to_string();
-                    left.push(event);
-                }
-            }
-            rest = left;
-            if rest.is_empty() {
-                return Ok(Appended::New);
-            }
+            rest.push(Outgoing {
+                subject: subject_of(subject, key, number),
+                id: format!("{run}-{number}"),
+                payload: Bytes::copy_from_slice(value),
+            });
         }
         let place = &self.link.config.stream;
-        Err(AppendError::Retry(format!("stream {place}: {failure}; some of these events may be in it")))
+        let in_part = "some of these events may be in it";
+        match tokio::time::timeout(APPEND_TIMEOUT, self.publish_all(rest)).await {
+            Ok(Ok(())) => Ok(Appended::New),
+            Ok(Err(failure)) => Err(AppendError::Retry(format!("stream {place}: {failure}; {in_part}"))),
+            Err(_) => Err(AppendError::Retry(format!(
+                "stream {place}: not all events were acknowledged in {} s; {in_part}",
+                APPEND_TIMEOUT.as_secs()
+            ))),
+        }
     }
 }
 
