@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -468,6 +470,56 @@ fn events_come_in_in_front_of_nats() {
     assert_eq!(&letter.payload[..], b"not json");
     assert_eq!(letter.headers.get("traqq-reason").unwrap().as_str(), "invalid_json");
     assert_eq!(letter.headers.get("traqq-offset").unwrap().as_str(), "502");
+    // More in one request than may wait for their acknowledgement: it waited for itself, and everything behind it.
+    let many: Vec<&str> = (0..20_000).map(|number| &*lines[number % lines.len()]).collect();
+    let answer = post("content-type: application/x-ndjson\r\n", &many.join("\n"));
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"accepted\":20000"), "{answer}");
+    scene.wait_for_total(20_501);
+    assert_eq!(worker.stop(), 0);
+}
+
+/// A client that cannot read a message's headers ends the connection, and met the message again behind the next one, for ever.
+#[test]
+fn messages_with_headers_that_nats_does_not_allow_are_counted() {
+    let scene = Scene::new(2, "");
+    let publish_raw = |headers: &[&[u8]]| {
+        let address = scene.nats.url().strip_prefix("nats://").unwrap().to_owned();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut text = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
+        for (number, headers) in headers.iter().enumerate() {
+            let event = format!(r#"{{"event":"odd","ip":"10.1.0.{number}"}}"#);
+            let (head, whole) = (headers.len(), headers.len() + event.len());
+            text.extend_from_slice(format!("HPUB {STREAM}.k{number} {head} {whole}\r\n").as_bytes());
+            text.extend_from_slice(&[*headers, event.as_bytes(), b"\r\n"].concat());
+        }
+        text.extend_from_slice(b"PING\r\n");
+        stream.write_all(&text).unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        assert!(lines.any(|line| line.unwrap() == "PONG"));
+    };
+    let odd: [&[u8]; 5] = [
+        b"NATS/1.0\r\nX-Name: caf\xe9\r\n\r\n",
+        b"NATS/1.0\r\nX Name: a\r\n\r\n",
+        b"NATS/1.0\r\nno colon\r\n\r\n",
+        b"NATS/1.0 503\r\n\r\n",
+        b"NATS/1.0 100 Idle Heartbeat\r\n\r\n",
+    ];
+    scene.publish(100);
+    publish_raw(&odd);
+    scene.publish(100);
+    let worker = scene.worker(0);
+    scene.wait_for_total(205);
+    let line = worker.wait_for_line("messages had headers that NATS does not allow");
+    assert!(line.contains("next="), "{line}");
+    // Also when one of them is the last that was counted.
+    publish_raw(&odd);
+    scene.wait_for_total(210);
+    assert_eq!(worker.stop(), 0);
+    let worker = scene.worker(0);
+    scene.publish(10);
+    scene.wait_for_total(220);
+    assert_eq!(worker.metric("traqq_dead_letters_total"), 0.0);
     assert_eq!(worker.stop(), 0);
 }
 

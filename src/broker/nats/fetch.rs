@@ -4,8 +4,8 @@
 //! consumer is made anew behind the last message that arrived. What arrives again is left out.
 //!
 //! Consumers have the name of their partition, for people who look at them. So one that no longer owns the partition and does not know
-//! it may make the consumer anew, to begin elsewhere, and what it delivers would pass for ours. So the first message of a consumer is compared with
-//! what the stream has next, and so is one behind which fewer are left than there should be.
+//! it may make the consumer anew, to begin elsewhere, and what it delivers would pass for ours. A pull belongs to one consumer, and dies
+//! with it: if the first message of one is not the very next, the stream is asked what is.
 //!
 //! Whenever it is made anew, and after every reconnection, the last message that was handed over must still be the one that it was: a
 //! server may have lost what it had not synced, and a stream may have been made again under its name.
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::Stream;
 use async_nats::{HeaderMap, StatusCode, Subject};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::Arrival;
 use super::link::Link;
+use super::raw::Stored;
 use crate::broker::{BrokerError, BrokerResult};
 use crate::model::{Fingerprint, RecordBatch, TopicPartition};
 
@@ -41,6 +42,8 @@ const ACK_PENDING_MAX: i64 = 2_000_000;
 const ACK_WAIT: Duration = Duration::from_secs(24 * 3600);
 /// A partition without a message moves its position to where the stream ended so long ago, which is longer than any replica lags.
 const SETTLED: Duration = Duration::from_secs(10);
+/// So many messages are read one by one behind one that the client cannot read.
+const CROWD: u32 = 100;
 /// Between attempts to read a partition.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -58,6 +61,8 @@ pub struct Reader {
     pub verify: Option<i64>,
     /// What was handed over last.
     pub last: Option<Fingerprint>,
+    /// Reading has ended before, for whatever reason.
+    pub is_again: bool,
     pub pull_bytes: usize,
     pub out: mpsc::Sender<Arrival>,
     pub paused: watch::Receiver<bool>,
@@ -93,8 +98,8 @@ impl Reader {
     /// `Stop` when the stream is no longer the one that was read.
     async fn compare(&self, stream: &Stream) -> BrokerResult<()> {
         let Some(last) = self.last else { return Ok(()) };
-        match self.stored(stream, last.offset).await? {
-            Some(batch) if batch.get(0).fingerprint() == last => Ok(()),
+        match self.link.stored(last.offset, None).await? {
+            Some(stored) if self.batch_of(&stored).get(0).fingerprint() == last => Ok(()),
             Some(_) => Err(BrokerError::Stop(format!("message {} is not the one that was read", last.offset))),
             // Trimmed, or another stream: the position says which.
             None => {
@@ -107,27 +112,41 @@ impl Reader {
         }
     }
 
-    /// One message as the stream's leader has it.
-    async fn stored(&self, stream: &Stream, sequence: i64) -> BrokerResult<Option<RecordBatch>> {
-        match stream.get_raw_message(sequence as u64).await {
-            Ok(message) => {
-                let mut batch = self.batch();
-                push(&mut batch, sequence, millis(message.time), &message.payload, Some(&message.headers));
-                Ok(Some(batch))
-            }
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(self.link.retry(&format!("message {sequence}"), &error)),
+    /// A batch of one message that was asked for by itself.
+    fn batch_of(&self, stored: &Stored) -> RecordBatch {
+        let mut batch = self.batch();
+        batch.push(stored.sequence, stored.published_ms, None, Some(&stored.payload));
+        for (name, value) in stored.headers() {
+            batch.push_header((&header_name(&name), Some(value.as_bytes())));
         }
+        batch
     }
 
-    /// The sequence of the partition's first message from one on, as the stream's leader has it.
-    async fn first(&self, stream: &Stream, from: i64) -> BrokerResult<Option<i64>> {
-        let filter = self.filter.as_deref().unwrap_or(">");
-        match stream.get_first_raw_message_by_subject(filter, from as u64).await {
-            Ok(message) => Ok(Some(message.sequence as i64)),
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(self.link.retry(&format!("the first message from {from} on"), &error)),
+    /// The partition's first message from one on, as the stream's leader has it.
+    async fn first(&self, from: i64) -> BrokerResult<Option<Stored>> {
+        self.link.stored(from, Some(self.filter.as_deref().unwrap_or(">"))).await
+    }
+
+    /// Hands over what the client would end the connection over, again and again.
+    async fn pass_unreadable(&mut self) -> BrokerResult<()> {
+        // They come in crowds, from a producer that does not know better.
+        let (mut crowd, mut unreadable) = (0, 0);
+        while let Some(stored) = self.first(self.next()).await? {
+            match (stored.is_readable(), crowd) {
+                (true, 0) => break,
+                (true, _) => crowd -= 1,
+                (false, _) => (crowd, unreadable) = (CROWD, unreadable + 1),
+            }
+            let batch = self.batch_of(&stored);
+            self.hand_over(batch, None).await?;
         }
+        if unreadable > 0 {
+            tracing::warn!(
+                partition = %self.partition, unreadable, next = self.next(),
+                "messages had headers that NATS does not allow; what cannot be made out of these was left out"
+            );
+        }
+        Ok(())
     }
 
     async fn read(&mut self) -> BrokerResult<Infallible> {
@@ -137,10 +156,14 @@ impl Reader {
         let session = self.session();
         self.compare(&stream).await?;
         if let Some(sequence) = self.verify {
-            if let Some(batch) = self.stored(&stream, sequence).await? {
+            if let Some(stored) = self.link.stored(sequence, None).await? {
+                let batch = self.batch_of(&stored);
                 self.hand_over(batch, None).await?;
             }
             self.verify = None;
+        }
+        if std::mem::replace(&mut self.is_again, true) {
+            self.pass_unreadable().await?;
         }
         let name = consumer_name(&link.config.group, self.partition.partition);
         // It stands wherever somebody left it; the store knows better.
@@ -172,6 +195,7 @@ impl Reader {
             let here = Subject::from(format!("{inbox}.{pulls}"));
             let asked = if is_alone { 1 } else { average.messages_in(self.pull_bytes) };
             let mut left = asked;
+            let mut is_compared = false;
             let pull = pull::BatchConfig {
                 batch: asked,
                 max_bytes: if is_alone { 0 } else { self.pull_bytes },
@@ -198,8 +222,11 @@ impl Reader {
                 if batch.is_empty() && self.session() != session {
                     return Err(failed("pull", &"connected again; comparing what was read last"));
                 }
+                let place = message.reply.as_ref().and_then(|reply| Place::parse(reply));
                 match message.status {
                     None | Some(StatusCode::OK) => {}
+                    // A producer may write what it wants in front of its headers.
+                    Some(_) if place.is_some() => {}
                     Some(StatusCode::IDLE_HEARTBEAT) => {
                         quiet_since = self.settle(quiet_since).await?;
                         next = next.max(self.next());
@@ -218,7 +245,6 @@ impl Reader {
                     }
                 }
                 quiet_since = None;
-                let place = message.reply.as_ref().and_then(|reply| Place::parse(reply));
                 let place = place.ok_or_else(|| failed("pull", &"a message without coordinates"))?;
                 delivered += 1;
                 if place.delivery != delivered {
@@ -231,13 +257,13 @@ impl Reader {
                 if place.sequence < next {
                     continue;
                 }
-                // Its numbers follow from one to the next, so only the first can be of a stranger; and what it has left shrinks by one at a time.
-                let left_before = self.pending.load(Ordering::Relaxed);
-                if (delivered == 1 || place.pending + 1 < left_before)
-                    && let Some(first) = self.first(&stream, next).await?
-                    && first < place.sequence
+                if !std::mem::replace(&mut is_compared, true)
+                    && place.sequence > next
+                    && let Some(first) = self.first(next).await?
+                    && first.sequence < place.sequence
                 {
-                    let text = format!("{} came before {first}; reading again from {}", place.sequence, self.next());
+                    let (came, due) = (place.sequence, first.sequence);
+                    let text = format!("{came} came before {due}; reading again from {}", self.next());
                     return Err(failed("somebody else made the consumer anew", &text));
                 }
                 next = place.sequence + 1;
@@ -290,15 +316,15 @@ impl Reader {
             return Ok(since);
         }
         // The leader answers, and it has had all that was before `end` for a while.
-        match self.first(&self.link.stream().await?, self.next()).await? {
+        match self.first(self.next()).await? {
             None => {
                 let mut batch = self.batch();
                 batch.position = end;
                 self.hand_over(batch, None).await?;
                 Ok(None)
             }
-            Some(first) if first < end => {
-                let text = format!("message {first} is there and does not come; reading again");
+            Some(first) if first.sequence < end => {
+                let text = format!("message {} is there and does not come; reading again", first.sequence);
                 Err(self.link.retry("a quiet partition", &text))
             }
             // It has just been published.
@@ -367,10 +393,6 @@ fn is_complete(message: &async_nats::Message) -> bool {
 /// Whether a pull ended because the next message would be beyond its bytes.
 fn is_full(message: &async_nats::Message) -> bool {
     message.description.as_ref().is_some_and(|description| description.contains("MaxBytes"))
-}
-
-fn millis(time: async_nats::datetime::DateTime) -> i64 {
-    (time.unix_timestamp_nanos() / 1_000_000) as i64
 }
 
 fn push(batch: &mut RecordBatch, sequence: i64, published_ms: i64, payload: &Bytes, headers: Option<&HeaderMap>) {

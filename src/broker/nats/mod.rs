@@ -11,6 +11,7 @@ mod fetch;
 mod lease;
 mod link;
 mod producer;
+mod raw;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -338,6 +339,7 @@ impl Consumer for NatsConsumer {
                 pending: Arc::clone(&pending),
                 verify: (opening.offset < opening.position).then_some(opening.offset),
                 last: None,
+                is_again: false,
                 pull_bytes,
                 out: self.out.clone(),
                 paused: self.paused.subscribe(),
