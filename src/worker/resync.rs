@@ -39,6 +39,10 @@ impl Loop {
                 partition.state = State::Waiting;
             }
         }
+        // What came meanwhile would be read only to be dropped.
+        let of_lane =
+            |(name, partition): (&TopicPartition, &Partition)| (partition.lane == index).then(|| name.clone());
+        self.partitions.iter().filter_map(of_lane).for_each(|name| self.driver.send(Command::Halt(name)));
         let (starter, internal, epoch) = (self.starter.clone(), self.internal.clone(), lane.epoch);
         lane.tasks.push(tokio::spawn(async move {
             tokio::time::sleep(wait).await;
@@ -113,8 +117,10 @@ impl Loop {
             lane.tasks.push(tokio::spawn(sender.run(queue)));
             lane.down = None;
             lane.checked_at = Instant::now();
-            self.worker.status.clear("worker");
             self.worker.status.clear(&lane_name(index));
+            if !self.is_draining && self.lanes.iter().all(|lane| lane.batches.is_some()) {
+                self.worker.status.clear("worker");
+            }
         }
         let mut to_open = Vec::new();
         let mut unknown = Vec::new();
