@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
+use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
@@ -65,7 +66,9 @@ pub enum StoreKind {
 }
 
 /// What the name of a secret among a client's properties has in it.
-const HIDDEN: [&str; 4] = ["password", "secret", ".pem", "oauthbearer.config"];
+const HIDDEN: [&str; 5] = ["pass", "secret", ".pem", "private.key", "oauthbearer.config"];
+/// Any of these may hold one under a name that nobody has thought of.
+const PROPERTIES: &str = "broker.kafka.properties.";
 /// Set by the file that `NAME_FILE` points at, or by `NAME` itself, and never shown.
 const SECRETS: [&str; 9] = [
     "store.redis.url",
@@ -103,7 +106,8 @@ pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Loade
     }
     figment = figment.merge(environment()).merge(secrets()?);
     for (key, value) in overrides {
-        let value: figment::value::Value = value.parse().unwrap_or_else(|_| value.clone().into());
+        let text = || figment::value::Value::from(value.clone());
+        let value = if is_secret(key) { text() } else { value.parse().unwrap_or_else(|_| text()) };
         figment = figment.merge(Serialized::default(key, value));
     }
     let defaults = Figment::from(Serialized::defaults(Config::default()));
@@ -161,8 +165,21 @@ fn explain(error: &figment::Error) -> String {
         Some(source) => format!("{source}: "),
         None => format!("{}: ", metadata.name),
     });
-    let key = if error.path.is_empty() { String::new() } else { format!("{}: ", error.path.join(".")) };
-    format!("{place}{key}{}", error.kind)
+    let key = error.path.join(".");
+    let reason = match &error.kind {
+        // What was found instead is the secret.
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected)
+            if is_secret(&key) || key.starts_with(PROPERTIES) =>
+        {
+            format!("it must be {expected}, in quotes")
+        }
+        reason => reason.to_string(),
+    };
+    if key.is_empty() { format!("{place}{reason}") } else { format!("{place}{key}: {reason}") }
+}
+
+fn is_secret(key: &str) -> bool {
+    SECRETS.contains(&key) || HIDDEN.iter().any(|part| key.contains(part))
 }
 
 impl Broker {
@@ -224,22 +241,25 @@ impl Loaded {
         leaves
             .into_iter()
             .map(|(key, value)| {
-                let is_secret = SECRETS.contains(&key.as_str()) || HIDDEN.iter().any(|part| key.contains(part));
                 let is_set = !matches!(value.as_str(), "\"\"" | "null");
                 let origin = self.origin(&key);
-                let shown = if is_secret && is_set { hide(&key, &value) } else { value };
+                let shown = if is_secret(&key) && is_set { hide(&key, &value) } else { value };
                 (key, shown, origin)
             })
             .collect()
     }
 }
 
-/// A URL is shown without its user information.
+/// A URL is shown without its user information and its query.
 fn hide(key: &str, value: &str) -> String {
-    match (key.ends_with("url"), value.split_once("://"), value.rsplit_once('@')) {
-        (true, Some(_), None) => value.to_owned(),
-        (true, Some((scheme, _)), Some((_, rest))) => format!("{scheme}://********@{rest}"),
-        _ => "\"********\"".to_owned(),
+    let value = value.trim_matches('"');
+    let Some((scheme, rest)) = value.split_once("://").filter(|_| key.ends_with("url")) else {
+        return "\"********\"".to_owned();
+    };
+    let place = rest.rsplit_once('@').map_or_else(|| rest.to_owned(), |(_, place)| format!("********@{place}"));
+    match place.split_once('?') {
+        Some((place, _)) => format!("\"{scheme}://{place}?********\""),
+        None => format!("\"{scheme}://{place}\""),
     }
 }
 
@@ -343,6 +363,35 @@ mod tests {
         let text = "[broker.kafka]\ntopics = [\"t\"]\n[broker.kafka.properties]\n\"ssl.key.pem\" = \"hush\"\n\"sasl.oauthbearer.config\" = \"hush\"\n";
         let loaded = load_text(text).unwrap();
         assert!(!loaded.values().iter().any(|(_, value, _)| value.contains("hush")));
+    }
+
+    #[test]
+    fn secrets_do_not_show_whatever_they_look_like() {
+        let properties = "[broker.kafka]\ntopics = [\"t\"]\n[broker.kafka.properties]\n";
+        let key = "sasl.oauthbearer.assertion.private.key.passphrase";
+        let loaded = load_text(&format!("{properties}\"{key}\" = \"hush\"\n")).unwrap();
+        assert!(!loaded.values().iter().any(|(_, value, _)| value.contains("hush")));
+        for (url, shown) in [
+            ("unix:///run/redis.sock?db=1&pass=hush", "unix:///run/redis.sock?********"),
+            ("redis://u:hush@h:1/2?protocol=3", "redis://********@h:1/2?********"),
+            ("redis://h:1/2", "redis://h:1/2"),
+        ] {
+            let loaded = load_text(&format!("[store.redis]\nurl = \"{url}\"\n")).unwrap();
+            let (_, value, _) = loaded.values().into_iter().find(|(key, ..)| key == "store.redis.url").unwrap();
+            assert_eq!(value, format!("\"{shown}\""));
+        }
+        // Numbers, where quotes were forgotten.
+        for text in [
+            "[store.redis]\npassword = 8675309\n",
+            "[server]\ntoken = 8675309\n",
+            &format!("{properties}\"sasl.password\" = 8675309\n"),
+            &format!("{properties}\"of.a.plugin\" = 8675309\n"),
+        ] {
+            let error = load_text(text).err().unwrap();
+            assert!(error.contains("it must be a string, in quotes") && !error.contains("8675309"), "{error}");
+        }
+        let loaded = load(None, &[("store.redis.password".to_owned(), "8675309".to_owned())]).unwrap();
+        assert_eq!(loaded.config.store.redis.password.0, "8675309");
     }
 
     #[test]
