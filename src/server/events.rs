@@ -68,9 +68,6 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
         judged
     };
     let report = judged.report.clone();
-    if report.accepted == 0 {
-        return Ok(refused(&report));
-    }
     let key = head.key.map(|key| (key, fingerprint));
     let appended = ingest.append(judged, key, hold, "http").await;
     let (answer, is_replayed) = appended.map_err(|error| match error {
@@ -83,6 +80,9 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
         }
         AppendError::KeysUnsupported(text) => (Kind::NotImplemented, text),
     })?;
+    if report.accepted == 0 {
+        return Ok(refused(&report));
+    }
     let mut response = ([(header::CONTENT_TYPE, "application/json")], answer).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if is_replayed {

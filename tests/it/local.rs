@@ -75,7 +75,7 @@ impl Site {
         self.send("POST", "/api/v1/events", headers, body)
     }
 
-    fn get(&self, path: &str) -> Value {
+    pub fn get(&self, path: &str) -> Value {
         let answer = self.send("GET", path, "", b"").unwrap();
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         answer.json()
@@ -439,6 +439,7 @@ fn a_store_that_moves_to_redis_goes_on_exactly() {
     assert_eq!(process.stop(), 0);
     let redis = Redis::start(&[]);
     let file = site.config.with_extension("zst");
+    site.run(&["doctor"]);
     site.run(&["store", "export", &file.to_string_lossy()]);
     let config = std::fs::read_to_string(&site.config).unwrap();
     std::fs::write(&site.config, format!("{config}\n[store.redis]\nurl = \"{}\"\n", redis.url())).unwrap();
@@ -718,6 +719,8 @@ fn events_come_in_as_one_an_array_or_lines_and_packed() {
     poll_until(PATIENCE, "all are counted", || (site.events() == 13).then_some(()));
     let found = site.get("/api/v1/find?q=add/id&days=1&value=d");
     assert_eq!(found["results"][0]["data"]["count"], 4, "{found}");
+    // One each of the array and the three lists of lines, one that came alone, one with a key; not those of the repetition.
+    assert_eq!(process.metric("traqq_ingest_rejected_total"), 6.0);
     assert_eq!(process.stop(), 0);
 }
 
@@ -887,6 +890,11 @@ fn bad_clients_cost_little_and_others_are_served() {
         let mut line = TcpStream::connect(("127.0.0.1", site.tcp)).unwrap();
         let _ = line.write_all(&vec![b'x'; 100 << 10]);
         idle.push(line);
+    }
+    // Heads that are never complete.
+    let head = format!("GET / HTTP/1.1\r\nx-long: {}", "x".repeat(60_000));
+    for stranger in idle.iter_mut().take(connections as usize * 2).step_by(2) {
+        let _ = stranger.write_all(head.as_bytes());
     }
     let begun = Instant::now();
     assert_eq!(site.post(JSON, event("ok", 1).as_bytes()).unwrap().status, 200);
