@@ -24,7 +24,7 @@ use tokio::time::{Instant, Sleep};
 use super::{Config, Tls};
 
 /// Of the head of a request, and of what is read ahead.
-const HEADER_BYTES_MAX: usize = 64 << 10;
+const HEADER_BYTES_MAX: usize = 16 << 10;
 /// How long open requests may take after the shutdown began.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// The pause after `accept` failed, which it does when the process is out of file descriptors.

@@ -88,11 +88,13 @@ impl Shared {
         ingest: Option<Arc<Ingest>>,
         clock: fn() -> i64,
     ) -> Self {
+        // Without events there is nothing that counts what lines hold together, so each is short.
+        let line_bytes_max = ENVELOPE_BYTES + if ingest.is_some() { event_bytes_max } else { 0 };
         Self {
             ingest,
             engine,
             tokens: Tokens::new(config),
-            line_bytes_max: event_bytes_max + ENVELOPE_BYTES,
+            line_bytes_max,
             line_timeout: Duration::from_millis(config.header_timeout_ms),
             write_timeout: Duration::from_millis(config.request_timeout_ms),
             clock,
