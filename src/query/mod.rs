@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{FuturesOrdered, TryStreamExt};
 use tokio::sync::OnceCell;
 
 pub use answer::{
@@ -47,8 +47,8 @@ pub use select::{Order, Selector};
 use self::cell::Ask;
 use self::quarantine::Incomplete;
 use crate::hll::murmur64a;
-use crate::model::{BucketKind, BucketSpan, Metric, VALUE_SCALE, ValidRules};
-use crate::store::{LAYOUT, Meta, Read, Reply, Store, StoreError, metric_name, metrics_of};
+use crate::model::{BucketKind, BucketSpan, Metric, ValidRules};
+use crate::store::{Meta, Read, Reply, Store, StoreError, metric_name, metrics_of};
 
 /// How long meta is believed without another look.
 const META_AGE_MAX: Duration = Duration::from_secs(1);
@@ -283,25 +283,7 @@ impl Known {
                     .to_owned(),
             ));
         };
-        let mismatch = |what: &str, stored: i64, ours: i64, mend: &str| {
-            Err(QueryError::Unavailable(format!("{what} is {stored} in the store and {ours} here; {mend}")))
-        };
-        if meta.layout != LAYOUT {
-            let mend = "use the version of traqq that wrote it";
-            return mismatch("the layout version", meta.layout.into(), LAYOUT.into(), mend);
-        }
-        if meta.value_scale != VALUE_SCALE {
-            return mismatch(
-                "the value scale",
-                meta.value_scale,
-                VALUE_SCALE,
-                "use the version of traqq that wrote it",
-            );
-        }
-        if meta.lanes != store.lanes() {
-            let mend = "set the same number of lanes in this configuration";
-            return mismatch("the number of lanes", meta.lanes as i64, store.lanes() as i64, mend);
-        }
+        meta.check(store.lanes()).map_err(QueryError::Unavailable)?;
         let rules = meta.valid_rules().map_err(QueryError::Unavailable)?;
         let metrics = metrics_of(&rules.rules);
         Ok(Self { meta, rules, metrics })
@@ -327,19 +309,16 @@ impl Known {
 impl Run<'_> {
     async fn query(&self, limit: Option<usize>) -> QueryResult<QueryAnswer> {
         let known = &self.question.known;
-        let mut cells = Vec::new();
+        // Each has a row at least, also one of a bucket that has expired, which touches no key.
+        self.spend_rows(self.question.spans.len() * known.metrics.len())?;
+        let mut asks = Vec::with_capacity(self.question.spans.len() * known.metrics.len());
         for span in &self.question.spans {
             for metric in &known.metrics {
-                let ask = Ask {
-                    metric,
-                    value: None,
-                    order: Order::Desc,
-                    limit: limit.unwrap_or_else(|| limit_default(metric)),
-                };
-                cells.push(self.cell(ask, std::slice::from_ref(span)));
+                let limit = limit.unwrap_or_else(|| limit_default(metric));
+                asks.push((Ask { metric, value: None, order: Order::Desc, limit }, std::slice::from_ref(span)));
             }
         }
-        let cells: Vec<Cell> = stream::iter(cells).buffered(CELLS_AT_ONCE).try_collect().await?;
+        let cells = self.cells(&asks).await?;
         let mut cells = cells.into_iter();
         let buckets = self.question.spans.iter().map(|span| {
             let metrics = known.metrics.iter().zip(&mut cells);
@@ -352,15 +331,28 @@ impl Run<'_> {
         Ok(QueryAnswer { range: self.range(), buckets })
     }
 
+    /// A cell for each, a few at a time. A cell that is being made is kilobytes, and there may be half a million.
+    async fn cells(&self, asks: &[(Ask<'_>, &[BucketSpan])]) -> QueryResult<Vec<Cell>> {
+        let mut cells = Vec::with_capacity(asks.len());
+        let mut begun = FuturesOrdered::new();
+        for (ask, spans) in asks {
+            if begun.len() == CELLS_AT_ONCE {
+                cells.extend(begun.try_next().await?);
+            }
+            begun.push_back(self.cell(*ask, spans));
+        }
+        while let Some(cell) = begun.try_next().await? {
+            cells.push(cell);
+        }
+        Ok(cells)
+    }
+
     async fn find(&self, ask: &Ask<'_>, merge: bool) -> QueryResult<FindAnswer> {
         let Question { known, spans, .. } = self.question;
         let zone = &known.rules.zone;
         let groups: Vec<&[BucketSpan]> = if merge { vec![&spans[..]] } else { spans.chunks(1).collect() };
-        let mut cells = Vec::with_capacity(groups.len());
-        for group in &groups {
-            cells.push(self.cell(*ask, group));
-        }
-        let cells: Vec<Cell> = stream::iter(cells).buffered(CELLS_AT_ONCE).try_collect().await?;
+        let asks: Vec<(Ask<'_>, &[BucketSpan])> = groups.iter().map(|group| (*ask, *group)).collect();
+        let cells = self.cells(&asks).await?;
         let results = groups.iter().zip(cells).map(|(group, cell)| {
             let (first, last) = (group[0], group[group.len() - 1]);
             answer::SpanCell { span: SpanAnswer::of(zone, first.bucket.start, last.end), cell }
