@@ -7,7 +7,7 @@ use super::{Failure, Outcome, block_on, print_json};
 use crate::app;
 use crate::config::Config;
 use crate::model::{Checkpoint, TopicPartition};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, fitting_meta};
 
 #[derive(Subcommand)]
 pub enum Position {
@@ -37,6 +37,7 @@ impl Position {
 }
 
 async fn show(store: &dyn Store, json: bool) -> Result<(), StoreError> {
+    fitting_meta(store).await?;
     let mut rows = Vec::new();
     for lane in 0..store.lanes() {
         rows.extend(store.positions(lane).await?);
@@ -67,6 +68,7 @@ async fn show(store: &dyn Store, json: bool) -> Result<(), StoreError> {
 }
 
 async fn set(store: &dyn Store, partition: &TopicPartition, offset: i64) -> Result<(), StoreError> {
+    fitting_meta(store).await?;
     let lane = partition.lane(store.lanes());
     let stored = store.positions(lane).await?.get(partition).copied();
     if !store.set_position(partition, stored, Checkpoint::start(offset)).await? {

@@ -16,7 +16,7 @@ const LEVEL: i32 = 3;
 
 #[derive(Subcommand)]
 pub enum Store {
-    /// Write counts and positions to a file (zstd). Stop the workers first: what they count meanwhile would be missing
+    /// Write counts and positions to a file (zstd). Stop the workers first: it fails if they count meanwhile
     Export {
         /// The file to be written; it must not exist
         file: PathBuf,

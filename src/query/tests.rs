@@ -429,8 +429,8 @@ impl Store for Faulty {
         self.inner.meta().await
     }
 
-    async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
-        self.inner.create_at(meta, positions).await
+    async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
+        self.inner.create(meta).await
     }
 
     async fn keys(&self, lane: usize) -> StoreResult<Vec<StoredKey>> {

@@ -16,8 +16,10 @@ use std::io::{BufRead, Write};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Meta, Positions, Quarantined, Read, Reply, Store, StoreError, StoreResult, metric_name, metrics_of};
-use crate::hll::Hll;
+use super::{
+    Meta, Positions, Quarantined, Read, Reply, Store, StoreError, StoreResult, fitting_meta, metric_name, metrics_of,
+};
+use crate::hll::{Hll, murmur64a};
 use crate::model::{Bucket, BucketKind, Metric};
 
 const VERSION: u32 = 1;
@@ -99,12 +101,13 @@ fn stop(error: impl std::fmt::Display) -> StoreError {
     StoreError::Stop(error.to_string())
 }
 
-/// Writes all of a store that nobody counts into meanwhile.
+/// Writes all of a store; fails if somebody counts into it meanwhile.
 pub async fn export(store: &dyn Store, out: &mut (dyn Write + Send)) -> StoreResult<Moved> {
-    let Some(meta) = store.meta().await? else { return Err(stop("the store is empty; there is nothing to export")) };
+    let empty = || stop("the store is empty; there is nothing to export");
+    let meta = fitting_meta(store).await?.ok_or_else(empty)?;
     let fields = meta.to_fields().into_iter().collect();
     write_line(out, &Head { traqq_store: VERSION, lanes: store.lanes(), meta: fields })?;
-    let mut moved = Moved::default();
+    let (mut moved, mut began) = (Moved::default(), Vec::new());
     for lane in 0..store.lanes() {
         let positions = store.positions(lane).await?;
         let quarantined = store.quarantined(lane).await?;
@@ -119,6 +122,13 @@ pub async fn export(store: &dyn Store, out: &mut (dyn Write + Send)) -> StoreRes
             moved.keys += 1;
             moved.values += dump.contents.len();
             write_line(out, &KeyLine::of(lane, &dump))?;
+        }
+        began.push(positions);
+    }
+    // What was counted meanwhile is in some of the keys, and would be counted again behind these positions.
+    for (lane, began) in began.iter().enumerate() {
+        if store.positions(lane).await? != *began {
+            return Err(stop("a worker counts into the store meanwhile; stop it, and export again"));
         }
     }
     write_line(out, &End { keys: moved.keys })?;
@@ -173,13 +183,9 @@ async fn dump_key(store: &dyn Store, lane: usize, key: StoredKey) -> StoreResult
     Ok(KeyDump { key, contents })
 }
 
-/// Fills an empty store. Should it be cut off in the middle, the store is still empty to whoever looks, and the import can be repeated.
+/// Fills an empty store. Until all is there its meta is one that no worker counts under. Should the import be cut off in the middle, it
+/// can be repeated with the same file.
 pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResult<Moved> {
-    if store.meta().await?.is_some() {
-        return Err(stop(
-            "the store has counts already; import into an empty one (another store.redis.prefix or data.directory)",
-        ));
-    }
     let mut lines = input.lines().enumerate().map(|(number, line)| {
         line.map(|line| (number + 1, line)).map_err(|error| stop(format!("line {}: {error}", number + 1)))
     });
@@ -201,6 +207,7 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
         .into_iter()
         .map(|metric| (metric_name(&metric), metric))
         .collect();
+    let begun = begin_import(store, &meta, murmur64a(line.as_bytes(), 0)).await?;
     let (mut positions, mut moved) = (Positions::new(), Moved::default());
     let mut waiting: Vec<KeyDump> = Vec::new();
     let mut lane = 0;
@@ -240,9 +247,41 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
         }
     }
     store.restore_keys(lane, &waiting).await?;
-    // Meta and positions come last and in one step: before them there are no counts.
-    store.create_at(&meta, &positions).await?;
+    for lane in 0..store.lanes() {
+        let stored = store.positions(lane).await?;
+        for (partition, checkpoint) in positions.iter().filter(|(partition, _)| partition.lane(store.lanes()) == lane) {
+            let from = stored.get(partition).copied();
+            if !store.set_position(partition, from, *checkpoint).await? {
+                return Err(stop(format!("{partition}: somebody else moved its position meanwhile; import again")));
+            }
+        }
+    }
+    // The meta comes last, that of the store behind those of its lanes.
+    store.replace_rules(Some(&begun.plan), &meta).await?;
     Ok(moved)
+}
+
+/// Makes an empty store one that is being filled from this file, which it may be already.
+async fn begin_import(store: &dyn Store, meta: &Meta, file: u64) -> StoreResult<Meta> {
+    let ours = meta.of_import(file);
+    let there = store.create(&ours).await?;
+    if there.is_import() && there.plan != ours.plan {
+        return Err(stop(
+            "an import of another file into the store was not finished; repeat that one, or import into an empty store",
+        ));
+    }
+    let mut is_empty = there.plan == ours.plan;
+    for lane in 0..store.lanes() {
+        let plan = store.lane_meta(lane).await?.map(|meta| meta.plan);
+        // The end of an import may have been cut off between two lanes.
+        is_empty &= plan.is_some_and(|plan| plan == ours.plan || plan == meta.plan);
+    }
+    if !is_empty {
+        return Err(stop(
+            "the store has counts already; import into an empty one (another store.redis.prefix or data.directory)",
+        ));
+    }
+    Ok(ours)
 }
 
 impl Contents {
@@ -331,9 +370,72 @@ fn write_line(out: &mut (dyn Write + Send), line: &impl Serialize) -> StoreResul
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
-    use crate::model::Rules;
+    use crate::model::{Checkpoint, Rules, TopicPartition};
     use crate::store::memory::MemoryStore;
+
+    async fn exported() -> String {
+        let rules = serde_json::from_str::<Rules>(r#"{"mapping":{"add":["event"]}}"#).unwrap().validate().unwrap();
+        let store = MemoryStore::new(1);
+        let mut meta = Meta::new(&rules, "g", Vec::new());
+        meta.starts.insert(TopicPartition::new("t", 0), 5);
+        store.create(&meta).await.unwrap();
+        let mut file = Vec::new();
+        export(&store, &mut file).await.unwrap();
+        String::from_utf8(file).unwrap()
+    }
+
+    /// What the keys of an import that was cut off held was taken for nothing, and counted upon.
+    #[tokio::test]
+    async fn nobody_counts_upon_half_an_import_and_it_can_be_repeated() {
+        let file = exported().await;
+        let half = &file[..file.rfind("{\"keys\"").unwrap()];
+        let store = MemoryStore::new(1);
+        assert!(import(&store, half.as_bytes()).await.unwrap_err().to_string().contains("cut short"));
+        let text = fitting_meta(&store).await.unwrap_err().to_string();
+        assert!(text.contains("an import into this store was not finished"), "{text}");
+        // A worker that comes now gets this meta, and no other.
+        let theirs = Meta { group: "theirs".to_owned(), ..store.meta().await.unwrap().unwrap() };
+        assert!(store.create(&theirs).await.unwrap().is_import());
+        let other = file.replacen("\"g\"", "\"h\"", 1);
+        let error = import(&store, other.as_bytes()).await.unwrap_err().to_string();
+        assert!(error.contains("another file"), "{error}");
+        import(&store, file.as_bytes()).await.unwrap();
+        let meta = fitting_meta(&store).await.unwrap().unwrap();
+        assert_eq!((&*meta.group, meta.starts.len()), ("g", 1));
+        assert_eq!(store.positions(0).await.unwrap()[&TopicPartition::new("t", 0)].position, 5);
+        let error = import(&store, file.as_bytes()).await.unwrap_err().to_string();
+        assert!(error.contains("has counts already"), "{error}");
+    }
+
+    /// A writer that moves the store on when the first line is through.
+    struct Meddler<'s>(&'s MemoryStore, Vec<u8>);
+
+    impl Write for Meddler<'_> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let (partition, to) = (TopicPartition::new("t", 0), Checkpoint::start(6));
+            if bytes == b"\n" && self.1.iter().filter(|byte| **byte == b'\n').count() == 1 {
+                let moved = self.0.set_position(&partition, Some(Checkpoint::start(5)), to).now_or_never();
+                assert!(moved.unwrap().unwrap());
+            }
+            self.1.write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Counts of after the positions were in the file, to be counted again behind them.
+    #[tokio::test]
+    async fn an_export_beside_a_worker_fails() {
+        let store = MemoryStore::new(1);
+        import(&store, exported().await.as_bytes()).await.unwrap();
+        let error = export(&store, &mut Meddler(&store, Vec::new())).await.unwrap_err().to_string();
+        assert!(error.contains("a worker counts into the store"), "{error}");
+    }
 
     /// A lane that the store does not have ended the import with a panic.
     #[tokio::test]

@@ -45,7 +45,8 @@ pub struct State {
 }
 
 impl State {
-    fn begin_lane(&mut self, index: usize, meta: &Meta, positions: &Positions) {
+    fn begin_lane(&mut self, index: usize, meta: &Meta) {
+        let positions = meta.first_positions();
         let lanes = self.lanes.len();
         let lane = &mut self.lanes[index];
         if lane.meta.is_none() {
@@ -264,16 +265,16 @@ impl Store for MemoryStore {
         Ok(self.lock().state.meta.clone())
     }
 
-    async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
+    async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
         let mut inner = self.lock();
         for lane in 0..self.lanes {
-            inner.state.begin_lane(lane, meta, positions);
+            inner.state.begin_lane(lane, meta);
         }
         Ok(inner.state.meta.get_or_insert_with(|| meta.clone()).clone())
     }
 
     async fn begin_lane(&self, lane: usize, meta: &Meta) -> StoreResult<()> {
-        self.lock().state.begin_lane(lane, meta, &meta.first_positions());
+        self.lock().state.begin_lane(lane, meta);
         Ok(())
     }
 

@@ -7,6 +7,10 @@ use crate::model::{Checkpoint, Metric, Rules, TopicPartition, VALUE_SCALE, Valid
 
 const START: &str = "start:";
 const SINCE: &str = "since:";
+/// What the plan of a store begins with that is being filled from a file.
+const IMPORT: &str = "import ";
+/// The last second of the year 9999.
+const SECOND_MAX: i64 = 253_402_300_799;
 
 /// Version of the key layout.
 pub const LAYOUT: u32 = 1;
@@ -55,6 +59,40 @@ impl Meta {
             starts: BTreeMap::new(),
             since: BTreeMap::new(),
         }
+    }
+
+    /// What stands in for this one while a store is filled from a file, and keeps workers and questions away.
+    pub fn of_import(&self, file: u64) -> Self {
+        let (starts, since) = Default::default();
+        Self { plan: format!("{IMPORT}{file:016x}"), starts, since, ..self.clone() }
+    }
+
+    pub fn is_import(&self) -> bool {
+        self.plan.starts_with(IMPORT)
+    }
+
+    /// Why a store of so many lanes that has this meta cannot be used here, and what to do about it.
+    pub fn check(&self, lanes: usize) -> Result<(), String> {
+        if self.is_import() {
+            return Err("an import into this store was not finished; run `traqq store import` again with the same file, or use \
+                        another store.redis.prefix or data.directory"
+                .to_owned());
+        }
+        let other = |what: &str, stored: i64, ours: i64, mend: &str| {
+            Err(format!("{what} is {stored} in the store and {ours} here; {mend}"))
+        };
+        let wrote = "use the version of traqq that wrote it";
+        if self.layout != LAYOUT {
+            return other("the layout version", self.layout.into(), LAYOUT.into(), wrote);
+        }
+        if self.value_scale != VALUE_SCALE {
+            return other("the value scale", self.value_scale, VALUE_SCALE, wrote);
+        }
+        if self.lanes != lanes {
+            let mend = format!("set store.redis.lanes = {}", self.lanes);
+            return other("the number of lanes", self.lanes as i64, lanes as i64, &mend);
+        }
+        Ok(())
     }
 
     /// Every partition at its start.
@@ -146,11 +184,19 @@ pub fn start_field(partition: &TopicPartition) -> String {
 impl Since {
     pub fn parse(text: &str) -> Option<Self> {
         let (second, positions) = text.split_once(' ').unwrap_or((text, ""));
-        Some(Self { second: second.parse().ok()?, positions: positions.to_owned() })
+        // Whatever a producer's clock said, it can be shown as a date.
+        let second = second.parse::<i64>().ok()?.clamp(0, SECOND_MAX);
+        Some(Self { second, positions: positions.to_owned() })
     }
 
     pub fn to_text(&self) -> String {
         format!("{} {}", self.second, self.positions)
+    }
+
+    /// Timestamps of a broker may be those of producers, whose clocks may be years ahead or count in nanoseconds. What counts from now on
+    /// does not count from later on.
+    fn settle(&mut self) {
+        self.second = self.second.min(chrono::Utc::now().timestamp());
     }
 }
 
@@ -189,7 +235,7 @@ pub struct AppliedRules {
 /// Makes rules the store's, with the positions from which each new metric counts. Nothing happens on an empty store:
 /// the first worker writes its own.
 pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<AppliedRules> {
-    let Some(stored) = store.meta().await? else { return Ok(AppliedRules::default()) };
+    let Some(stored) = fitting_meta(store).await? else { return Ok(AppliedRules::default()) };
     if stored.time_zone != rules.zone.name() {
         return Err(StoreError::Stop(format!(
             "the store counts in time zone {:?} and the configuration says {:?}; days of another zone need a prefix of their own: set store.redis.prefix",
@@ -208,6 +254,7 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
     meta.plan = rules.plan_hash();
     meta.rules = rules.to_json();
     meta.tzdb = chrono_tz::IANA_TZDB_VERSION.to_owned();
+    meta.since.values_mut().for_each(Since::settle);
     for name in &added {
         meta.since.insert(name.clone(), since.clone());
     }
@@ -225,13 +272,22 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
 /// The first meta, of the store or of a lane, that has other rules. A store without a meta has nothing to change.
 pub async fn meta_of_other_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<Option<Meta>> {
     let plan = rules.plan_hash();
-    let Some(mut meta) = store.meta().await? else { return Ok(None) };
+    let Some(mut meta) = fitting_meta(store).await? else { return Ok(None) };
     for lane in 0..store.lanes() {
         if meta.plan == plan {
             meta = store.lane_meta(lane).await?.unwrap_or(meta);
         }
     }
     Ok((meta.plan != plan).then_some(meta))
+}
+
+/// The meta of a store that can be used here; `None` when it is empty.
+pub async fn fitting_meta(store: &dyn Store) -> StoreResult<Option<Meta>> {
+    let meta = store.meta().await?;
+    if let Some(meta) = &meta {
+        meta.check(store.lanes()).map_err(StoreError::Stop)?;
+    }
+    Ok(meta)
 }
 
 async fn since_now(store: &dyn Store) -> StoreResult<Since> {
@@ -245,12 +301,48 @@ async fn since_now(store: &dyn Store) -> StoreResult<Since> {
         }
     }
     since.positions = positions.join(" ");
+    since.settle();
     Ok(since)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Fingerprint;
+    use crate::store::memory::MemoryStore;
+
+    /// A producer whose clock counted in nanoseconds ended every question for a metric that was added behind its record.
+    #[tokio::test]
+    async fn a_metric_counts_from_now_on_whatever_the_clocks_of_producers_say() {
+        let rules = |add: &str| {
+            let text = format!(r#"{{"mapping":{{"add":[{add}]}}}}"#);
+            serde_json::from_str::<Rules>(&text).unwrap().validate().unwrap()
+        };
+        let store = MemoryStore::new(1);
+        let partition = TopicPartition::new("t", 0);
+        let mut meta = Meta::new(&rules(r#""event""#), "g", Vec::new());
+        meta.starts.insert(partition.clone(), 0);
+        store.create(&meta).await.unwrap();
+        let last = |timestamp_ms| Some(Fingerprint { offset: 6, timestamp_ms, hash: 1 });
+        let now = chrono::Utc::now().timestamp();
+        let sane = now - 60;
+        for (timestamp_ms, expected) in [(sane * 1000, sane..=sane), (sane * 1_000_000_000, now..=now + 60)] {
+            let from = store.positions(0).await.unwrap().get(&partition).copied();
+            let to = Checkpoint { position: 7, last: last(timestamp_ms) };
+            assert!(store.set_position(&partition, from, to).await.unwrap());
+            apply_rules(&store, &rules(r#""event","geo""#)).await.unwrap();
+            let since = store.meta().await.unwrap().unwrap().since["add:geo"].second;
+            assert!(expected.contains(&since), "{since} is not in {expected:?}");
+            apply_rules(&store, &rules(r#""event""#)).await.unwrap();
+        }
+        // What an earlier version wrote can be shown, and is put right by the next change.
+        assert_eq!(Since::parse("1700000000000000000 t/0:7").unwrap().second, SECOND_MAX);
+        let mut poisoned = store.meta().await.unwrap().unwrap();
+        poisoned.since.insert("add:event".to_owned(), Since { second: SECOND_MAX, positions: String::new() });
+        store.replace_rules(Some(&poisoned.plan), &poisoned).await.unwrap();
+        apply_rules(&store, &rules(r#""event""#)).await.unwrap();
+        assert!((now..=now + 60).contains(&store.meta().await.unwrap().unwrap().since["add:event"].second));
+    }
 
     /// A number of lanes below 0 was read as one of 2^64, and a layout of 2^32 + 1 as ours.
     #[test]

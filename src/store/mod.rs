@@ -19,7 +19,9 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
 pub use dump::{Contents, KeyDump, StoredKey};
-pub use meta::{AppliedRules, LAYOUT, Meta, Since, apply_rules, meta_of_other_rules, metric_name, metrics_of};
+pub use meta::{
+    AppliedRules, LAYOUT, Meta, Since, apply_rules, fitting_meta, meta_of_other_rules, metric_name, metrics_of,
+};
 pub use read::{Quarantined, Read, Reply};
 
 use crate::model::{Checkpoint, Finding, TopicPartition, WriteBatch};
@@ -102,12 +104,7 @@ pub trait Store: Send + Sync {
     }
 
     /// Writes meta and the start position of every partition, unless there is a meta already; returns what is there then.
-    async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
-        self.create_at(meta, &meta.first_positions()).await
-    }
-
-    /// The same with positions that were reached already.
-    async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta>;
+    async fn create(&self, meta: &Meta) -> StoreResult<Meta>;
 
     /// Begins one lane anew whose node lost everything, with the starts that `meta` records; one that has a meta is left alone.
     async fn begin_lane(&self, lane: usize, meta: &Meta) -> StoreResult<()>;
@@ -143,7 +140,7 @@ pub trait Store: Send + Sync {
     /// The keys of a lane that belong to metrics of the rules in meta and have not expired.
     async fn keys(&self, lane: usize) -> StoreResult<Vec<StoredKey>>;
 
-    /// Writes keys into a store that has no meta yet, in place of what they held.
+    /// Writes keys into a store that nobody counts in yet, in place of what they held.
     async fn restore_keys(&self, lane: usize, keys: &[KeyDump]) -> StoreResult<()>;
 
     async fn restore_quarantine(&self, lane: usize, quarantined: &[Quarantined]) -> StoreResult<()>;

@@ -240,8 +240,8 @@ impl Store for SimStore {
         self.ask(async |memory: &MemoryStore| memory.meta().await).await
     }
 
-    async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
-        let created = self.ask(async |memory: &MemoryStore| memory.create_at(meta, positions).await).await;
+    async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
+        let created = self.ask(async |memory: &MemoryStore| memory.create(meta).await).await;
         self.world().history.push(self.memory.snapshot());
         created
     }

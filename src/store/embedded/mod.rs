@@ -247,22 +247,23 @@ impl Store for EmbeddedStore {
         Ok(self.inner.current()?.1.meta.clone())
     }
 
-    async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
+    async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
         let _writing = self.inner.writing();
         let (open, known) = self.inner.current()?;
         if let Some(existing) = &known.meta {
             return Ok(existing.clone());
         }
         drop(known);
+        let positions = meta.first_positions();
         let mut batch = open.batch();
         put_meta(&open, &mut batch, meta);
-        for (partition, checkpoint) in positions {
+        for (partition, checkpoint) in &positions {
             put_position(&open, &mut batch, partition, *checkpoint);
         }
         self.inner.write(&open, batch)?;
         let mut known = self.inner.known(&open)?;
         known.set_meta(meta.clone())?;
-        known.positions.clone_from(positions);
+        known.positions = positions;
         Ok(meta.clone())
     }
 

@@ -8,8 +8,8 @@ use redis::cmd;
 use super::commit::Limits;
 use super::{Keys, RedisStore, StoreError, StoreResult};
 use crate::model::{Checkpoint, TopicPartition};
+use crate::store::Meta;
 use crate::store::meta::start_field;
-use crate::store::{Meta, Positions};
 
 /// Writes the fields of ARGV unless there is a meta; the first number says how many pairs go to meta, the rest to ckpt.
 const CREATE: &str = "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
@@ -53,9 +53,9 @@ pub async fn limits(store: &RedisStore) -> StoreResult<Limits> {
     })
 }
 
-pub async fn create(store: &RedisStore, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
+pub async fn create(store: &RedisStore, meta: &Meta) -> StoreResult<Meta> {
     for lane in 0..store.lanes.len() {
-        begin_lane(store, lane, meta, positions).await?;
+        begin_lane(store, lane, meta).await?;
     }
     if store.lanes.len() > 1 {
         // The bare prefix comes last: a meta there says that every lane has one.
@@ -64,7 +64,8 @@ pub async fn create(store: &RedisStore, meta: &Meta, positions: &Positions) -> S
     load(store).await?.ok_or_else(|| StoreError::Retry("meta vanished while it was written".to_owned()))
 }
 
-pub async fn begin_lane(store: &RedisStore, lane: usize, meta: &Meta, positions: &Positions) -> StoreResult<()> {
+pub async fn begin_lane(store: &RedisStore, lane: usize, meta: &Meta) -> StoreResult<()> {
+    let positions = meta.first_positions();
     let of_lane = positions.iter().filter(|(partition, _)| partition.lane(store.lanes.len()) == lane);
     create_at(store, &store.lanes[lane], meta, &of_lane.collect::<Vec<_>>()).await
 }

@@ -170,12 +170,12 @@ impl Store for RedisStore {
         meta::load_from(self, &self.lanes[lane]).await
     }
 
-    async fn create_at(&self, meta: &Meta, positions: &Positions) -> StoreResult<Meta> {
-        meta::create(self, meta, positions).await
+    async fn create(&self, meta: &Meta) -> StoreResult<Meta> {
+        meta::create(self, meta).await
     }
 
     async fn begin_lane(&self, lane: usize, meta: &Meta) -> StoreResult<()> {
-        meta::begin_lane(self, lane, meta, &meta.first_positions()).await
+        meta::begin_lane(self, lane, meta).await
     }
 
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()> {
