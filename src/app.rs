@@ -224,10 +224,11 @@ impl Local {
 pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> anyhow::Result<()> {
     let rules = config.check_worker().map_err(|error| anyhow!(error))?;
     raise_open_files();
+    let mut shutdown = shutdown();
     // Cancel safety: nothing is in flight yet, and what is open is closed by being dropped.
     let backends = tokio::select! {
         backends = Backends::open(config) => backends?,
-        () = interrupted() => return Ok(()),
+        _ = shutdown.wait_for(|is_asked| *is_asked) => return Ok(()),
     };
     let store = Arc::clone(&backends.store);
     if apply {
@@ -246,7 +247,6 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
     });
     let plan = Arc::new(Plan::new(rules));
     let status = Arc::new(Status::default());
-    let (shutdown, watch) = watch::channel(false);
     let worker = Worker {
         config: config.worker.clone(),
         plan,
@@ -258,7 +258,7 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
         consumer: backends.consumer,
         producer: backends.dead_letters,
         status: Arc::clone(&status),
-        shutdown: watch,
+        shutdown,
         now_ms,
         execution: Execution::Threads,
     };
@@ -278,10 +278,6 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
     } else {
         None
     };
-    tokio::spawn(async move {
-        interrupted().await;
-        shutdown.send_replace(true);
-    });
     let result = worker.run().await;
     if let Some(tcp) = tcp {
         tcp.abort();
@@ -298,13 +294,14 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
 pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result<()> {
     config.check_server().map_err(|error| anyhow!(error))?;
     raise_open_files();
+    let mut shutdown = shutdown();
     let status = Arc::new(Status::default());
     status.clear("worker");
     let engine = Engine::new(store(config)?, config.server.limits());
     let router = server::router(&config.server, engine, live(status, metrics, None), None);
     let tls = Tls::load(&config.server).map_err(|error| anyhow!(error))?;
     let listening = listen(config, tls, router).await?;
-    interrupted().await;
+    let _ = shutdown.wait_for(|is_asked| *is_asked).await;
     tracing::info!("stopping");
     listening.stop().await;
     Ok(())
@@ -392,21 +389,26 @@ fn refuse_bad(server: &'static str, checks: Vec<Check>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What `mapping apply` would change, without changing it.
-pub async fn pending_mapping(config: &Config) -> anyhow::Result<Option<String>> {
+/// What `mapping apply` would change of a store, without changing it.
+pub async fn pending_mapping(config: &Config, store: &dyn Store) -> anyhow::Result<Option<String>> {
     let rules = config.rules().validate().map_err(|error| anyhow!(error))?;
-    let other = meta_of_other_rules(store(config)?.as_ref(), &rules).await?;
+    let other = meta_of_other_rules(store, &rules).await?;
     Ok(other.map(|meta| crate::worker::plan_difference(&meta, &rules)))
 }
 
-/// SIGTERM or SIGINT.
-async fn interrupted() {
+/// Becomes true with SIGTERM or SIGINT, from now on.
+fn shutdown() -> watch::Receiver<bool> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be watched");
     let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be watched");
-    // Cancel safety: a signal that the other branch lost to is not needed any more.
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let (asked, shutdown) = watch::channel(false);
+    tokio::spawn(async move {
+        // Cancel safety: a signal that the other branch lost to is not needed any more.
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        asked.send_replace(true);
+    });
+    shutdown
 }

@@ -10,7 +10,7 @@ use crate::config::{BrokerKind, Config, StoreKind};
 use crate::database::{Database, Durability};
 use crate::model::{Check, Finding};
 use crate::server::Tls;
-use crate::store::redis;
+use crate::store::{fitting_meta, redis};
 
 #[derive(Args)]
 pub struct Doctor {
@@ -129,7 +129,7 @@ async fn counts(config: &Config) -> Vec<Check> {
     let place = config.store_place();
     checks.push(Check {
         name: "meta",
-        finding: match store.meta().await {
+        finding: match fitting_meta(store.as_ref()).await {
             Ok(Some(meta)) => Finding::Good(format!("{place}, {} partitions", meta.starts.len())),
             Ok(None) => Finding::Good(format!("{place} is empty; the first worker begins it")),
             Err(error) => Finding::Bad(error.to_string()),
@@ -137,7 +137,7 @@ async fn counts(config: &Config) -> Vec<Check> {
     });
     checks.push(Check {
         name: "mapping",
-        finding: match app::pending_mapping(config).await {
+        finding: match app::pending_mapping(config, store.as_ref()).await {
             Ok(None) => Finding::Good("the store's".to_owned()),
             Ok(Some(difference)) => Finding::Bad(difference),
             Err(error) => Finding::Bad(error.to_string()),
@@ -171,9 +171,14 @@ fn way_back(config: &Config, key: &str) -> String {
         return "To have them whole again count once more into a new data.directory".to_owned();
     }
     let prefix = &config.store.redis.prefix;
+    // Each lane has its own, beside its keys: `prefix{tag}:`.
+    let tag = key.strip_prefix(prefix.as_str()).filter(|rest| rest.starts_with('{'));
+    let tag = tag.and_then(|rest| rest.split_inclusive('}').next()).unwrap_or_default();
+    // Labels of events stand in it.
+    let quoted = format!("'{}'", key.replace('\'', r"'\''"));
     format!(
-        "Rename or delete the key, then `redis-cli HDEL {prefix}:quarantine {key}`; to have them whole again count once more under a new \
-         store.redis.prefix"
+        "Rename or delete the key, then `redis-cli HDEL '{prefix}{tag}:quarantine' {quoted}`; to have them whole again count once more \
+         under a new store.redis.prefix"
     )
 }
 

@@ -26,10 +26,13 @@ pub enum Mapping {
 impl Mapping {
     pub fn run(self, config: &Config) -> Outcome {
         match self {
-            Self::Apply { dry_run: true } => match block_on(app::pending_mapping(config))?? {
-                Some(difference) => say!("{difference}"),
-                None => say!("nothing to change"),
-            },
+            Self::Apply { dry_run: true } => {
+                let store = app::store(config)?;
+                match block_on(app::pending_mapping(config, store.as_ref()))?? {
+                    Some(difference) => say!("{difference}"),
+                    None => say!("nothing to change"),
+                }
+            }
             Self::Apply { dry_run: false } => {
                 let rules = config.rules().validate().map_err(|error| Failure::Usage(error.to_string()))?;
                 let store = app::store(config)?;

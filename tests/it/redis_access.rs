@@ -1,6 +1,7 @@
 //! Every way to a Redis, with the permissions it takes, and what is looked at before anything is counted.
 
 use traqq::model::{Checkpoint, Finding, Secret, WriteBatch};
+use traqq::store::dump::{export, import};
 use traqq::store::redis::{Config, RedisStore, checks, lane_tags};
 use traqq::store::{Meta, Outcome, Read, Reply, Since, Store, StoreError, StoreResult, metrics_of};
 
@@ -142,6 +143,31 @@ async fn the_printed_acl_rule_is_enough() {
         };
         assert!(line.to_lowercase().contains(command.split('|').next().unwrap()), "{command}: {line}");
     }
+    // Moving counts needs more, as the runbook has it; a command that is refused is named.
+    let runbook = include_str!("../../deploy/README.md");
+    let more = runbook.split("`traqq store` needs `").nth(1).unwrap().split('`').next().unwrap();
+    user("mover", &format!("{rule} {more}"));
+    let store_of = |name: &str, database: i64| RedisStore::new(&as_user(name, database, 1)).unwrap();
+    let mut file = Vec::new();
+    export(&store_of("mover", 0), &mut file).await.unwrap();
+    import(&store_of("mover", 10), &file[..]).await.unwrap();
+    for (number, command) in more.split_whitespace().map(|word| word.trim_start_matches('+')).enumerate() {
+        user("mover", &format!("{rule} {more} -{command}"));
+        let export = export(&store_of("mover", 0), &mut Vec::new()).await;
+        let error = match export {
+            Ok(_) => import(&store_of("mover", 11 + number as i64), &file[..]).await.unwrap_err(),
+            Err(error) => error,
+        };
+        assert!(matches!(&error, StoreError::Stop(line) if line.contains(command)), "{command}: {error}");
+        user("mover", &format!("+{command}"));
+    }
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1mb"]);
+    let error = import(&RedisStore::new(&config(&redis.url(), 1)).unwrap(), &file[..]).await.unwrap_err();
+    assert!(error.to_string().contains("has counts already"), "{error}");
+    let elsewhere = config(&format!("{}/9", redis.url()), 1);
+    let error = import(&RedisStore::new(&elsewhere).unwrap(), &file[..]).await.unwrap_err();
+    assert!(error.to_string().contains("out of memory"), "{error}");
+    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     // Without the right to rewrite the append-only file counting goes on, at a risk that is named.
     use_all(&as_user("no-bgrewriteaof", 7, 1)).await.unwrap();
     // A permission that is missing in the middle stops.

@@ -68,8 +68,8 @@ async fn whole(node: &mut Node, lane: &Keys) -> StoreResult<()> {
 
 pub async fn restore(store: &RedisStore, lane: &Keys, keys: &[KeyDump]) -> StoreResult<()> {
     for dump in keys {
+        // No transaction: nobody looks before all is there.
         let mut pipeline = redis::pipe();
-        pipeline.atomic();
         let names = put(&mut pipeline, lane, dump);
         let tracking = lane.tracking(dump.key.bucket);
         pipeline.add_command(pairs_of("SADD", &tracking, names.iter().cloned()));
@@ -81,8 +81,10 @@ pub async fn restore(store: &RedisStore, lane: &Keys, keys: &[KeyDump]) -> Store
         }
         let mut node = store.node(lane).await?;
         let count = pipeline.cmd_iter().count();
-        let answers = node.connection.send_packed_commands(&pipeline, count + 1, 1).await;
-        store.settle(lane, &node, answers).await?;
+        let answers = node.connection.send_packed_commands(&pipeline, 0, count).await;
+        let done =
+            answers.and_then(|answers| answers.into_iter().try_for_each(|answer| answer.extract_error().map(drop)));
+        store.settle(lane, &node, done).await?;
     }
     Ok(())
 }
