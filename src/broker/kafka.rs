@@ -354,7 +354,6 @@ impl Consumer for KafkaConsumer {
         }
         for opening in openings {
             self.open.insert(opening.partition.clone(), (opening.generation, opening.offset));
-            self.halted.remove(&opening.partition);
         }
         if self.is_paused {
             self.pause(true);
@@ -363,6 +362,9 @@ impl Consumer for KafkaConsumer {
     }
 
     fn halt(&mut self, partition: &TopicPartition) {
+        if !self.open.contains_key(partition) {
+            return;
+        }
         self.halted.insert(partition.clone());
         if let Err(error) = self.consumer.pause(&to_list([partition])) {
             tracing::debug!(%error, %partition, "halting");
@@ -374,6 +376,14 @@ impl Consumer for KafkaConsumer {
         // is due all the same, because the group waits for it.
         let opened: Vec<&TopicPartition> =
             partitions.iter().filter(|partition| self.open.contains_key(partition)).collect();
+        // librdkafka would know it for paused still when it comes back.
+        let paused =
+            to_list(opened.iter().copied().filter(|partition| self.is_paused || self.halted.contains(*partition)));
+        if paused.count() > 0
+            && let Err(error) = self.consumer.resume(&paused)
+        {
+            tracing::debug!(%error, "resuming what is given back");
+        }
         let list = to_list(opened);
         for partition in partitions {
             self.open.remove(partition);
