@@ -22,15 +22,17 @@ use tempfile::TempDir;
 const READY_MAX: Duration = Duration::from_secs(20);
 const START_ATTEMPTS: usize = 5;
 
-/// Asks `condition` until it answers, and panics with `what` when it has not within `deadline`.
+/// Asks `condition` until it answers, and panics with `what` when it has not within `deadline`. The longer that takes the less often it is
+/// asked: a question may be a process, and the processors are for those who are waited for.
 pub fn poll_until<T>(deadline: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(answer) = condition() {
             return answer;
         }
-        assert!(started.elapsed() < deadline, "after {deadline:?} still not: {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        let elapsed = started.elapsed();
+        assert!(elapsed < deadline, "after {deadline:?} still not: {what}");
+        std::thread::sleep((elapsed / 10).clamp(Duration::from_millis(5), Duration::from_millis(100)));
     }
 }
 
