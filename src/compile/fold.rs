@@ -20,8 +20,6 @@ pub(super) const DAY_MS: i64 = 86_400_000;
 pub(super) const BELIEVABLE_MS_MIN: i64 = 946_684_800_000;
 /// The last millisecond of the year 9999, beyond which there are no buckets.
 const YEAR_9999_MS_MAX: i64 = 253_402_300_799_999;
-/// Retention of the keys beyond the retention of the bucket, in seconds.
-const EXPIRY_GRACE_SECONDS: i64 = 86_400;
 /// Unmerged, a summed value is one to the sum, one to the count and one to the totals.
 const OPERATIONS_OF_SUM: u64 = 3;
 /// PFADD of many elements in one call, measured against HINCRBY.
@@ -538,8 +536,7 @@ impl Folder {
 
     fn key_write(&self, plan: &Plan, bucket: usize, metric: &Metric, writes: Writes) -> KeyWrite {
         let span = self.buckets[bucket];
-        let kind = plan.rules.kinds.iter().position(|kind| *kind == span.bucket.kind).expect("of the plan");
-        let expires_at = plan.retention_ms[kind].map(|ms| span.end + ms / 1000 + EXPIRY_GRACE_SECONDS);
+        let expires_at = plan.rules.rules.buckets.retention.of(span.bucket.kind).expiry(&span);
         KeyWrite { bucket: span.bucket, expires_at, metric: metric.clone(), writes }
     }
 

@@ -4,7 +4,7 @@
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{BucketKind, Pattern, PatternError, Zone};
+use super::{BucketKind, BucketSpan, Pattern, PatternError, Zone};
 use crate::hll::murmur64a;
 
 /// Which metrics exist.
@@ -78,6 +78,9 @@ pub struct Retentions {
     pub h: Retention,
     pub m: Retention,
 }
+
+/// Retention of the keys beyond the retention of the bucket, in seconds.
+const EXPIRY_GRACE_SECONDS: i64 = 86_400;
 
 /// How long a bucket is kept after its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -177,6 +180,14 @@ impl Retentions {
 }
 
 impl Retention {
+    /// When the keys of a bucket expire, in epoch seconds: a day after the bucket itself has.
+    pub fn expiry(self, span: &BucketSpan) -> Option<i64> {
+        match self {
+            Self::Seconds(seconds) => Some(span.end + seconds + EXPIRY_GRACE_SECONDS),
+            Self::Forever => None,
+        }
+    }
+
     /// Reads `400d`, `14h`, `90m`, `forever`.
     pub fn parse(text: &str) -> Option<Self> {
         if text == "forever" {

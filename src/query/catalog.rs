@@ -30,7 +30,7 @@ impl Run<'_> {
     async fn entry(&self, metric: &Metric, read: &std::sync::atomic::AtomicUsize) -> QueryResult<CatalogEntry> {
         use std::sync::atomic::Ordering::Relaxed;
         let known = &self.question.known;
-        let since = known.since(metric);
+        let since = known.since(metric, self.question.kind);
         let entry = CatalogEntry {
             metric: MetricName::of(metric),
             since: since.map(|since| time_text(&known.rules.zone, since)),

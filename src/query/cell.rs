@@ -33,7 +33,7 @@ impl Run<'_> {
         let known = &self.question.known;
         let mut missing: BTreeMap<Reason, usize> = BTreeMap::new();
         let mut live = Vec::with_capacity(spans.len());
-        let since = known.since(ask.metric);
+        let since = known.since(ask.metric, self.question.kind);
         for span in spans {
             match known.missing(since, span, self.question.now) {
                 Some(reason) => *missing.entry(reason).or_default() += 1,

@@ -48,7 +48,7 @@ use self::cell::Ask;
 use self::quarantine::Incomplete;
 use crate::hll::murmur64a;
 use crate::model::{BucketKind, BucketSpan, Metric, ValidRules};
-use crate::store::{Meta, Read, Reply, Store, StoreError, metric_name, metrics_of};
+use crate::store::{Meta, Read, Reply, Store, StoreError, kind_name, metric_name, metrics_of};
 
 /// How long meta is believed without another look.
 const META_AGE_MAX: Duration = Duration::from_secs(1);
@@ -236,7 +236,7 @@ impl Engine {
         let mut text = self.positions_tag().await?;
         let (first, last) = (question.spans.first(), question.spans.last());
         let missing = question.known.metrics.iter().map(|metric| {
-            let since = question.known.since(metric);
+            let since = question.known.since(metric, question.kind);
             let is_missing = |span: &&BucketSpan| question.known.missing(since, span, question.now).is_some();
             question.spans.iter().filter(is_missing).count()
         });
@@ -289,9 +289,10 @@ impl Known {
         Ok(Self { meta, rules, metrics })
     }
 
-    /// Epoch second from which a metric counts, if that was after the first start.
-    fn since(&self, metric: &Metric) -> Option<i64> {
-        self.meta.since.get(&metric_name(metric)).map(|since| since.second)
+    /// Epoch second from which a metric counts in buckets of a kind, if that was after the first start.
+    fn since(&self, metric: &Metric, kind: BucketKind) -> Option<i64> {
+        let of = |name: &str| self.meta.since.get(name).map(|since| since.second);
+        of(&metric_name(metric)).max(of(&kind_name(kind)))
     }
 
     /// Why a bucket's value is not known, of a metric that counts since then. Conservative: a bucket is gone when late events could no
@@ -300,6 +301,10 @@ impl Known {
         use crate::model::Retention;
         let retention = self.rules.rules.buckets.retention.of(span.bucket.kind);
         if matches!(retention, Retention::Seconds(seconds) if span.end.saturating_add(seconds) <= now) {
+            return Some(Reason::Expired);
+        }
+        let gone = self.meta.gone.get(&span.bucket.kind).into_iter().flatten();
+        if gone.into_iter().any(|(after, until)| *after < span.end && span.end <= *until) {
             return Some(Reason::Expired);
         }
         since.filter(|since| span.end <= *since).map(|_| Reason::BeforeSince)
@@ -348,7 +353,7 @@ impl Run<'_> {
     }
 
     async fn find(&self, ask: &Ask<'_>, merge: bool) -> QueryResult<FindAnswer> {
-        let Question { known, spans, .. } = self.question;
+        let Question { known, spans, kind, .. } = self.question;
         let zone = &known.rules.zone;
         let groups: Vec<&[BucketSpan]> = if merge { vec![&spans[..]] } else { spans.chunks(1).collect() };
         let asks: Vec<(Ask<'_>, &[BucketSpan])> = groups.iter().map(|group| (*ask, *group)).collect();
@@ -360,7 +365,7 @@ impl Run<'_> {
         Ok(FindAnswer {
             metric: MetricName::of(ask.metric),
             value: ask.value.map(|label| Value::of(label, ask.metric.pattern())),
-            since: known.since(ask.metric).map(|since| answer::time_text(zone, since)),
+            since: known.since(ask.metric, *kind).map(|since| answer::time_text(zone, since)),
             range: self.range(),
             merged: merge,
             results: results.collect(),

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::compile::{Folder, Part, Plan};
-use crate::model::{Checkpoint, RecordBatch, Rules, TopicPartition};
+use crate::model::{Bucket, Checkpoint, RecordBatch, Rules, TopicPartition};
 use crate::store::memory::MemoryStore;
 use crate::store::{KeyDump, Outcome, Positions, Quarantined, Session, Since, StoreResult, StoredKey};
 
@@ -296,6 +296,23 @@ fn a_bucket_is_zero_or_null_with_the_reason() {
     assert_eq!((&results[0]["data"], &results[0]["reason"]), (&Json::Null, &json!("before_since")));
     assert_eq!((&results[1]["partial"], &results[2].get("partial")), (&json!(true), &None));
 
+    // Hours that are counted from a certain one on.
+    let mut meta = meta_of(&default_rules(), 1);
+    meta.since.insert("bucket:h".to_owned(), Since { second: DAY_0 + 7200, positions: String::new() });
+    let hours = engine_of(&meta, &[event(DAY_0 + 7200, 1)]);
+    let range = Range::Between { from: DAY_0.to_string(), to: Some((DAY_0 + 4 * 3600).to_string()) };
+    let request = Request::Find(Find { merge: false, bucket: BucketKind::Hour, range, ..find("add/event") });
+    let results = json_of(&hours, &request, DAY_0 + DAY)["results"].clone();
+    let reasons: Vec<&Json> = results.as_array().unwrap().iter().map(|result| &result["reason"]).collect();
+    assert_eq!(reasons, [&json!("before_since"), &json!("before_since"), &Json::Null, &Json::Null]);
+
+    // The second day had expired when the retention became longer, and nothing was counted when the first one would have.
+    let mut meta = meta_of(&default_rules(), 1);
+    meta.gone.insert(BucketKind::Day, vec![(DAY_0 + DAY, DAY_0 + 2 * DAY)]);
+    let longer = engine_of(&meta, &[event(DAY_0, 1), event(DAY_0 + DAY, 2)]);
+    let results = json_of(&longer, &per_bucket("add/event"), NOW)["results"].clone();
+    assert_eq!((&results[0]["data"]["count"], &results[1]["reason"]), (&json!(1), &json!("expired")));
+
     let answer = json_of(&engine, &Request::Find(find("top/url")), now + DAY);
     assert_eq!(answer["results"][0]["missing"], json!({"expired": 2}));
     assert_eq!(answer["results"][0]["data"], json!({"exact": true, "values": []}));
@@ -455,6 +472,10 @@ impl Store for Faulty {
 
     async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
         self.inner.replace_rules(expected_plan, meta).await
+    }
+
+    async fn extend(&self, lane: usize, expiries: &[(Bucket, Option<i64>)]) -> StoreResult<()> {
+        self.inner.extend(lane, expiries).await
     }
 
     async fn session(&self, lane: usize) -> StoreResult<Box<dyn Session>> {

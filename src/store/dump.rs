@@ -20,7 +20,7 @@ use super::{
     Meta, Positions, Quarantined, Read, Reply, Store, StoreError, StoreResult, fitting_meta, metric_name, metrics_of,
 };
 use crate::hll::{Hll, murmur64a};
-use crate::model::{Bucket, BucketKind, Metric};
+use crate::model::{Bucket, BucketKind, Metric, TopicPartition};
 
 const VERSION: u32 = 1;
 /// Keys written to a store at once.
@@ -247,6 +247,9 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
         }
     }
     store.restore_keys(lane, &waiting).await?;
+    let starts: Vec<(TopicPartition, i64)> =
+        meta.starts.iter().map(|(partition, start)| (partition.clone(), *start)).collect();
+    store.adopt(&starts).await?;
     for lane in 0..store.lanes() {
         let stored = store.positions(lane).await?;
         for (partition, checkpoint) in positions.iter().filter(|(partition, _)| partition.lane(store.lanes()) == lane) {
@@ -373,7 +376,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::model::{Checkpoint, Rules, TopicPartition};
+    use crate::model::{Checkpoint, Rules};
     use crate::store::memory::MemoryStore;
 
     async fn exported() -> String {

@@ -296,14 +296,31 @@ impl Store for MemoryStore {
         let mut inner = self.lock();
         match &mut inner.state.meta {
             Some(stored) if Some(&*stored.plan) == expected_plan || stored.plan == meta.plan => {
-                *stored = meta.clone();
-                let is_other = |lane: &Lane| lane.meta.as_ref().is_none_or(|stored| stored.plan != meta.plan);
-                let changed = inner.state.lanes.iter().any(is_other);
-                inner.state.lanes.iter_mut().for_each(|lane| lane.meta = Some(meta.clone()));
+                let with_starts = |starts: BTreeMap<TopicPartition, i64>| Meta { starts, ..meta.clone() };
+                *stored = with_starts(std::mem::take(&mut stored.starts));
+                let mut changed = false;
+                for lane in &mut inner.state.lanes {
+                    changed |= lane.meta.as_ref().is_none_or(|stored| stored.plan != meta.plan);
+                    lane.meta = Some(with_starts(lane.meta.take().map(|stored| stored.starts).unwrap_or_default()));
+                }
                 Ok(changed)
             }
             _ => Err(StoreError::Stop("the mapping was changed by somebody else meanwhile".to_owned())),
         }
+    }
+
+    async fn extend(&self, lane: usize, expiries: &[(Bucket, Option<i64>)]) -> StoreResult<()> {
+        let mut inner = self.lock();
+        let lane = &mut inner.state.lanes[lane];
+        for (bucket, expiry) in expiries {
+            for key in lane.keys.keys().filter(|(of, _)| of == bucket) {
+                match expiry {
+                    Some(expiry) => lane.expiries.insert(key.clone(), *expiry),
+                    None => lane.expiries.remove(key),
+                };
+            }
+        }
+        Ok(())
     }
 
     async fn session(&self, lane: usize) -> StoreResult<Box<dyn Session>> {

@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::{Positions, Store, StoreError, StoreResult};
-use crate::model::{Checkpoint, Metric, Rules, TopicPartition, VALUE_SCALE, ValidRules};
+use crate::model::{BucketKind, Checkpoint, Metric, Retention, Rules, TopicPartition, VALUE_SCALE, ValidRules};
 
 const START: &str = "start:";
 const SINCE: &str = "since:";
+const CREATED: &str = "created";
+const GONE: &str = "gone:";
+/// Events may be so far ahead of the clock, in seconds, and a bit.
+const AHEAD_MAX: i64 = 2 * 86_400;
 /// What the plan of a store begins with that is being filled from a file.
 const IMPORT: &str = "import ";
 /// The last second of the year 9999.
@@ -40,8 +44,13 @@ pub struct Meta {
     pub rules: String,
     /// Where counting began, for every partition that is known.
     pub starts: BTreeMap<TopicPartition, i64>,
-    /// By [`metric_name`], for metrics that were added later.
+    /// By [`metric_name`], for metrics that were added later, and by [`kind_name`] for hours and minutes.
     pub since: BTreeMap<String, Since>,
+    /// When counting began, in epoch seconds; what was written by earlier versions does not say it.
+    pub created: Option<i64>,
+    /// Buckets that had expired when their retention became longer: of each kind those that ended after the first of two
+    /// seconds and not after the second.
+    pub gone: BTreeMap<BucketKind, Vec<(i64, i64)>>,
 }
 
 impl Meta {
@@ -58,6 +67,8 @@ impl Meta {
             rules: rules.to_json(),
             starts: BTreeMap::new(),
             since: BTreeMap::new(),
+            created: None,
+            gone: BTreeMap::new(),
         }
     }
 
@@ -138,6 +149,11 @@ impl Meta {
         .into();
         fields.extend(self.starts.iter().map(|(partition, start)| (start_field(partition), start.to_string())));
         fields.extend(self.since.iter().map(|(metric, since)| (format!("{SINCE}{metric}"), since.to_text())));
+        fields.extend(self.created.map(|created| (CREATED.to_owned(), created.to_string())));
+        fields.extend(self.gone.iter().map(|(kind, spans)| {
+            let spans: Vec<String> = spans.iter().map(|(after, until)| format!("{after}:{until}")).collect();
+            (format!("{GONE}{kind}"), spans.join(" "))
+        }));
         fields
     }
 
@@ -161,15 +177,27 @@ impl Meta {
             rules: field("rules")?.clone(),
             starts: BTreeMap::new(),
             since: BTreeMap::new(),
+            created: None,
+            gone: BTreeMap::new(),
         };
         for (name, value) in fields {
+            let malformed = || format!("meta's field {name:?} is malformed");
             if let Some(partition) = name.strip_prefix(START) {
                 let partition = partition.parse().map_err(|error| format!("meta: {error}"))?;
                 let start = value.parse().map_err(|_| format!("meta's field {name:?} is not a number"))?;
                 meta.starts.insert(partition, start);
             } else if let Some(metric) = name.strip_prefix(SINCE) {
-                let since = Since::parse(value).ok_or_else(|| format!("meta's field {name:?} is malformed"))?;
-                meta.since.insert(metric.to_owned(), since);
+                meta.since.insert(metric.to_owned(), Since::parse(value).ok_or_else(malformed)?);
+            } else if let Some(letter) = name.strip_prefix(GONE) {
+                let kind = BucketKind::ALL.into_iter().find(|kind| kind.to_string() == letter).ok_or_else(malformed)?;
+                let span = |text: &str| {
+                    let (after, until) = text.split_once(':')?;
+                    Some((after.parse().ok()?, until.parse().ok()?))
+                };
+                let spans: Option<Vec<(i64, i64)>> = value.split_whitespace().map(span).collect();
+                meta.gone.insert(kind, spans.ok_or_else(malformed)?);
+            } else if name == CREATED {
+                meta.created = Some(value.parse().map_err(|_| malformed())?);
             }
         }
         Ok(meta)
@@ -179,6 +207,10 @@ impl Meta {
 /// The field of a partition's start.
 pub fn start_field(partition: &TopicPartition) -> String {
     format!("{START}{partition}")
+}
+
+pub fn is_start(field: &str) -> bool {
+    field.starts_with(START)
 }
 
 impl Since {
@@ -207,6 +239,11 @@ pub fn metric_name(metric: &Metric) -> String {
         Metric::Sum { of, add_key } => format!("add_value:{add_key}:{of}"),
         Metric::UniqueBy { of, by } => format!("bitmap_by:{of}@{by}"),
     }
+}
+
+/// The name under which a kind of bucket that was added later has its beginning.
+pub fn kind_name(kind: BucketKind) -> String {
+    format!("bucket:{kind}")
 }
 
 /// Every metric of the rules.
@@ -243,9 +280,21 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
             rules.zone.name()
         )));
     }
-    let known: Vec<String> =
-        metrics_of(&stored.valid_rules().map_err(StoreError::Stop)?.rules).iter().map(metric_name).collect();
-    let wanted: Vec<String> = metrics_of(&rules.rules).iter().map(metric_name).collect();
+    for lane in 0..store.lanes() {
+        // A worker of before counts it again, or says what to do.
+        if store.lane_meta(lane).await?.is_none() {
+            return Err(StoreError::Stop(format!(
+                "the store has nothing in lane {lane}: its data is gone; start a worker with the mapping of before, and apply this one \
+                 when it counts again"
+            )));
+        }
+    }
+    let before = stored.valid_rules().map_err(StoreError::Stop)?;
+    let names = |rules: &ValidRules| -> Vec<String> {
+        let metrics = metrics_of(&rules.rules);
+        metrics.iter().map(metric_name).chain(rules.kinds.iter().map(|kind| kind_name(*kind))).collect()
+    };
+    let (known, wanted) = (names(&before), names(rules));
     let missing_in = |list: &[String], name: &&String| !list.contains(*name);
     let added: Vec<String> = wanted.iter().filter(|name| missing_in(&known, name)).cloned().collect();
     let removed: Vec<String> = known.iter().filter(|name| missing_in(&wanted, name)).cloned().collect();
@@ -258,6 +307,7 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
     for name in &added {
         meta.since.insert(name.clone(), since.clone());
     }
+    keep_longer(store, &before, rules, &mut meta).await?;
     let is_new = meta.plan != stored.plan;
     let changed = store.replace_rules(is_new.then_some(&*stored.plan), &meta).await?;
     // From here on batches of the old plan are refused, so these are the positions at which the new metrics begin.
@@ -267,6 +317,32 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
     }
     store.replace_rules(Some(&meta.plan), &meta).await?;
     Ok(AppliedRules { added, removed, changed })
+}
+
+/// Of a kind of bucket whose retention becomes longer, lets what is there live as long, and remembers what is not.
+async fn keep_longer(store: &dyn Store, before: &ValidRules, rules: &ValidRules, meta: &mut Meta) -> StoreResult<()> {
+    let now = chrono::Utc::now().timestamp();
+    let of = |rules: &ValidRules, kind| rules.rules.buckets.retention.of(kind);
+    for kind in rules.kinds.iter().copied().filter(|kind| before.kinds.contains(kind)) {
+        let (Retention::Seconds(was), becomes) = (of(before, kind), of(rules, kind)) else { continue };
+        if matches!(becomes, Retention::Seconds(seconds) if seconds <= was) {
+            continue;
+        }
+        let mut expiries = Vec::new();
+        let mut next = now - was;
+        while next < now + AHEAD_MAX {
+            let span = rules.zone.bucket_at(kind, next);
+            expiries.push((span.bucket, becomes.expiry(&span)));
+            next = span.end;
+        }
+        for lane in 0..store.lanes() {
+            store.extend(lane, &expiries).await?;
+        }
+        if let Some(created) = meta.created {
+            meta.gone.entry(kind).or_default().push((created - was, now - was));
+        }
+    }
+    Ok(())
 }
 
 /// The first meta, of the store or of a lane, that has other rules. A store without a meta has nothing to change.
@@ -335,6 +411,13 @@ mod tests {
             assert!(expected.contains(&since), "{since} is not in {expected:?}");
             apply_rules(&store, &rules(r#""event""#)).await.unwrap();
         }
+        // Hours too count from when they were asked for.
+        let mut with_hours = rules(r#""event""#).rules;
+        with_hours.buckets.hour = true;
+        let applied = apply_rules(&store, &with_hours.validate().unwrap()).await.unwrap();
+        assert_eq!(applied.added, ["bucket:h"]);
+        assert!(store.meta().await.unwrap().unwrap().since.contains_key("bucket:h"));
+        apply_rules(&store, &rules(r#""event""#)).await.unwrap();
         // What an earlier version wrote can be shown, and is put right by the next change.
         assert_eq!(Since::parse("1700000000000000000 t/0:7").unwrap().second, SECOND_MAX);
         let mut poisoned = store.meta().await.unwrap().unwrap();

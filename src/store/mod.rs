@@ -20,11 +20,12 @@ use futures_util::future::BoxFuture;
 
 pub use dump::{Contents, KeyDump, StoredKey};
 pub use meta::{
-    AppliedRules, LAYOUT, Meta, Since, apply_rules, fitting_meta, meta_of_other_rules, metric_name, metrics_of,
+    AppliedRules, LAYOUT, Meta, Since, apply_rules, fitting_meta, kind_name, meta_of_other_rules, metric_name,
+    metrics_of,
 };
 pub use read::{Quarantined, Read, Reply};
 
-use crate::model::{Checkpoint, Finding, TopicPartition, WriteBatch};
+use crate::model::{Bucket, Checkpoint, Finding, TopicPartition, WriteBatch};
 
 /// Values added up by label.
 pub type Sums = HashMap<String, i128, hashbrown::DefaultHashBuilder>;
@@ -112,10 +113,13 @@ pub trait Store: Send + Sync {
     /// Adds partitions that appeared after the first start. Those that their lane knows already are left alone.
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()>;
 
-    /// Makes these rules those of the store and of every lane; whether they were others anywhere. Fails if a stored plan is neither
+    /// Makes these rules those of the store and of every lane, whose starts stay as they are; whether they were others anywhere. Fails if a stored plan is neither
     /// theirs nor `expected_plan`. `None` is for rules that are the store's already: then a lane may have any, because a node that
     /// lost its tail may have gone back behind the last change.
     async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool>;
+
+    /// Lets the keys of these buckets live until then, in epoch seconds; `None` is for ever.
+    async fn extend(&self, lane: usize, expiries: &[(Bucket, Option<i64>)]) -> StoreResult<()>;
 
     /// Drops what may still lead to a server that was the primary once; what follows connects anew.
     async fn disconnect(&self) {}

@@ -53,7 +53,7 @@ impl Loop {
 
     pub(super) fn on_internal(&mut self, internal: Internal) -> Result<(), WorkerError> {
         match internal {
-            Internal::View(view) => self.on_view(view),
+            Internal::View(view) => self.on_view(*view),
             Internal::Waiting { lane, why } => {
                 if let Some(down) = &mut self.lanes[lane].down {
                     down.why = why;
@@ -307,7 +307,7 @@ where
     let mut backoff = Backoff::default();
     for _ in 0..tries {
         let found = match attempt().await {
-            Ok(view) => Internal::View(view),
+            Ok(view) => Internal::View(Box::new(view)),
             Err(NotStarted::Stop(text)) => Internal::Stop(text),
             Err(NotStarted::Retry(text)) => {
                 tracing::warn!(lane, text, "{complaint}");

@@ -84,7 +84,7 @@ pub(super) enum Internal {
         lane: usize,
         why: String,
     },
-    View(View),
+    View(Box<View>),
     Stop(String),
     /// An idle lane's positions, as the store has them.
     Checked {
@@ -300,6 +300,7 @@ impl Worker {
             tags,
             start,
             on_empty_store: config.on_empty_store,
+            now_ms,
         };
         let mut this = Loop {
             worker: WorkerParts { config, store, producer, status, now_ms },

@@ -47,6 +47,7 @@ pub struct Starter {
     pub tags: Vec<String>,
     pub start: Start,
     pub on_empty_store: OnEmptyStore,
+    pub now_ms: fn() -> i64,
 }
 
 impl Starter {
@@ -61,6 +62,7 @@ impl Starter {
         let recorded: Vec<(TopicPartition, i64)> =
             marks.iter().filter_map(|mark| Some((mark.partition.clone(), self.recorded_start(mark)?))).collect();
         let mut meta = Meta::new(&self.plan.rules, &self.group, self.tags.clone());
+        meta.created = Some((self.now_ms)() / 1000);
         if recorded.is_empty() {
             let (asked, start) = (partitions.clone(), self.start);
             let starts = self.driver.ask(move |consumer| consumer.starts(start, &asked)).await?;

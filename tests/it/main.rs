@@ -10,6 +10,7 @@ mod hll;
 mod kafka;
 mod kafka_faults;
 mod local;
+mod mapping;
 mod model;
 mod nats;
 mod nats_access;

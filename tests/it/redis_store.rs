@@ -21,8 +21,7 @@ use traqq::store::embedded::EmbeddedStore;
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{Config, RedisStore, lane_tags};
 use traqq::store::{
-    Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, apply_rules,
-    meta_of_other_rules, metrics_of,
+    Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, metrics_of,
 };
 
 use crate::proxy::{Direction, Proxy};
@@ -243,18 +242,18 @@ async fn settle(
 }
 
 /// The embedded store, to be closed and opened again at any time.
-struct Embedded {
+pub struct Embedded {
     directory: TempDir,
     memory_bytes: usize,
     open: Option<(EmbeddedStore, Box<dyn Session>)>,
 }
 
 impl Embedded {
-    fn new(memory_bytes: usize) -> Self {
+    pub fn new(memory_bytes: usize) -> Self {
         Self { directory: tempfile::tempdir().unwrap(), memory_bytes, open: None }
     }
 
-    fn open_store(&self) -> EmbeddedStore {
+    pub fn open_store(&self) -> EmbeddedStore {
         let config = DataConfig { directory: self.directory.path().join("data"), ..DataConfig::default() };
         loop {
             match Database::open(&config, 8 << 20) {
@@ -890,37 +889,6 @@ async fn out_of_memory_refuses_a_batch_as_a_whole() {
     redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     let mut session = store.session(0).await.unwrap();
     assert!(matches!(commit(&mut session, small(0, 0, &["1"])).await, Ok(Outcome::Applied(_))));
-}
-
-/// A node that loses its tail may go back behind `mapping apply`, so that its lane has the old rules and the others the new ones:
-/// to apply the new ones again was refused as somebody else's change.
-#[tokio::test]
-async fn a_lane_that_went_back_behind_a_change_takes_the_rules_again() {
-    let redis = Redis::start(&[]);
-    let store = RedisStore::new(&config(&redis.url(), 3)).unwrap();
-    let (old, new) = (plan(r#"{"mapping":{"add":["event"]}}"#), plan(r#"{"mapping":{"add":["event","event~ip"]}}"#));
-    let meta = Meta::new(&old.rules, "g", lane_tags(3));
-    store.create(&meta).await.unwrap();
-    let mut connection = raw(&redis.url()).await;
-    let key = format!("p{{{}}}:meta", lane_tags(3)[1]);
-    let before: Vec<u8> = cmd("DUMP").arg(&key).query_async(&mut connection).await.unwrap();
-    let applied = apply_rules(&store, &new.rules).await.unwrap();
-    assert_eq!((applied.changed, applied.added), (true, vec!["add:event~ip".to_owned()]));
-    cmd("RESTORE").arg(&key).arg(0).arg(before).arg("REPLACE").exec_async(&mut connection).await.unwrap();
-    let plan_of = async |lane: usize| store.session(lane).await.unwrap().stored().await.unwrap().unwrap().0.plan;
-    assert_eq!(plan_of(1).await, old.rules.plan_hash());
-    let behind = meta_of_other_rules(&store, &new.rules).await.unwrap();
-    assert_eq!(behind.map(|meta| meta.plan), Some(old.rules.plan_hash()));
-    let again = apply_rules(&store, &new.rules).await.unwrap();
-    assert_eq!((again.changed, again.added), (true, vec![]));
-    for lane in 0..3 {
-        assert_eq!(plan_of(lane).await, new.rules.plan_hash(), "lane {lane}");
-    }
-    assert!(!apply_rules(&store, &new.rules).await.unwrap().changed);
-    assert_eq!(meta_of_other_rules(&store, &new.rules).await, Ok(None));
-    // What somebody else has changed meanwhile is still theirs.
-    let refused = store.replace_rules(Some("a plan of before"), &meta).await;
-    assert!(matches!(&refused, Err(StoreError::Stop(text)) if text.contains("somebody else")), "{refused:?}");
 }
 
 // ---- the shadow ------------------------------------------------------------------------------------------------------

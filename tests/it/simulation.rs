@@ -22,7 +22,7 @@ use traqq::broker::memory::{MemoryBroker, MemoryConsumer};
 use traqq::broker::{
     BrokerError, BrokerResult, Consumer, Event, Mark, Message, Opening, ProduceError, Producer, Start, Watermarks,
 };
-use traqq::model::{Checkpoint, TopicPartition, WriteBatch};
+use traqq::model::{Bucket, Checkpoint, TopicPartition, WriteBatch};
 use traqq::store::memory::{MemoryStore, State};
 use traqq::store::{
     KeyDump, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey,
@@ -256,6 +256,10 @@ impl Store for SimStore {
 
     async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
         self.memory.replace_rules(expected_plan, meta).await
+    }
+
+    async fn extend(&self, lane: usize, expiries: &[(Bucket, Option<i64>)]) -> StoreResult<()> {
+        self.memory.extend(lane, expiries).await
     }
 
     async fn session(&self, lane: usize) -> StoreResult<Box<dyn Session>> {

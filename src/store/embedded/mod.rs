@@ -300,16 +300,22 @@ impl Store for EmbeddedStore {
     async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
         let _writing = self.inner.writing();
         let (open, known) = self.inner.current()?;
-        let stored = known.meta.as_ref().map(|stored| stored.plan.clone());
-        if stored.as_ref().is_none_or(|stored| Some(&**stored) != expected_plan && *stored != meta.plan) {
+        let stored =
+            known.meta.as_ref().filter(|stored| Some(&*stored.plan) == expected_plan || stored.plan == meta.plan);
+        let Some(stored) = stored else {
             return Err(StoreError::Stop("the mapping was changed by somebody else meanwhile".to_owned()));
-        }
+        };
+        let (meta, changed) = (Meta { starts: stored.starts.clone(), ..meta.clone() }, stored.plan != meta.plan);
         drop(known);
         let mut batch = open.batch();
-        put_meta(&open, &mut batch, meta);
+        put_meta(&open, &mut batch, &meta);
         self.inner.write(&open, batch)?;
-        self.inner.known(&open)?.set_meta(meta.clone())?;
-        Ok(stored.as_ref() != Some(&meta.plan))
+        self.inner.known(&open)?.set_meta(meta)?;
+        Ok(changed)
+    }
+
+    async fn extend(&self, _lane: usize, expiries: &[(Bucket, Option<i64>)]) -> StoreResult<()> {
+        self.inner.extend(expiries)
     }
 
     async fn session(&self, lane: usize) -> StoreResult<Box<dyn Session>> {

@@ -1,4 +1,4 @@
-//! Keys as a whole: listing them, and writing what another store held.
+//! Keys as a whole: listing them, writing what another store held, and letting them live longer.
 
 use std::collections::HashMap;
 
@@ -60,6 +60,29 @@ impl Inner {
             self.write(&open, batch)?;
             self.known(&open)?.next_number = number + 1;
             self.index.load(&name, row);
+        }
+        Ok(())
+    }
+
+    pub(super) fn extend(&self, expiries: &[(Bucket, Option<i64>)]) -> StoreResult<()> {
+        let expiries: HashMap<Bucket, Option<i64>> = expiries.iter().copied().collect();
+        let _writing = self.writing();
+        let open = self.database.get()?;
+        // In memory is what is on disk.
+        drop(self.known(&open)?);
+        let mut batch = open.batch();
+        let mut extended = Vec::new();
+        for (name, row) in self.index.rows() {
+            if let Some(expires_at) = bucket_of(&name).and_then(|bucket| expiries.get(&bucket).copied()) {
+                batch.insert(&open.store, rows::named(rows::KEYS, &name), KeyRow { expires_at, ..row }.encode());
+                extended.push((name, expires_at));
+            }
+        }
+        self.write(&open, batch)?;
+        for (name, expires_at) in extended {
+            if let Some(key) = self.index.get(&name) {
+                key.lock().row.expires_at = expires_at;
+            }
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::commit::Limits;
 use super::{Keys, RedisStore, StoreError, StoreResult};
 use crate::model::{Checkpoint, TopicPartition};
 use crate::store::Meta;
-use crate::store::meta::start_field;
+use crate::store::meta::{is_start, start_field};
 
 /// Writes the fields of ARGV unless there is a meta; the first number says how many pairs go to meta, the rest to ckpt.
 const CREATE: &str = "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
@@ -111,7 +111,9 @@ pub async fn adopt(store: &RedisStore, starts: &[(TopicPartition, i64)]) -> Stor
 }
 
 pub async fn replace_rules(store: &RedisStore, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
-    let fields = meta.to_fields();
+    // Starts are each lane's own: one that went back to before it knew a partition must not learn of it without its position.
+    let mut fields = meta.to_fields();
+    fields.retain(|(name, _)| !is_start(name));
     let plan = fields.iter().position(|(name, _)| name == "plan").expect("meta has a plan");
     // The plan goes first: the script knows its new value by its place, so that a replacement cut short can be repeated.
     let ordered = std::iter::once(&fields[plan]).chain(fields.iter().filter(|(name, _)| name != "plan"));

@@ -40,7 +40,7 @@ use self::place::{Address, Place};
 pub use super::keys::lane_tags;
 use super::keys::{Keys, slot_of};
 use super::{KeyDump, Meta, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey};
-use crate::model::{Checkpoint, TopicPartition};
+use crate::model::{Bucket, Checkpoint, TopicPartition};
 
 pub struct RedisStore {
     connector: Connector,
@@ -184,6 +184,10 @@ impl Store for RedisStore {
 
     async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
         meta::replace_rules(self, expected_plan, meta).await
+    }
+
+    async fn extend(&self, lane: usize, expiries: &[(Bucket, Option<i64>)]) -> StoreResult<()> {
+        restore::extend(self, &self.lanes[lane], expiries).await
     }
 
     async fn disconnect(&self) {

@@ -1,4 +1,4 @@
-//! Keys as a whole: listing them, and writing what another store held.
+//! Keys as a whole: listing them, writing what another store held, and letting them live longer.
 
 use std::collections::HashSet;
 
@@ -26,7 +26,7 @@ pub async fn keys(store: &RedisStore, lane: &Keys) -> StoreResult<Vec<StoredKey>
             // -2: it has expired; -1: it never does.
             let expires_at: i64 = store.query(lane, cmd("EXPIRETIME").arg(&name)).await?;
             if expires_at != -2 {
-                let expires_at = Some(expires_at).filter(|expiry| *expiry >= 0);
+                let expires_at = Some(expires_at).filter(|expiry| (0..NEVER).contains(expiry));
                 keys.push(StoredKey { bucket, metric: metric.clone(), expires_at });
             }
         }
@@ -85,6 +85,23 @@ pub async fn restore(store: &RedisStore, lane: &Keys, keys: &[KeyDump]) -> Store
         let done =
             answers.and_then(|answers| answers.into_iter().try_for_each(|answer| answer.extract_error().map(drop)));
         store.settle(lane, &node, done).await?;
+    }
+    Ok(())
+}
+
+/// The keys of a bucket, and the set that names them. KEYS: that set, and one that never exists, so that a node which moves the slot
+/// away refuses the script before it begins. ARGV: the expiry.
+const EXTEND: &str =
+    "for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do redis.call('EXPIREAT', name, ARGV[1]) end
+    redis.call('EXPIREAT', KEYS[1], ARGV[1])";
+/// What a key that had an expiry gets in the place of none, which would take one more permission: the end of the year 9999.
+const NEVER: i64 = 253_402_300_799;
+
+pub async fn extend(store: &RedisStore, lane: &Keys, expiries: &[(Bucket, Option<i64>)]) -> StoreResult<()> {
+    for (bucket, expiry) in expiries {
+        let mut command = cmd("EVAL");
+        command.arg(EXTEND).arg(2).arg(lane.tracking(*bucket)).arg(lane.never());
+        store.run(lane, command.arg(expiry.unwrap_or(NEVER))).await?;
     }
     Ok(())
 }

@@ -1,0 +1,92 @@
+//! A mapping that changes under a store that has counts.
+
+use redis::cmd;
+use traqq::model::{Bucket, BucketKind, Metric};
+use traqq::store::memory::MemoryStore;
+use traqq::store::redis::{RedisStore, lane_tags};
+use traqq::store::{Contents, KeyDump, Meta, Store, StoreError, StoredKey, apply_rules, meta_of_other_rules};
+
+use crate::redis_store::{Embedded, config, now, pattern, plan, raw};
+use crate::servers::Redis;
+
+/// A node that loses its tail may go back behind `mapping apply`, so that its lane has the old rules and the others the new ones:
+/// to apply the new ones again was refused as somebody else's change.
+#[tokio::test]
+async fn a_lane_that_went_back_behind_a_change_takes_the_rules_again() {
+    let redis = Redis::start(&[]);
+    let store = RedisStore::new(&config(&redis.url(), 3)).unwrap();
+    let (old, new) = (plan(r#"{"mapping":{"add":["event"]}}"#), plan(r#"{"mapping":{"add":["event","event~ip"]}}"#));
+    let meta = Meta::new(&old.rules, "g", lane_tags(3));
+    store.create(&meta).await.unwrap();
+    let mut connection = raw(&redis.url()).await;
+    let key = format!("p{{{}}}:meta", lane_tags(3)[1]);
+    let before: Vec<u8> = cmd("DUMP").arg(&key).query_async(&mut connection).await.unwrap();
+    let applied = apply_rules(&store, &new.rules).await.unwrap();
+    assert_eq!((applied.changed, applied.added), (true, vec!["add:event~ip".to_owned()]));
+    cmd("RESTORE").arg(&key).arg(0).arg(before).arg("REPLACE").exec_async(&mut connection).await.unwrap();
+    let plan_of = async |lane: usize| store.session(lane).await.unwrap().stored().await.unwrap().unwrap().0.plan;
+    assert_eq!(plan_of(1).await, old.rules.plan_hash());
+    let behind = meta_of_other_rules(&store, &new.rules).await.unwrap();
+    assert_eq!(behind.map(|meta| meta.plan), Some(old.rules.plan_hash()));
+    let again = apply_rules(&store, &new.rules).await.unwrap();
+    assert_eq!((again.changed, again.added), (true, vec![]));
+    for lane in 0..3 {
+        assert_eq!(plan_of(lane).await, new.rules.plan_hash(), "lane {lane}");
+    }
+    assert!(!apply_rules(&store, &new.rules).await.unwrap().changed);
+    assert_eq!(meta_of_other_rules(&store, &new.rules).await, Ok(None));
+    // What somebody else has changed meanwhile is still theirs.
+    let refused = store.replace_rules(Some("a plan of before"), &meta).await;
+    assert!(matches!(&refused, Err(StoreError::Stop(text)) if text.contains("somebody else")), "{refused:?}");
+}
+
+/// Keys kept the end they were born with, so that a day of a month ago was a zero where the mapping promised a year.
+#[tokio::test]
+async fn a_longer_retention_holds_for_what_is_there_and_what_is_gone_is_known() {
+    const DAY: i64 = 86_400;
+    let rules = |days: &str| {
+        let text = format!(r#"{{"mapping":{{"add":["event"]}},"buckets":{{"retention":{{"d":"{days}"}}}}}}"#);
+        plan(&text).rules.clone()
+    };
+    let (redis, site) = (Redis::start(&[]), Embedded::new(1 << 20));
+    let in_lanes = RedisStore::new(&config(&redis.url(), 3)).unwrap();
+    let today = now().div_euclid(DAY) * DAY;
+    let key = |expires_at| StoredKey {
+        bucket: Bucket { kind: BucketKind::Day, start: today },
+        metric: Metric::Count { of: pattern("event") },
+        expires_at,
+    };
+    // A day longer than its bucket.
+    let expiry = |days: i64| today + DAY + days * DAY + DAY;
+    for store in [&MemoryStore::new(1) as &dyn Store, &in_lanes, &site.open_store()] {
+        let tags = if store.lanes() == 1 { Vec::new() } else { lane_tags(3) };
+        let created = now() - 100 * DAY;
+        let meta = Meta { created: Some(created), ..Meta::new(&rules("30d"), "g", tags) };
+        store.create(&meta).await.unwrap();
+        let contents = Contents::Counts(vec![("a".to_owned(), 1)]);
+        for lane in 0..store.lanes() {
+            let dump = KeyDump { key: key(Some(expiry(30))), contents: contents.clone() };
+            store.restore_keys(lane, &[dump]).await.unwrap();
+        }
+        // A shorter one takes nothing away.
+        for (days, lives_until) in [("400d", Some(expiry(400))), ("10d", Some(expiry(400))), ("forever", None)] {
+            apply_rules(store, &rules(days)).await.unwrap();
+            for lane in 0..store.lanes() {
+                assert_eq!(store.keys(lane).await.unwrap(), [key(lives_until)], "{days} in lane {lane}");
+            }
+        }
+        let gone = store.meta().await.unwrap().unwrap().gone[&BucketKind::Day].clone();
+        let expected = [30, 10].map(|days| (created - days * DAY, now() - days * DAY));
+        assert_eq!(gone.len(), 2);
+        for ((after, until), (created, now)) in gone.into_iter().zip(expected) {
+            assert!(after == created && (now - 60..=now).contains(&until), "{after} {until}");
+        }
+    }
+    // Also on disk.
+    assert_eq!(site.open_store().keys(0).await.unwrap(), [key(None)]);
+    let keys = redis.cli(&["--raw", "KEYS", "p{*:k:d:*"]);
+    for key in keys.lines() {
+        assert_eq!(redis.cli(&["EXPIRETIME", key]), "253402300799", "{key}");
+    }
+    assert_eq!(keys.lines().count(), 3);
+}
