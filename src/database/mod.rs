@@ -307,23 +307,26 @@ impl Open {
 
 /// The database panics over some kinds of damage to its journal; that is damage like any other.
 fn open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Open> {
-    quietly(|| try_open(directory, cache_bytes, epoch)).unwrap_or_else(|| {
-        let text = damaged(directory, "its journal is not what was written");
+    quietly(|| try_open(directory, cache_bytes, epoch)).unwrap_or_else(|why| {
+        let text = damaged(directory, &format!("its journal is not what was written: {why}"));
         Err(DatabaseError::Stop(text))
     })
 }
 
 thread_local! {
     static IS_QUIET: Cell<bool> = const { Cell::new(false) };
+    static PANIC: Cell<String> = const { Cell::new(String::new()) };
 }
 
-/// `None` when the work panicked, about which nothing is printed.
-fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
+/// `Err` is what the work panicked with and where, of which nothing is printed.
+fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let others = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            if !IS_QUIET.get() {
+            if IS_QUIET.get() {
+                PANIC.set(info.to_string());
+            } else {
                 others(info);
             }
         }));
@@ -331,7 +334,7 @@ fn quietly<T>(work: impl FnOnce() -> T) -> Option<T> {
     IS_QUIET.set(true);
     let result = catch_unwind(AssertUnwindSafe(work));
     IS_QUIET.set(false);
-    result.ok()
+    result.map_err(|_| PANIC.take().lines().collect::<Vec<_>>().join(" "))
 }
 
 fn damaged(directory: &Path, what: &str) -> String {
@@ -480,4 +483,54 @@ fn check_format(directory: &Path) -> DatabaseResult<()> {
 fn mark(file: &Path) -> std::io::Result<()> {
     fs::write(file, format!("{FORMAT_PREFIX}{FORMAT}\n"))?;
     fs::File::open(file)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    /// A process that is killed while it writes leaves the beginning of a write, and zeros behind it: the journal's room is taken ahead.
+    #[test]
+    fn a_write_that_was_cut_off_at_any_byte_is_whole_or_not_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = |name: &str| Config { directory: directory.path().join(name), ..Config::default() };
+        let journal = |name: &str| directory.path().join(name).join("database/0.jnl");
+        let end = |name: &str| {
+            let bytes = fs::read(journal(name)).unwrap();
+            bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1
+        };
+        let write = |database: &Database, values: &[&str]| {
+            let open = database.get().unwrap();
+            let mut batch = open.batch();
+            values.iter().for_each(|value| batch.insert(&open.log, *value, value.repeat(3)));
+            database.commit(&open, batch, true).unwrap();
+        };
+        let database = Database::open(&config("first"), 1 << 20).unwrap();
+        write(&database, &["a", "b"]);
+        let before = end("first");
+        write(&database, &["c", "dd"]);
+        let after = end("first");
+        let copy = |name: &str| {
+            let from = directory.path().join("first");
+            let status = std::process::Command::new("cp").arg("-r").arg(from).arg(directory.path().join(name)).status();
+            assert!(status.unwrap().success());
+        };
+        copy("whole");
+        for cut in before..=after {
+            let name = cut.to_string();
+            copy(&name);
+            let zeros = vec![0; (after - cut) as usize];
+            fs::File::options().write(true).open(journal(&name)).unwrap().write_all_at(&zeros, cut).unwrap();
+            let database = Database::open(&config(&name), 1 << 20)
+                .unwrap_or_else(|error| panic!("cut at {cut} of {after}: {error}"));
+            let open = database.get().unwrap();
+            let keys: Vec<Vec<u8>> = open.log.iter().map(|row| row.key().unwrap().to_vec()).collect();
+            let expected: &[&[u8]] = if cut == after { &[b"a", b"b", b"c", b"dd"] } else { &[b"a", b"b"] };
+            assert_eq!(keys, expected, "cut at {cut} of {after}");
+            drop((open, database));
+            fs::remove_dir_all(directory.path().join(&name)).unwrap();
+        }
+    }
 }
