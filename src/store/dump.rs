@@ -203,6 +203,7 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
         )));
     }
     let meta = Meta::of_fields(&head.meta).map_err(stop)?;
+    meta.check(store.lanes()).map_err(|error| stop(format!("the file: {error}")))?;
     let metrics: BTreeMap<String, Metric> = metrics_of(&meta.valid_rules().map_err(stop)?.rules)
         .into_iter()
         .map(|metric| (metric_name(&metric), metric))
