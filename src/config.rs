@@ -173,7 +173,15 @@ fn explain(error: &figment::Error) -> String {
         {
             format!("it must be {expected}, in quotes")
         }
-        reason => reason.to_string(),
+        // A file that is malformed is shown with its line, on which a secret may stand.
+        reason => {
+            let text = reason.to_string();
+            let is_excerpt = |line: &&str| {
+                line.split_once('|').is_some_and(|(number, _)| number.trim().bytes().all(|byte| byte.is_ascii_digit()))
+            };
+            let lines: Vec<&str> = text.lines().filter(|line| !is_excerpt(line)).collect();
+            lines.join(": ")
+        }
     };
     if key.is_empty() { format!("{place}{reason}") } else { format!("{place}{key}: {reason}") }
 }
@@ -256,10 +264,13 @@ fn hide(key: &str, value: &str) -> String {
     let Some((scheme, rest)) = value.split_once("://").filter(|_| key.ends_with("url")) else {
         return "\"********\"".to_owned();
     };
-    let place = rest.rsplit_once('@').map_or_else(|| rest.to_owned(), |(_, place)| format!("********@{place}"));
-    match place.split_once('?') {
-        Some((place, _)) => format!("\"{scheme}://{place}?********\""),
-        None => format!("\"{scheme}://{place}\""),
+    let (place, query) = rest.split_once('?').map_or((rest, ""), |(place, _)| (place, "?********"));
+    // A password with a question mark looks like a query.
+    let is_odd = !query.is_empty() && rest.contains('@') && !place.contains('@') && !scheme.starts_with("unix");
+    match place.rsplit_once('@') {
+        _ if is_odd => format!("\"{scheme}://********\""),
+        Some((_, place)) => format!("\"{scheme}://********@{place}{query}\""),
+        None => format!("\"{scheme}://{place}{query}\""),
     }
 }
 
@@ -373,7 +384,9 @@ mod tests {
         assert!(!loaded.values().iter().any(|(_, value, _)| value.contains("hush")));
         for (url, shown) in [
             ("unix:///run/redis.sock?db=1&pass=hush", "unix:///run/redis.sock?********"),
+            ("unix:///run/redis.sock?pass=p@hush", "unix:///run/redis.sock?********"),
             ("redis://u:hush@h:1/2?protocol=3", "redis://********@h:1/2?********"),
+            ("redis://u:hu?sh@h:1/2", "redis://********"),
             ("redis://h:1/2", "redis://h:1/2"),
         ] {
             let loaded = load_text(&format!("[store.redis]\nurl = \"{url}\"\n")).unwrap();
@@ -390,6 +403,8 @@ mod tests {
             let error = load_text(text).err().unwrap();
             assert!(error.contains("it must be a string, in quotes") && !error.contains("8675309"), "{error}");
         }
+        let error = load_text("[store.redis]\npassword = hush\n").err().unwrap();
+        assert!(error.contains("line 2, column 12: invalid string") && !error.contains("hush"), "{error}");
         let loaded = load(None, &[("store.redis.password".to_owned(), "8675309".to_owned())]).unwrap();
         assert_eq!(loaded.config.store.redis.password.0, "8675309");
     }
