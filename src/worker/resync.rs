@@ -39,10 +39,6 @@ impl Loop {
                 partition.state = State::Waiting;
             }
         }
-        // What came meanwhile would be read only to be dropped.
-        let of_lane =
-            |(name, partition): (&TopicPartition, &Partition)| (partition.lane == index).then(|| name.clone());
-        self.partitions.iter().filter_map(of_lane).for_each(|name| self.driver.send(Command::Halt(name)));
         let (starter, internal, epoch) = (self.starter.clone(), self.internal.clone(), lane.epoch);
         lane.tasks.push(tokio::spawn(async move {
             tokio::time::sleep(wait).await;

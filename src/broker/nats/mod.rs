@@ -36,6 +36,8 @@ use self::link::Link;
 use super::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
 use crate::model::{RecordBatch, TopicPartition};
 
+/// Acknowledgements of one partition that wait until what they are for is counted.
+const ACKS_MAX: usize = 10_000;
 /// Batches of records on their way from the readers to the worker.
 const ARRIVALS_MAX: usize = 16;
 /// How often the stream's ends are looked at.
@@ -182,6 +184,10 @@ impl NatsConsumer {
                     return None;
                 }
                 if let Some(reply) = reply {
+                    // While nothing is counted the last one will do.
+                    if open.acks.len() >= ACKS_MAX {
+                        open.acks.pop_back();
+                    }
                     open.acks.push_back((batch.position, reply));
                 }
                 Some(Event::Records(batch))
