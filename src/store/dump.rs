@@ -1,7 +1,7 @@
 //! A store's counts as a stream of text, to move them to another store.
 //!
 //! ```text
-//! {"traqq_store":1,"lanes":1,"meta":{...}}
+//! {"traqq_store":1,"lanes":1,"id":"...","meta":{...}}
 //! {"lane":0,"positions":{"events/0":"<checkpoint>"},"quarantined":{"<key>":"<error>"}}
 //! {"lane":0,"bucket":"d","start":1699920000,"metric":"add:event","expires_at":null,"counts":[["a",1]]}
 //! ...
@@ -63,6 +63,9 @@ pub struct Moved {
 struct Head {
     traqq_store: u32,
     lanes: usize,
+    /// No other export has it.
+    #[serde(default)]
+    id: String,
     meta: BTreeMap<String, String>,
 }
 
@@ -97,6 +100,11 @@ struct End {
     keys: usize,
 }
 
+fn unique_id() -> String {
+    let now = chrono::Utc::now();
+    format!("{}-{}", now.timestamp_nanos_opt().unwrap_or(now.timestamp()), std::process::id())
+}
+
 fn stop(error: impl std::fmt::Display) -> StoreError {
     StoreError::Stop(error.to_string())
 }
@@ -106,7 +114,7 @@ pub async fn export(store: &dyn Store, out: &mut (dyn Write + Send)) -> StoreRes
     let empty = || stop("the store is empty; there is nothing to export");
     let meta = fitting_meta(store).await?.ok_or_else(empty)?;
     let fields = meta.to_fields().into_iter().collect();
-    write_line(out, &Head { traqq_store: VERSION, lanes: store.lanes(), meta: fields })?;
+    write_line(out, &Head { traqq_store: VERSION, lanes: store.lanes(), id: unique_id(), meta: fields })?;
     let (mut moved, mut began) = (Moved::default(), Vec::new());
     for lane in 0..store.lanes() {
         let positions = store.positions(lane).await?;
@@ -403,7 +411,8 @@ mod tests {
         // A worker that comes now gets this meta, and no other.
         let theirs = Meta { group: "theirs".to_owned(), ..store.meta().await.unwrap().unwrap() };
         assert!(store.create(&theirs).await.unwrap().is_import());
-        let other = file.replacen("\"g\"", "\"h\"", 1);
+        // One of the same store, of another day, has other keys.
+        let other = exported().await;
         let error = import(&store, other.as_bytes()).await.unwrap_err().to_string();
         assert!(error.contains("another file"), "{error}");
         import(&store, file.as_bytes()).await.unwrap();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Positions, Store, StoreError, StoreResult};
-use crate::model::{BucketKind, Checkpoint, Metric, Retention, Rules, TopicPartition, VALUE_SCALE, ValidRules};
+use crate::model::{Bucket, BucketKind, Checkpoint, Metric, Retention, Rules, TopicPartition, VALUE_SCALE, ValidRules};
 
 const START: &str = "start:";
 const SINCE: &str = "since:";
@@ -11,6 +11,8 @@ const CREATED: &str = "created";
 const GONE: &str = "gone:";
 /// Events may be so far ahead of the clock, in seconds, and a bit.
 const AHEAD_MAX: i64 = 2 * 86_400;
+/// Keys of buckets that began before are not kept longer: a million minutes is two years.
+const EXTENDED_MAX: i64 = 1_000_000;
 /// What the plan of a store begins with that is being filled from a file.
 const IMPORT: &str = "import ";
 /// The last second of the year 9999.
@@ -44,7 +46,8 @@ pub struct Meta {
     pub rules: String,
     /// Where counting began, for every partition that is known.
     pub starts: BTreeMap<TopicPartition, i64>,
-    /// By [`metric_name`], for metrics that were added later, and by [`kind_name`] for hours and minutes.
+    /// By [`metric_name`], for metrics that were added later; by [`kind_name`] for hours and minutes; by `retention:` and the kind for a
+    /// retention that was changed.
     pub since: BTreeMap<String, Since>,
     /// When counting began, in epoch seconds; what was written by earlier versions does not say it.
     pub created: Option<i64>,
@@ -246,6 +249,11 @@ pub fn kind_name(kind: BucketKind) -> String {
     format!("bucket:{kind}")
 }
 
+/// The name under which stands since when the retention of a kind holds.
+fn retention_name(kind: BucketKind) -> String {
+    format!("retention:{kind}")
+}
+
 /// Every metric of the rules.
 pub fn metrics_of(rules: &Rules) -> Vec<Metric> {
     let mapping = &rules.mapping;
@@ -280,9 +288,10 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
             rules.zone.name()
         )));
     }
+    let is_new = rules.plan_hash() != stored.plan;
     for lane in 0..store.lanes() {
         // A worker of before counts it again, or says what to do.
-        if store.lane_meta(lane).await?.is_none() {
+        if is_new && store.lane_meta(lane).await?.is_none() {
             return Err(StoreError::Stop(format!(
                 "the store has nothing in lane {lane}: its data is gone; start a worker with the mapping of before, and apply this one \
                  when it counts again"
@@ -307,9 +316,11 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
     for name in &added {
         meta.since.insert(name.clone(), since.clone());
     }
-    keep_longer(store, &before, rules, &mut meta).await?;
-    let is_new = meta.plan != stored.plan;
+    let expiries = retain(&before, rules, &mut meta);
+    // Before, so that a change which is cut off leaves nothing with too short a life; and behind, for what was written in between.
+    extend(store, &expiries).await?;
     let changed = store.replace_rules(is_new.then_some(&*stored.plan), &meta).await?;
+    extend(store, &expiries).await?;
     // From here on batches of the old plan are refused, so these are the positions at which the new metrics begin.
     let since = since_now(store).await?;
     for name in &added {
@@ -319,28 +330,47 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
     Ok(AppliedRules { added, removed, changed })
 }
 
-/// Of a kind of bucket whose retention becomes longer, lets what is there live as long, and remembers what is not.
-async fn keep_longer(store: &dyn Store, before: &ValidRules, rules: &ValidRules, meta: &mut Meta) -> StoreResult<()> {
+/// Notes in meta since when a retention holds, and what has expired of a kind of bucket that is kept longer now. Returns when the keys of
+/// such buckets that are there shall expire.
+fn retain(before: &ValidRules, rules: &ValidRules, meta: &mut Meta) -> Vec<(Bucket, Option<i64>)> {
     let now = chrono::Utc::now().timestamp();
     let of = |rules: &ValidRules, kind| rules.rules.buckets.retention.of(kind);
+    let mut expiries = Vec::new();
     for kind in rules.kinds.iter().copied().filter(|kind| before.kinds.contains(kind)) {
-        let (Retention::Seconds(was), becomes) = (of(before, kind), of(rules, kind)) else { continue };
-        if matches!(becomes, Retention::Seconds(seconds) if seconds <= was) {
+        let (was, becomes) = (of(before, kind), of(rules, kind));
+        if was == becomes {
             continue;
         }
-        let mut expiries = Vec::new();
-        let mut next = now - was;
+        let since = meta.since.insert(retention_name(kind), Since { second: now, positions: String::new() });
+        let since = since.map(|since| since.second).or(meta.created);
+        let Retention::Seconds(was) = was else { continue };
+        if matches!(becomes, Retention::Seconds(seconds) if seconds < was) {
+            continue;
+        }
+        if let Some(since) = since {
+            meta.gone.entry(kind).or_default().push((since - was, now - was));
+        }
+        let unit = match kind {
+            BucketKind::Day => 86_400,
+            BucketKind::Hour => 3600,
+            BucketKind::Minute => 60,
+        };
+        let mut next = (now - was).max(now - EXTENDED_MAX * unit).max(0);
         while next < now + AHEAD_MAX {
             let span = rules.zone.bucket_at(kind, next);
             expiries.push((span.bucket, becomes.expiry(&span)));
             next = span.end;
         }
-        for lane in 0..store.lanes() {
-            store.extend(lane, &expiries).await?;
-        }
-        if let Some(created) = meta.created {
-            meta.gone.entry(kind).or_default().push((created - was, now - was));
-        }
+    }
+    expiries
+}
+
+async fn extend(store: &dyn Store, expiries: &[(Bucket, Option<i64>)]) -> StoreResult<()> {
+    if expiries.is_empty() {
+        return Ok(());
+    }
+    for lane in 0..store.lanes() {
+        store.extend(lane, expiries).await?;
     }
     Ok(())
 }
