@@ -52,7 +52,7 @@ impl RangeArguments {
     pub fn parameters(&self) -> Result<[(&'static str, Option<&str>); 4], Failure> {
         let [days, from, to] = [&self.days, &self.from, &self.to].map(|text| text.as_deref());
         Range::of(days, from, to).map_err(|error| Failure::Usage(error.to_string()))?;
-        if !BucketKind::ALL.iter().any(|kind| kind.to_string() == self.bucket) {
+        if BucketKind::parse(&self.bucket).is_none() {
             let text = format!("--bucket {:?} is not d (day), h (hour) or m (minute)", self.bucket);
             return Err(Failure::Usage(text));
         }

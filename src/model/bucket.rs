@@ -22,6 +22,11 @@ pub enum BucketKind {
 impl BucketKind {
     pub const ALL: [Self; 3] = [Self::Day, Self::Hour, Self::Minute];
 
+    /// Reads what it is shown as.
+    pub fn parse(letter: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.to_string() == letter)
+    }
+
     pub const fn letter(self) -> char {
         match self {
             Self::Day => 'd',

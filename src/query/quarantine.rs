@@ -74,7 +74,7 @@ fn tail(key: &str) -> Option<&str> {
         let parts: Vec<&str> = tail.split(':').collect();
         parts.len() >= 4
             && matches!(parts[0], "bmp" | "bmv" | "add" | "adv" | "top")
-            && BucketKind::ALL.iter().any(|kind| kind.to_string() == parts[1])
+            && BucketKind::parse(parts[1]).is_some()
             && parts[2].parse::<i64>().is_ok()
     })
 }

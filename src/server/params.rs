@@ -90,7 +90,7 @@ impl Params {
     fn bucket(&self) -> QueryResult<BucketKind> {
         match self.get("bucket") {
             None => Ok(BucketKind::Day),
-            Some(letter) => BucketKind::ALL.into_iter().find(|kind| kind.to_string() == letter).ok_or_else(|| {
+            Some(letter) => BucketKind::parse(letter).ok_or_else(|| {
                 QueryError::BadRequest(format!("bucket={letter} is unknown; write d (day), h (hour) or m (minute)"))
             }),
         }

@@ -409,10 +409,7 @@ impl Connection {
             .map_err(|error| error.to_string())?;
         let bucket = match command.bucket.as_deref() {
             None => BucketKind::Day,
-            Some(letter) => BucketKind::ALL
-                .into_iter()
-                .find(|kind| kind.to_string() == letter)
-                .ok_or_else(|| format!("bucket {letter:?} is not d, h or m"))?,
+            Some(letter) => BucketKind::parse(letter).ok_or_else(|| format!("bucket {letter:?} is not d, h or m"))?,
         };
         let request = if command.cmd == "find" {
             let (Some(metric), Some(key)) = (&command.metric_type, &command.key) else {

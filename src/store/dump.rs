@@ -330,7 +330,7 @@ impl KeyLine {
     }
 
     fn dump(self, metrics: &BTreeMap<String, Metric>) -> Result<KeyDump, String> {
-        let kind = BucketKind::ALL.into_iter().find(|kind| kind.letter() == self.bucket);
+        let kind = BucketKind::parse(self.bucket.encode_utf8(&mut [0; 4]));
         let kind = kind.ok_or_else(|| format!("there is no bucket {:?}", self.bucket))?;
         let metric = metrics.get(&self.metric).ok_or_else(|| format!("the mapping has no {}", self.metric))?;
         let registers = |text: &str| Hll::decode(&of_hex(text)?).map_err(|error| error.to_string());

@@ -105,6 +105,6 @@ impl Inner {
 fn bucket_of(name: &str) -> Option<Bucket> {
     let mut parts = name.split(':').skip(2);
     let letter = parts.next()?;
-    let kind = BucketKind::ALL.into_iter().find(|kind| kind.to_string() == letter)?;
+    let kind = BucketKind::parse(letter)?;
     Some(Bucket { kind, start: parts.next()?.parse().ok()? })
 }
