@@ -264,14 +264,14 @@ fn hide(key: &str, value: &str) -> String {
     let Some((scheme, rest)) = value.split_once("://").filter(|_| key.ends_with("url")) else {
         return "\"********\"".to_owned();
     };
-    let (place, query) = rest.split_once('?').map_or((rest, ""), |(place, _)| (place, "?********"));
-    // A password with a question mark looks like a query.
-    let is_odd = !query.is_empty() && rest.contains('@') && !place.contains('@') && !scheme.starts_with("unix");
-    match place.rsplit_once('@') {
-        _ if is_odd => format!("\"{scheme}://********\""),
-        Some((_, place)) => format!("\"{scheme}://********@{place}{query}\""),
-        None => format!("\"{scheme}://{place}{query}\""),
+    let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
+    // A password with a question mark looks like a query; a path has no password in front of it.
+    if scheme != "unix" && query.is_some_and(|query| query.contains('@')) {
+        return format!("\"{scheme}://********\"");
     }
+    let place = place.rsplit_once('@').map_or_else(|| place.to_owned(), |(_, place)| format!("********@{place}"));
+    let query = if query.is_some() { "?********" } else { "" };
+    format!("\"{scheme}://{place}{query}\"")
 }
 
 fn key_is_default(config: &Config, key: &str) -> bool {

@@ -154,7 +154,7 @@ async fn counts(config: &Config) -> Vec<Check> {
                     "{}: {}; its counts are incomplete. {}",
                     quarantined.key,
                     quarantined.error,
-                    way_back(config, &quarantined.key)
+                    way_back(config, lane, &quarantined.key)
                 )),
             })),
             Err(error) => checks.push(Check { name: "quarantined keys", finding: error.into() }),
@@ -166,14 +166,13 @@ async fn counts(config: &Config) -> Vec<Check> {
     checks
 }
 
-fn way_back(config: &Config, key: &str) -> String {
+fn way_back(config: &Config, lane: usize, key: &str) -> String {
     if config.store_kind() != StoreKind::Redis {
         return "To have them whole again count once more into a new data.directory".to_owned();
     }
-    let prefix = &config.store.redis.prefix;
-    // Each lane has its own, beside its keys: `prefix{tag}:`.
-    let tag = key.strip_prefix(prefix.as_str()).filter(|rest| rest.starts_with('{'));
-    let tag = tag.and_then(|rest| rest.split_inclusive('}').next()).unwrap_or_default();
+    let redis::Config { prefix, lanes, .. } = &config.store.redis;
+    // Each lane has its own, beside its keys.
+    let tag = redis::lane_tags(*lanes).get(lane).map(|tag| format!("{{{tag}}}")).unwrap_or_default();
     // Labels of events stand in it.
     let quoted = format!("'{}'", key.replace('\'', r"'\''"));
     format!(

@@ -517,7 +517,6 @@ mod tests {
             let status = std::process::Command::new("cp").arg("-r").arg(from).arg(directory.path().join(name)).status();
             assert!(status.unwrap().success());
         };
-        copy("whole");
         for cut in before..=after {
             let name = cut.to_string();
             copy(&name);

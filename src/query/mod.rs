@@ -303,8 +303,8 @@ impl Known {
         if matches!(retention, Retention::Seconds(seconds) if span.end.saturating_add(seconds) <= now) {
             return Some(Reason::Expired);
         }
-        let gone = self.meta.gone.get(&span.bucket.kind).into_iter().flatten();
-        if gone.into_iter().any(|(after, until)| *after < span.end && span.end <= *until) {
+        let mut gone = self.meta.gone.get(&span.bucket.kind).into_iter().flatten();
+        if gone.any(|(after, until)| *after < span.end && span.end <= *until) {
             return Some(Reason::Expired);
         }
         since.filter(|since| span.end <= *since).map(|_| Reason::BeforeSince)

@@ -16,7 +16,7 @@ const EXTENDED_MAX: i64 = 1_000_000;
 /// What the plan of a store begins with that is being filled from a file.
 const IMPORT: &str = "import ";
 /// The last second of the year 9999.
-const SECOND_MAX: i64 = 253_402_300_799;
+pub const SECOND_MAX: i64 = 253_402_300_799;
 
 /// Version of the key layout.
 pub const LAYOUT: u32 = 1;
@@ -85,13 +85,19 @@ impl Meta {
         self.plan.starts_with(IMPORT)
     }
 
-    /// Why a store of so many lanes that has this meta cannot be used here, and what to do about it.
-    pub fn check(&self, lanes: usize) -> Result<(), String> {
+    /// A store that is being filled, or was left so, is nobody's to use.
+    pub fn refuse_import(&self) -> Result<(), String> {
         if self.is_import() {
             return Err("an import into this store was not finished; run `traqq store import` again with the same file, or use \
                         another store.redis.prefix or data.directory"
                 .to_owned());
         }
+        Ok(())
+    }
+
+    /// Why a store of so many lanes that has this meta cannot be used here, and what to do about it.
+    pub fn check(&self, lanes: usize) -> Result<(), String> {
+        self.refuse_import()?;
         let other = |what: &str, stored: i64, ours: i64, mend: &str| {
             Err(format!("{what} is {stored} in the store and {ours} here; {mend}"))
         };
@@ -192,7 +198,7 @@ impl Meta {
             } else if let Some(metric) = name.strip_prefix(SINCE) {
                 meta.since.insert(metric.to_owned(), Since::parse(value).ok_or_else(malformed)?);
             } else if let Some(letter) = name.strip_prefix(GONE) {
-                let kind = BucketKind::ALL.into_iter().find(|kind| kind.to_string() == letter).ok_or_else(malformed)?;
+                let kind = BucketKind::parse(letter).ok_or_else(malformed)?;
                 let span = |text: &str| {
                     let (after, until) = text.split_once(':')?;
                     Some((after.parse().ok()?, until.parse().ok()?))

@@ -113,9 +113,9 @@ pub trait Store: Send + Sync {
     /// Adds partitions that appeared after the first start. Those that their lane knows already are left alone.
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()>;
 
-    /// Makes these rules those of the store and of every lane, whose starts stay as they are; whether they were others anywhere. Fails if a stored plan is neither
-    /// theirs nor `expected_plan`. `None` is for rules that are the store's already: then a lane may have any, because a node that
-    /// lost its tail may have gone back behind the last change.
+    /// Makes these rules those of the store and of every lane, whose starts stay as they are; whether they were others anywhere.
+    /// Fails if a stored plan is neither theirs nor `expected_plan`. `None` is for rules that are the store's already: then a lane
+    /// may have any, because a node that lost its tail may have gone back behind the last change.
     async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool>;
 
     /// Lets the keys of these buckets live until then, in epoch seconds; `None` is for ever.

@@ -112,9 +112,7 @@ impl Starter {
     }
 
     pub fn accept(&self, meta: Meta) -> Result<Meta, NotStarted> {
-        if meta.is_import() {
-            return Err(NotStarted::Stop(meta.check(meta.lanes).expect_err("it is not finished")));
-        }
+        meta.refuse_import().map_err(NotStarted::Stop)?;
         let ours = Meta::new(&self.plan.rules, &self.group, self.tags.clone());
         let mut differences = meta.differences(&ours);
         if meta.plan != ours.plan {

@@ -103,8 +103,9 @@ impl View {
         }
         // One that names us and is not ours was taken, or given back, by a write whose answer was lost.
         let is_astray = |partition: &i32| !self.mine.contains(partition) && owner(partition) == self.me;
-        let is_unowned = |partition: &i32| !self.mine.contains(partition) && !alive.contains(owner(partition));
-        let is_free = |partition: &i32| is_astray(partition) || is_unowned(partition);
+        let is_free = |partition: &i32| {
+            is_astray(partition) || (!self.mine.contains(partition) && !alive.contains(owner(partition)))
+        };
         // Workers that come at the same time begin in different places.
         let rank = alive.iter().position(|id| **id == *self.me).unwrap_or(0) as i32;
         let first = rank * self.partitions / alive.len() as i32;

@@ -7,6 +7,7 @@ use redis::{Cmd, Pipeline, cmd};
 use super::{Keys, Node, RedisStore, StoreError, StoreResult, meta};
 use crate::model::{Bucket, BucketKind, Metric};
 use crate::store::keys::encode;
+use crate::store::meta::SECOND_MAX;
 use crate::store::{Contents, KeyDump, Quarantined, StoredKey, metrics_of};
 
 /// Arguments of one command, so that none is too large to be sent.
@@ -47,8 +48,7 @@ async fn buckets(store: &RedisStore, lane: &Keys) -> StoreResult<Vec<Bucket>> {
         let (next, names): (u64, Vec<String>) = node.query(&scan).await?;
         buckets.extend(names.iter().filter_map(|name| {
             let (kind, start) = name.strip_prefix(&before)?.split_once(':')?;
-            let kind = BucketKind::ALL.into_iter().find(|known| known.to_string() == kind)?;
-            Some(Bucket { kind, start: start.parse().ok()? })
+            Some(Bucket { kind: BucketKind::parse(kind)?, start: start.parse().ok()? })
         }));
         cursor = next;
         if cursor == 0 {
@@ -94,8 +94,8 @@ pub async fn restore(store: &RedisStore, lane: &Keys, keys: &[KeyDump]) -> Store
 const EXTEND: &str =
     "for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do redis.call('EXPIREAT', name, ARGV[1]) end
     redis.call('EXPIREAT', KEYS[1], ARGV[1])";
-/// What a key that had an expiry gets in the place of none, which would take one more permission: the end of the year 9999.
-const NEVER: i64 = 253_402_300_799;
+/// What a key that had an expiry gets in the place of none, which would take one more permission.
+const NEVER: i64 = SECOND_MAX;
 
 pub async fn extend(store: &RedisStore, lane: &Keys, expiries: &[(Bucket, Option<i64>)]) -> StoreResult<()> {
     for (bucket, expiry) in expiries {
