@@ -1,6 +1,6 @@
 //! Buckets of time in a zone: days, hours and minutes of the local clock, named by the epoch second of their first instant.
 //!
-//! A day is the instants with one local date, an hour the contiguous instants with one local date, hour and UTC offset
+//! A day lasts from the first instant of its local date to the first of the next one, an hour is the contiguous instants with one local date, hour and UTC offset
 //! (so the two hours of one name in autumn are two), a minute likewise.
 
 use std::fmt;
@@ -112,8 +112,10 @@ impl Zone {
 
     fn day_at(&self, second: i64) -> (i64, i64) {
         let date = self.local(second).date_naive();
-        let tomorrow = date.checked_add_days(Days::new(1)).expect("within chrono's years");
-        (self.day_start(date), self.day_start(tomorrow))
+        let after = |days| self.day_start(date.checked_add_days(Days::new(days)).expect("within chrono's years"));
+        let tomorrow = after(1);
+        // Soon after midnight the clock may have gone back into the date before.
+        if second < tomorrow { (self.day_start(date), tomorrow) } else { (tomorrow, after(2)) }
     }
 
     fn offset_seconds(&self, second: i64) -> i64 {
@@ -201,6 +203,22 @@ mod tests {
         let (_, end) = span("Pacific/Apia", BucketKind::Day, "2011-12-29T20:00:00Z");
         let (start, _) = span("Pacific/Apia", BucketKind::Day, "2011-12-30T12:00:00Z");
         assert_eq!(end, start);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_over_midnight_does_not_go_back_to_the_day_before() {
+        // St. John's, 2006-10-29: 00:01 became 23:01 of the 28th.
+        let before = span("America/St_Johns", BucketKind::Day, "2006-10-29T02:29:59Z");
+        let first = span("America/St_Johns", BucketKind::Day, "2006-10-29T02:30:30Z");
+        let back = span("America/St_Johns", BucketKind::Day, "2006-10-29T02:31:30Z");
+        assert_eq!(before.1, first.0);
+        assert_eq!(first.0, second("2006-10-29T02:30:00Z"));
+        assert_eq!(back, first);
+        assert_eq!(first.1 - first.0, 25 * 3600);
+        // Sitka, 1867-10-19: half a day after it began, the date was written once more.
+        let first = span("America/Sitka", BucketKind::Day, "1867-10-18T12:00:00Z");
+        let again = span("America/Sitka", BucketKind::Day, "1867-10-19T01:00:00Z");
+        assert!(first.1 <= again.0 || first == again, "{first:?} {again:?}");
     }
 
     #[test]

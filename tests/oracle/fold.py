@@ -252,7 +252,7 @@ def read_time(value):
 
 
 class Zone:
-    """Buckets of local time: longest runs of instants with one local date (and hour, minute and offset)."""
+    """Buckets of local time: the instants with one latest local date so far, or with one date, hour (minute) and offset."""
 
     STRIDE = 30  # no zone has changed twice within half a minute
 
@@ -277,7 +277,12 @@ class Zone:
         offset = self.offset(second)
         local = second + offset
         if kind == "d":
-            return local // DAY
+            # A clock that went back over midnight did not go back to the day before.
+            before, at = second - DAY, second
+            while self.offset(before) > offset and at - before > 1:
+                middle = (before + at) // 2
+                before, at = (middle, at) if self.offset(middle) > offset else (before, middle)
+            return max(local, before + self.offset(before)) // DAY
         return local // (3600 if kind == "h" else 60), offset
 
     def bucket(self, kind, second):

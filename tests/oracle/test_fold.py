@@ -251,6 +251,12 @@ class Time(unittest.TestCase):
         skip = 1_325_239_200  # 2011-12-30T10:00:00Z
         self.assertEqual(apia.bucket("d", skip - 1)[1], skip)
         self.assertEqual(apia.bucket("d", skip)[0], skip)
+        # Back over midnight: one minute of the new day, an hour at the name of the old one, and then the new day again.
+        begin = 1_162_089_000  # 2006-10-29T02:30:00Z
+        newfoundland = Zone("America/St_Johns")
+        for second in (begin, begin + 59, begin + 60, begin + 3659, begin + 3660):
+            self.assertEqual(newfoundland.bucket("d", second), (begin, begin + 25 * 3600))
+        self.assertEqual(newfoundland.bucket("d", begin - 1)[1], begin)
         # Offsets that are no whole hours, and the ends of time.
         self.assertEqual(Zone("Asia/Kathmandu").bucket("h", AT), (1_699_996_500, 1_700_000_100))
         for second in (SECOND_MIN, SECOND_END - 1):
