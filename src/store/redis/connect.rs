@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, RedisConnectionInfo,
     RedisError, TlsCertificates, Value, cmd,
@@ -102,7 +103,8 @@ impl Connector {
             if password.is_empty() { settings } else { settings.set_password(password) }
         };
         let settings = with(info.redis_settings().clone(), &config.username, &config.password.0);
-        let info = info.set_redis_settings(settings);
+        // Questions share a connection; with Nagle's algorithm the second would wait for the answer to the first.
+        let info = info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let is_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
         let certificates = tls_certificates(config)?;
         if certificates.is_some() && !is_tls {
