@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::stream::{FuturesOrdered, StreamExt};
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
@@ -17,6 +17,8 @@ use crate::broker::{AppendError, Appended, Appender, Events, Idempotency, Messag
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an event may; then its sender is told to come again.
 const EVENT_QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Events of one request that wait for their acknowledgement.
+const EVENTS_IN_FLIGHT: usize = 4096;
 const NO_KEYS: &str = "Idempotency-Key needs the local log: Kafka cannot remember keys, so a repeated request would count twice; \
                        send it without the header (at least once), or use broker.kind = \"local\"";
 
@@ -103,12 +105,19 @@ impl Appender for KafkaProducer {
             return Err(AppendError::KeysUnsupported(NO_KEYS.to_owned()));
         }
         let producer = self.lock().clone();
-        let sends = events.iter().map(|(key, value)| {
-            let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&self.topic).payload(value);
-            record.key = key;
-            producer.send(record, EVENT_QUEUE_TIMEOUT)
-        });
-        for (index, sent) in join_all(sends).await.into_iter().enumerate() {
+        // A send in flight is larger than a small event, and beyond what the client's queue takes it only waits.
+        let (mut events, mut in_flight, mut answered) = (events.iter(), FuturesOrdered::new(), 0);
+        loop {
+            while in_flight.len() < EVENTS_IN_FLIGHT
+                && let Some((key, value)) = events.next()
+            {
+                let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(&self.topic).payload(value);
+                record.key = key;
+                in_flight.push_back(producer.send(record, EVENT_QUEUE_TIMEOUT));
+            }
+            let Some(sent) = in_flight.next().await else { return Ok(Appended::New) };
+            let index = answered;
+            answered += 1;
             let Err((error, _)) = sent else { continue };
             return Err(match error {
                 KafkaError::MessageProduction(
@@ -120,6 +129,5 @@ impl Appender for KafkaProducer {
                 }
             });
         }
-        Ok(Appended::New)
     }
 }
