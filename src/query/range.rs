@@ -49,6 +49,8 @@ impl Range {
     ) -> QueryResult<Vec<BucketSpan>> {
         let now = now.clamp(SECOND_MIN, SECOND_MAX);
         let (from, to) = match self {
+            // A day has at least one bucket; this also keeps what follows within the years that there are.
+            Self::Days(days) if *days as usize > buckets_max => return Err(too_many(buckets_max)),
             Self::Days(days) => {
                 let today = zone.local(now).date_naive();
                 let first = today.checked_sub_days(Days::new(u64::from(*days) - 1));
@@ -201,6 +203,19 @@ mod tests {
     fn the_smallest_number_is_too_large() {
         let answer = resolve("UTC", &between("-9223372036854775808", "0"), BucketKind::Day);
         assert!(answer.unwrap_err().to_string().contains("too large for epoch seconds"));
+    }
+
+    /// The number of days that leads to the first date of the calendar, which is before the first instant in zones east of Greenwich,
+    /// ended the question with a panic.
+    #[test]
+    fn more_days_than_there_are_buckets_are_refused_whatever_their_date() {
+        let zone = Zone::parse("Europe/Berlin").unwrap();
+        let first = NaiveDate::MIN.signed_duration_since(zone.local(NOW).date_naive()).num_days();
+        for days in [1 - first, -first, 401, i64::from(u32::MAX)] {
+            let range = Range::of(Some(&days.to_string()), None, None).unwrap();
+            let spans = range.resolve(&zone, BucketKind::Day, NOW, 400);
+            assert!(matches!(spans, Err(QueryError::TooLarge(_))), "{days}: {spans:?}");
+        }
     }
 
     #[test]
