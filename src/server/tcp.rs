@@ -16,8 +16,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -67,6 +67,12 @@ struct Command<'a> {
     merge: bool,
     limit: Option<usize>,
     token: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Success<'a> {
+    success: bool,
+    data: &'a RawValue,
 }
 
 /// What all connections share.
@@ -281,8 +287,11 @@ impl Connection {
         self.finish(&mut step).await;
         input.drain(..begin);
         if begin > 0 {
-            // What is left is the beginning of another line; what was reserved for reading is given back.
-            self.begun_at = Instant::now();
+            // What is left is the beginning of another line; what was reserved for reading is given back. A stranger has no more
+            // time for blank lines.
+            if self.access.is_some() {
+                self.begun_at = Instant::now();
+            }
             self.hold = None;
         }
         if input.len() > self.line_bytes_max() {
@@ -344,7 +353,7 @@ impl Connection {
         match command.cmd {
             "auth" => self.output.extend_from_slice(OK),
             "query" | "query_days" | "find" => match self.ask(&command).await {
-                Ok(data) => self.say(&serde_json::json!({ "success": true, "data": data })),
+                Ok(data) => self.say(&Success { success: true, data: &data }),
                 Err(error) => self.fail(&error),
             },
             other => {
@@ -402,7 +411,8 @@ impl Connection {
         }
     }
 
-    async fn ask(&self, command: &Command<'_>) -> Result<serde_json::Value, String> {
+    /// The data of the answer, as text: numbers that went through a `Value` would be doubles.
+    async fn ask(&self, command: &Command<'_>) -> Result<Box<RawValue>, String> {
         let text = |value: Option<&RawValue>| value.map(|value| value.get().trim_matches('"').to_owned());
         let days = command.days.map(|days| days.to_string());
         let range = Range::of(days.as_deref(), text(command.min).as_deref(), text(command.max).as_deref())
@@ -431,14 +441,14 @@ impl Connection {
         let answer =
             self.shared.engine.ask(&request, (self.shared.clock)()).await.map_err(|error| error.to_string())?;
         let data = match &answer {
-            Answer::Query(answer) => serde_json::to_value(&answer.buckets),
-            Answer::Find(answer) => serde_json::to_value(&answer.results),
-            Answer::Catalog(answer) => serde_json::to_value(answer),
+            Answer::Query(answer) => to_raw_value(&answer.buckets),
+            Answer::Find(answer) => to_raw_value(&answer.results),
+            Answer::Catalog(answer) => to_raw_value(answer),
         };
         data.map_err(|error| error.to_string())
     }
 
-    fn say(&mut self, answer: &serde_json::Value) {
+    fn say(&mut self, answer: &impl Serialize) {
         serde_json::to_writer(&mut self.output, answer).expect("memory takes what is written");
         self.output.push(b'\n');
     }

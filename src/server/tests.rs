@@ -18,7 +18,7 @@ use crate::model::{
 };
 use crate::query::Engine;
 use crate::store::memory::MemoryStore;
-use crate::store::{Meta, Store};
+use crate::store::{Contents, KeyDump, Meta, Store, StoredKey};
 
 /// 2023-11-14T00:00:00Z.
 const DAY: i64 = 1_699_920_000;
@@ -463,4 +463,27 @@ async fn a_line_is_as_long_in_one_piece_as_in_many() {
             }
         }
     }
+}
+
+/// The answer went through a tree of values, in which numbers are doubles: another sum than over HTTP.
+#[tokio::test]
+async fn sums_are_exact_over_tcp() {
+    let rules = r#"{"mapping":{"add_value":[{"key":"event","add_key":"amount"}]}}"#;
+    let rules = serde_json::from_str::<Rules>(rules).unwrap().validate().unwrap();
+    let store = MemoryStore::new(1);
+    store.create(&Meta::new(&rules, "g", Vec::new())).await.unwrap();
+    let sum = 9_007_199_255_000_001;
+    let key = StoredKey {
+        bucket: Bucket { kind: BucketKind::Day, start: DAY },
+        metric: Metric::Sum { of: Pattern::parse("event").unwrap(), add_key: "amount".into() },
+        expires_at: None,
+    };
+    let contents = Contents::Sums(vec![("a".to_owned(), sum, 1)], [sum, 1, sum, sum]);
+    store.restore_keys(0, &[KeyDump { key, contents }]).await.unwrap();
+    let engine = Arc::new(Engine::new(Arc::new(store), Config::default().limits()));
+    let mut conversation = Conversation::new(&local(), 0, engine, None, || DAY);
+    let question = b"{\"cmd\":\"query_days\",\"days\":1}\n";
+    let answer = String::from_utf8(conversation.hear(question).await.unwrap()).unwrap();
+    assert!(answer.starts_with("{\"success\":true,\"data\":[") && answer.ends_with("}\n"), "{answer}");
+    assert_eq!(answer.matches("9007199255.000001").count(), 4, "{answer}");
 }

@@ -833,6 +833,9 @@ fn tcp_needs_the_token_first() {
     assert!(talk("{\"cmd\":\"auth\",\"token\":\"s3cre\"}\n".to_owned() + &record).contains("server.token"));
     assert!(talk("x".repeat(2000)).contains("1024 bytes"));
     assert_eq!(talk("{".to_owned()), "", "a line that never ends");
+    // Blank lines are no sign of life.
+    let mut stream = TcpStream::connect(("127.0.0.1", site.tcp)).unwrap();
+    poll_until(PATIENCE, "blank lines end", || stream.write_all(b"\n").is_err().then_some(()));
     let unfinished = format!("{{\"cmd\":\"auth\",\"token\":\"s3cret\"}}\n{record}{{\"cmd\":");
     assert_eq!(talk(unfinished), "{\"success\":true}\n{\"success\":true}\n");
     // One for asking, one for sending.
