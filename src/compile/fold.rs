@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::plan::{Plan, SourceId};
+use super::plan::{NodeId, Plan, SourceId};
 use super::tables::{Keyed, Symbols, UniqueCell, pair};
 use crate::courtesy::Courtesy;
 use crate::decode::{self, Decoded, EventTime, Micros, Raw, Reason, Shape};
@@ -26,10 +26,12 @@ const OPERATIONS_OF_SUM: u64 = 3;
 const ELEMENTS_PER_OPERATION: u64 = 8;
 /// Labels of one batch; beyond it the batch is cut.
 const LABEL_BYTES_MAX: usize = 64 << 20;
-/// Elements and dead letters of one batch; beyond it the batch is cut.
+/// Elements, dead letters and long labels of one batch; beyond it the batch is cut.
 const HELD_BYTES_MAX: usize = 16 << 20;
 /// What a field operation takes in memory, about: its label, the counters, and its share of what is sent.
 const BYTES_PER_OPERATION: usize = 96;
+/// So much of it is for the label.
+const BYTES_PER_LABEL: usize = 32;
 
 /// Records of one partition to fold, and the checkpoint in front of them.
 pub struct Part {
@@ -93,7 +95,7 @@ pub struct Folded {
     pub batch: WriteBatch,
     pub dead_letters: Vec<DeadLetter>,
     pub stats: FoldStats,
-    /// Bytes of elements and dead letters.
+    /// Bytes of elements, dead letters and what labels are longer than is usual.
     held_bytes: usize,
 }
 
@@ -387,18 +389,23 @@ impl Folder {
                 stats.elements_merged += 1;
                 stats.operations_merged += 1 + u64::from(is_new);
             }
+            is_new
         };
         for (table, unique) in self.uniques.iter_mut().zip(&plan.uniques) {
             if let Some(observation) = self.observations[unique.source] {
                 count(table, u64::from(bucket), unique.source, observation);
             }
         }
+        let mut long_labels = 0;
         for (table, by) in self.unique_bys.iter_mut().zip(&plan.unique_bys) {
             let id = self.node_ids[by.node];
-            if let Some(observation) = self.observations[by.source].filter(|_| id != 0) {
-                count(table, pair(bucket, id), by.source, observation);
+            if let Some(observation) = self.observations[by.source].filter(|_| id != 0)
+                && count(table, pair(bucket, id), by.source, observation)
+            {
+                long_labels += long_label_bytes(plan, &self.symbols, &self.field_ids, by.node);
             }
         }
+        self.out.held_bytes += long_labels;
     }
 
     fn count_values(&mut self, plan: &Plan, bucket: u32) {
@@ -411,7 +418,11 @@ impl Folder {
             *table.item_mut(index) += 1;
             let metrics = count.metrics.len() as u64;
             self.out.stats.operations += metrics;
-            self.out.stats.operations_merged += if is_new { metrics } else { 0 };
+            if is_new {
+                self.out.stats.operations_merged += metrics;
+                self.out.held_bytes +=
+                    long_label_bytes(plan, &self.symbols, &self.field_ids, count.node) * count.metrics.len();
+            }
         }
     }
 
@@ -443,6 +454,9 @@ impl Folder {
             totals.min = totals.min.min(micros.value);
             totals.max = totals.max.max(micros.value);
             stats.operations += OPERATIONS_OF_SUM;
+            if is_new {
+                self.out.held_bytes += long_label_bytes(plan, &self.symbols, &self.field_ids, sum.node);
+            }
             stats.operations_merged += if is_new { 2 } else { 0 } + if is_first { 4 } else { 0 };
         }
     }
@@ -599,6 +613,13 @@ fn element<'s>(plan: &Plan, source: SourceId, slots: &'s [Raw<'_>]) -> Option<Co
     let texts: Option<Vec<Cow<'_, str>>> =
         fields.iter().map(|&field| plan.extractor.field(slots, field).text()).collect();
     texts.map(|texts| Cow::Owned(join(texts.iter().map(|text| &**text))))
+}
+
+/// Bytes of the present event's label at a node beyond [`BYTES_PER_LABEL`]: each bucket and metric has a copy of it.
+fn long_label_bytes(plan: &Plan, symbols: &[Symbols], field_ids: &[u32], node: NodeId) -> usize {
+    let parents = std::iter::successors(Some(&plan.nodes[node]), |node| node.parent.map(|parent| &plan.nodes[parent]));
+    let bytes: usize = parents.map(|node| symbols[node.field].label(field_ids[node.field]).len()).sum();
+    bytes.saturating_sub(BYTES_PER_LABEL)
 }
 
 fn dead_letter(partition: &TopicPartition, record: &Record<'_>, reason: Reason) -> DeadLetter {

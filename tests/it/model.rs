@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use traqq::broker::Start;
 use traqq::broker::memory::MemoryBroker;
-use traqq::compile::{Folder, Part, Plan};
-use traqq::model::{Checkpoint, RecordBatch, Rules, TopicPartition};
+use traqq::compile::{Folded, Folder, Part, Plan};
+use traqq::model::{Checkpoint, RecordBatch, Rules, TopicPartition, Writes};
 use traqq::store::memory::{Fault, MemoryStore};
 use traqq::store::{Meta, Store};
 use traqq::worker::{Config, Execution, Status, Worker, WorkerError};
@@ -267,6 +267,34 @@ fn a_broker_timestamp_beyond_the_calendar_is_a_dead_letter() {
         folded[0].dead_letters.iter().map(|letter| (letter.offset, letter.reason.name())).collect();
     assert_eq!(letters, [1, 2, 3].map(|offset| (offset, "time_unreadable")));
     assert_eq!(folded[0].stats.events, 2);
+}
+
+/// Each metric and bucket has a copy of a label: long ones, of which only the first copy was counted, took ten times what they were taken for.
+#[test]
+fn a_batch_is_cut_before_its_labels_hold_too_much() {
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let rules = format!(r#"{{"mapping":{{"add":{names:?}}},"buckets":{{"hour":true}}}}"#);
+    let rules: Rules = serde_json::from_str(&rules).unwrap();
+    let plan = Arc::new(Plan::new(rules.validate().unwrap()));
+    let mut records = RecordBatch::new(TopicPartition::new(TOPIC, 0), 1);
+    for offset in 0..2000 {
+        let long = "x".repeat(400);
+        let fields: Vec<String> = names.iter().map(|name| format!(r#""{name}":"{offset}{long}""#)).collect();
+        let value = format!(r#"{{"event":"e",{}}}"#, fields.join(","));
+        records.push(offset, NOW_MS, None, Some(value.as_bytes()));
+    }
+    let folded = Folder::new(plan, 1_000_000).fold(&[Part { records, from: Checkpoint::start(0) }]);
+    for Folded { batch, .. } in &folded {
+        let labels = |writes: &Writes| match writes {
+            Writes::Count(values) => values.iter().map(|(label, _)| label.len()).sum(),
+            _ => 0,
+        };
+        assert!(batch.writes.iter().map(|key| labels(&key.writes)).sum::<usize>() < 20 << 20);
+    }
+    let held: usize = folded.iter().map(Folded::bytes).sum();
+    // 21 patterns, two buckets, some 800 bytes on average.
+    assert!(folded.len() >= 4 && held > 2000 * 21 * 2 * 600, "{} batches, {held} bytes", folded.len());
+    assert_eq!(folded.iter().map(|folded| folded.stats.records).sum::<u64>(), 2000);
 }
 
 /// What is folded is held until it is committed: long elements and dead letters cut a batch as operations do.
