@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::answer::{CatalogAnswer, CatalogEntry, MetricName, time_text};
-use super::{CELLS_AT_ONCE, QueryResult, Run};
+use super::{QueryResult, Run};
 use crate::hll::Hll;
 use crate::model::{Bucket, Metric};
 use crate::store::{Read, Reply};
@@ -14,6 +14,8 @@ use crate::store::{Read, Reply};
 const VALUES_MAX: usize = 100_000;
 /// Values that are read for all metrics together; beyond it an entry has no number.
 const READ_MAX: usize = 1_000_000;
+/// Each may hold the values of several buckets.
+const ENTRIES_AT_ONCE: usize = 2;
 
 impl Run<'_> {
     pub async fn catalog(&self) -> QueryResult<CatalogAnswer> {
@@ -23,7 +25,7 @@ impl Run<'_> {
         for metric in &known.metrics {
             entries.push(self.entry(metric, &read));
         }
-        let metrics = stream::iter(entries).buffered(CELLS_AT_ONCE).try_collect().await?;
+        let metrics = stream::iter(entries).buffered(ENTRIES_AT_ONCE).try_collect().await?;
         Ok(CatalogAnswer { range: self.range(), metrics })
     }
 

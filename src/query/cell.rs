@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::future::{try_join, try_join3};
 
 use super::answer::{Cell, CountRow, Data, Decimal, Reason, SumRow, UNIQUE_ERROR, UniqueRow, Value};
-use super::{Order, QueryError, QueryResult, READS_AT_ONCE, Run};
+use super::{FIRST_READS, Order, QueryError, QueryResult, READS_AT_ONCE, Run, VALUES_AT_ONCE};
 use crate::hll::Hll;
 use crate::model::{Bucket, BucketSpan, Metric, OTHER, Pattern};
 use crate::store::{Read, Reply, Sums};
@@ -93,16 +93,24 @@ impl Run<'_> {
         let lanes = self.store.lanes();
         self.spend_keys(buckets.len() * lanes)?;
         let mut unreadable = BTreeSet::new();
-        for chunk in buckets.chunks((READS_AT_ONCE / lanes).max(1)) {
+        let (mut at_once, mut left) = (FIRST_READS, buckets);
+        while !left.is_empty() {
+            let (chunk, rest) = left.split_at((at_once / lanes).clamp(1, left.len()));
+            left = rest;
+            let mut largest = 1;
             let asked: Vec<(usize, Bucket)> =
                 chunk.iter().flat_map(|bucket| (0..lanes).map(|lane| (lane, *bucket))).collect();
             let reads = asked.iter().map(|(lane, bucket)| (*lane, read(*bucket))).collect();
             for ((_, bucket), reply) in asked.iter().zip(self.read(reads).await?) {
                 match reply {
                     Reply::Unreadable(_) => _ = unreadable.insert(bucket.start),
-                    reply => take(reply)?,
+                    reply => {
+                        largest = largest.max(reply.values());
+                        take(reply)?;
+                    }
                 }
             }
+            at_once = READS_AT_ONCE.min(VALUES_AT_ONCE / largest);
         }
         Ok(unreadable)
     }

@@ -84,6 +84,17 @@ pub struct Quarantined {
     pub error: String,
 }
 
+impl Reply {
+    /// How many values it names.
+    pub const fn values(&self) -> usize {
+        match self {
+            Self::Values(values) => values.len(),
+            Self::Labels(labels) => labels.len(),
+            Self::Registers(_) | Self::Unreadable(_) => 1,
+        }
+    }
+}
+
 impl Read {
     pub const fn bucket(&self) -> Bucket {
         match self {
