@@ -393,7 +393,7 @@ fn refuse_bad(server: &'static str, checks: Vec<Check>) -> anyhow::Result<()> {
 pub async fn pending_mapping(config: &Config, store: &dyn Store) -> anyhow::Result<Option<String>> {
     let rules = config.rules().validate().map_err(|error| anyhow!(error))?;
     let other = meta_of_other_rules(store, &rules).await?;
-    Ok(other.map(|meta| crate::worker::plan_difference(&meta, &rules)))
+    Ok(other.and_then(|meta| crate::worker::plan_difference(&meta, &rules)))
 }
 
 /// Becomes true with SIGTERM or SIGINT, from now on.

@@ -276,22 +276,30 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
 /// Makes an empty store one that is being filled from this file, which it may be already.
 async fn begin_import(store: &dyn Store, meta: &Meta, file: u64) -> StoreResult<Meta> {
     let ours = meta.of_import(file);
-    let there = store.create(&ours).await?;
-    if there.is_import() && there.plan != ours.plan {
-        return Err(stop(
-            "an import of another file into the store was not finished; repeat that one, or import into an empty store",
-        ));
-    }
-    let mut is_empty = there.plan == ours.plan;
-    for lane in 0..store.lanes() {
-        let plan = store.lane_meta(lane).await?.map(|meta| meta.plan);
+    const HAS_COUNTS: &str =
+        "the store has counts already; import into an empty one (another store.redis.prefix or data.directory)";
+    // Looked at before anything is written, or a store that lost one lane of several would be nobody's to use; and once more behind
+    // that, for somebody else may have begun meanwhile.
+    for is_created in [false, true] {
+        if is_created {
+            store.create(&ours).await?;
+        }
+        let mut there = vec![store.meta().await?];
         // The end of an import may have been cut off between two lanes.
-        is_empty &= plan.is_some_and(|plan| plan == ours.plan || plan == meta.plan);
-    }
-    if !is_empty {
-        return Err(stop(
-            "the store has counts already; import into an empty one (another store.redis.prefix or data.directory)",
-        ));
+        let is_begun = there[0].as_ref().is_some_and(|there| there.plan == ours.plan);
+        for lane in 0..store.lanes() {
+            there.push(store.lane_meta(lane).await?);
+        }
+        for there in there.iter().flatten().filter(|there| there.plan != ours.plan) {
+            if there.is_import() {
+                return Err(stop(
+                    "an import of another file into the store was not finished; repeat that one, or import into an empty store",
+                ));
+            }
+            if !is_begun || there.plan != meta.plan {
+                return Err(stop(HAS_COUNTS));
+            }
+        }
     }
     Ok(ours)
 }

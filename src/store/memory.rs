@@ -299,9 +299,9 @@ impl Store for MemoryStore {
                 let with_starts = |starts: BTreeMap<TopicPartition, i64>| Meta { starts, ..meta.clone() };
                 *stored = with_starts(std::mem::take(&mut stored.starts));
                 let mut changed = false;
-                for lane in &mut inner.state.lanes {
-                    changed |= lane.meta.as_ref().is_none_or(|stored| stored.plan != meta.plan);
-                    lane.meta = Some(with_starts(lane.meta.take().map(|stored| stored.starts).unwrap_or_default()));
+                for stored in inner.state.lanes.iter_mut().filter_map(|lane| lane.meta.as_mut()) {
+                    changed |= stored.plan != meta.plan;
+                    *stored = with_starts(std::mem::take(&mut stored.starts));
                 }
                 Ok(changed)
             }

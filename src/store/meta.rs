@@ -115,6 +115,18 @@ impl Meta {
         Ok(())
     }
 
+    /// Why these rules cannot be applied to it.
+    pub fn other_zone(&self, rules: &ValidRules) -> Option<String> {
+        let (stored, ours) = (&self.time_zone, rules.zone.name());
+        let difference = || {
+            format!(
+                "the store counts in time zone {stored:?} and the configuration says {ours:?}; days of another zone need a place of \
+                 their own: set buckets.time_zone = {stored:?}, or another store.redis.prefix (data.directory on one machine)"
+            )
+        };
+        (stored != ours).then(difference)
+    }
+
     /// Every partition at its start.
     pub fn first_positions(&self) -> Positions {
         self.starts.iter().map(|(partition, start)| (partition.clone(), Checkpoint::start(*start))).collect()
@@ -287,24 +299,26 @@ pub struct AppliedRules {
 /// the first worker writes its own.
 pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<AppliedRules> {
     let Some(stored) = fitting_meta(store).await? else { return Ok(AppliedRules::default()) };
-    if stored.time_zone != rules.zone.name() {
-        return Err(StoreError::Stop(format!(
-            "the store counts in time zone {:?} and the configuration says {:?}; days of another zone need a prefix of their own: set store.redis.prefix",
-            stored.time_zone,
-            rules.zone.name()
-        )));
+    if let Some(difference) = stored.other_zone(rules) {
+        return Err(StoreError::Stop(difference));
     }
     let is_new = rules.plan_hash() != stored.plan;
-    for lane in 0..store.lanes() {
-        // A worker of before counts it again, or says what to do.
-        if is_new && store.lane_meta(lane).await?.is_none() {
-            return Err(StoreError::Stop(format!(
-                "the store has nothing in lane {lane}: its data is gone; start a worker with the mapping of before, and apply this one \
-                 when it counts again"
-            )));
-        }
-    }
     let before = stored.valid_rules().map_err(StoreError::Stop)?;
+    let mut expiries = Vec::with_capacity(store.lanes());
+    for lane in 0..store.lanes() {
+        expiries.push(match store.lane_meta(lane).await? {
+            // A lane that went back behind the change before this one went back with the ends of its keys.
+            Some(meta) => longer_lives(&meta.valid_rules().map_err(StoreError::Stop)?, rules),
+            // A worker begins it again.
+            None if !is_new => Vec::new(),
+            None => {
+                return Err(StoreError::Stop(format!(
+                    "the store has nothing in lane {lane}: its data is gone; start a worker with the mapping of before, and apply this \
+                     one when it counts again"
+                )));
+            }
+        });
+    }
     let names = |rules: &ValidRules| -> Vec<String> {
         let metrics = metrics_of(&rules.rules);
         metrics.iter().map(metric_name).chain(rules.kinds.iter().map(|kind| kind_name(*kind))).collect()
@@ -322,39 +336,55 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
     for name in &added {
         meta.since.insert(name.clone(), since.clone());
     }
-    let expiries = retain(&before, rules, &mut meta);
+    note_retention(&before, rules, &mut meta);
     // Before, so that a change which is cut off leaves nothing with too short a life; and behind, for what was written in between.
     extend(store, &expiries).await?;
-    let changed = store.replace_rules(is_new.then_some(&*stored.plan), &meta).await?;
+    let changed = store.replace_rules(is_new.then_some(&*stored.plan), &meta).await? || stored.tzdb != meta.tzdb;
     extend(store, &expiries).await?;
     // From here on batches of the old plan are refused, so these are the positions at which the new metrics begin.
-    let since = since_now(store).await?;
-    for name in &added {
-        meta.since.insert(name.clone(), since.clone());
+    if !added.is_empty() {
+        let since = since_now(store).await?;
+        for name in &added {
+            meta.since.insert(name.clone(), since.clone());
+        }
+        store.replace_rules(Some(&meta.plan), &meta).await?;
     }
-    store.replace_rules(Some(&meta.plan), &meta).await?;
     Ok(AppliedRules { added, removed, changed })
 }
 
-/// Notes in meta since when a retention holds, and what has expired of a kind of bucket that is kept longer now. Returns when the keys of
-/// such buckets that are there shall expire.
-fn retain(before: &ValidRules, rules: &ValidRules, meta: &mut Meta) -> Vec<(Bucket, Option<i64>)> {
-    let now = chrono::Utc::now().timestamp();
+/// The kinds of buckets that are kept for another time than before: how long before, how long now.
+fn kept_otherwise(before: &ValidRules, rules: &ValidRules) -> Vec<(BucketKind, Retention, Retention)> {
     let of = |rules: &ValidRules, kind| rules.rules.buckets.retention.of(kind);
-    let mut expiries = Vec::new();
-    for kind in rules.kinds.iter().copied().filter(|kind| before.kinds.contains(kind)) {
-        let (was, becomes) = (of(before, kind), of(rules, kind));
-        if was == becomes {
-            continue;
-        }
+    let kinds = rules.kinds.iter().copied().filter(|kind| before.kinds.contains(kind));
+    kinds.map(|kind| (kind, of(before, kind), of(rules, kind))).filter(|(_, was, becomes)| was != becomes).collect()
+}
+
+const fn is_longer(was: i64, becomes: Retention) -> bool {
+    !matches!(becomes, Retention::Seconds(seconds) if seconds < was)
+}
+
+/// Notes in meta since when a retention holds, and what has expired of a kind of bucket that is kept longer now.
+fn note_retention(before: &ValidRules, rules: &ValidRules, meta: &mut Meta) {
+    let now = chrono::Utc::now().timestamp();
+    for (kind, was, becomes) in kept_otherwise(before, rules) {
         let since = meta.since.insert(retention_name(kind), Since { second: now, positions: String::new() });
         let since = since.map(|since| since.second).or(meta.created);
-        let Retention::Seconds(was) = was else { continue };
-        if matches!(becomes, Retention::Seconds(seconds) if seconds < was) {
-            continue;
-        }
-        if let Some(since) = since {
+        if let (Retention::Seconds(was), Some(since)) = (was, since)
+            && is_longer(was, becomes)
+        {
             meta.gone.entry(kind).or_default().push((since - was, now - was));
+        }
+    }
+}
+
+/// When the keys of buckets that are kept longer now shall expire.
+fn longer_lives(before: &ValidRules, rules: &ValidRules) -> Vec<(Bucket, Option<i64>)> {
+    let now = chrono::Utc::now().timestamp();
+    let mut expiries = Vec::new();
+    for (kind, was, becomes) in kept_otherwise(before, rules) {
+        let Retention::Seconds(was) = was else { continue };
+        if !is_longer(was, becomes) {
+            continue;
         }
         let unit = match kind {
             BucketKind::Day => 86_400,
@@ -371,11 +401,9 @@ fn retain(before: &ValidRules, rules: &ValidRules, meta: &mut Meta) -> Vec<(Buck
     expiries
 }
 
-async fn extend(store: &dyn Store, expiries: &[(Bucket, Option<i64>)]) -> StoreResult<()> {
-    if expiries.is_empty() {
-        return Ok(());
-    }
-    for lane in 0..store.lanes() {
+/// By lane.
+async fn extend(store: &dyn Store, expiries: &[Vec<(Bucket, Option<i64>)>]) -> StoreResult<()> {
+    for (lane, expiries) in expiries.iter().enumerate().filter(|(_, expiries)| !expiries.is_empty()) {
         store.extend(lane, expiries).await?;
     }
     Ok(())
@@ -384,13 +412,14 @@ async fn extend(store: &dyn Store, expiries: &[(Bucket, Option<i64>)]) -> StoreR
 /// The first meta, of the store or of a lane, that has other rules. A store without a meta has nothing to change.
 pub async fn meta_of_other_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<Option<Meta>> {
     let plan = rules.plan_hash();
+    let is_other = |meta: &Meta| meta.plan != plan || meta.tzdb != chrono_tz::IANA_TZDB_VERSION;
     let Some(mut meta) = fitting_meta(store).await? else { return Ok(None) };
     for lane in 0..store.lanes() {
-        if meta.plan == plan {
+        if !is_other(&meta) {
             meta = store.lane_meta(lane).await?.unwrap_or(meta);
         }
     }
-    Ok((meta.plan != plan).then_some(meta))
+    Ok(is_other(&meta).then_some(meta))
 }
 
 /// The meta of a store that can be used here; `None` when it is empty.

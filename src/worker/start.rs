@@ -56,13 +56,16 @@ impl Starter {
         if let Some(meta) = self.store.meta().await? {
             return self.accept(meta);
         }
+        let known = self.known_by_a_lane().await?;
         let partitions = self.driver.ask(|consumer| consumer.partitions()).await?;
         let asked = partitions.clone();
         let marks = self.driver.ask(move |consumer| consumer.marks(&asked)).await?;
         let recorded: Vec<(TopicPartition, i64)> =
             marks.iter().filter_map(|mark| Some((mark.partition.clone(), self.recorded_start(mark)?))).collect();
-        let mut meta = Meta::new(&self.plan.rules, &self.group, self.tags.clone());
-        meta.created = Some((self.now_ms)() / 1000);
+        let mut meta = known.unwrap_or_else(|| Meta {
+            created: Some((self.now_ms)() / 1000),
+            ..Meta::new(&self.plan.rules, &self.group, self.tags.clone())
+        });
         if recorded.is_empty() {
             let (asked, start) = (partitions.clone(), self.start);
             let starts = self.driver.ask(move |consumer| consumer.starts(start, &asked)).await?;
@@ -78,6 +81,19 @@ impl Starter {
         let meta = self.accept(self.store.create(&meta).await?)?;
         tracing::info!(prefix = self.prefix, partitions = starts, "counting begins under a new prefix");
         Ok(meta)
+    }
+
+    /// The meta of the first lane that still has one though the store has none: the node that kept the store's lost everything. What
+    /// the other lanes have counted they have counted since when their meta says.
+    async fn known_by_a_lane(&self) -> Result<Option<Meta>, NotStarted> {
+        for lane in 0..self.store.lanes() {
+            let Some(meta) = self.store.lane_meta(lane).await? else { continue };
+            // Other rules than ours may be applied once the store has a meta again.
+            let rules = Meta::new(&self.plan.rules, &self.group, self.tags.clone());
+            self.accept(Meta { plan: rules.plan, rules: rules.rules, tzdb: rules.tzdb, ..meta.clone() })?;
+            return Ok(Some(meta));
+        }
+        Ok(None)
     }
 
     /// A lane has no meta though the store has one: its node lost everything, positions and counts together.
@@ -115,14 +131,7 @@ impl Starter {
         meta.refuse_import().map_err(NotStarted::Stop)?;
         let ours = Meta::new(&self.plan.rules, &self.group, self.tags.clone());
         let mut differences = meta.differences(&ours);
-        if meta.plan != ours.plan {
-            differences.push(plan_difference(&meta, &self.plan.rules));
-        } else if meta.tzdb != ours.tzdb {
-            differences.push(format!(
-                "the time zone database is {} in the store and {} here; `traqq mapping apply` takes ours",
-                meta.tzdb, ours.tzdb
-            ));
-        }
+        differences.extend(plan_difference(&meta, &self.plan.rules));
         if differences.is_empty() {
             return Ok(meta);
         }
@@ -141,7 +150,17 @@ impl Starter {
 }
 
 /// How the plan of a prefix differs from these rules, and what to do about it.
-pub fn plan_difference(meta: &Meta, rules: &ValidRules) -> String {
+pub fn plan_difference(meta: &Meta, rules: &ValidRules) -> Option<String> {
+    if let Some(difference) = meta.other_zone(rules) {
+        return Some(difference);
+    }
+    if meta.plan == rules.plan_hash() {
+        let (stored, ours) = (&meta.tzdb, chrono_tz::IANA_TZDB_VERSION);
+        let difference = || {
+            format!("the time zone database is {stored} in the store and {ours} here; `traqq mapping apply` takes ours")
+        };
+        return (stored != ours).then(difference);
+    }
     let names = |rules: &ValidRules| -> BTreeSet<String> { metrics_of(&rules.rules).iter().map(metric_name).collect() };
     let ours = names(rules);
     let stored = meta.valid_rules().map(|stored| names(&stored)).unwrap_or_default();
@@ -156,5 +175,5 @@ pub fn plan_difference(meta: &Meta, rules: &ValidRules) -> String {
         (true, false) => format!("only in the store: {removed}"),
         (false, false) => format!("only here: {added}; only in the store: {removed}"),
     };
-    format!("the mapping differs ({what}); `traqq mapping apply` makes ours the store's, once no old worker runs")
+    Some(format!("the mapping differs ({what}); `traqq mapping apply` makes ours the store's, once no old worker runs"))
 }

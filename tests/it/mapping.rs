@@ -2,9 +2,11 @@
 
 use redis::cmd;
 use traqq::model::{Bucket, BucketKind, Metric};
+use traqq::store::dump::{export, import};
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{RedisStore, lane_tags};
 use traqq::store::{Contents, KeyDump, Meta, Store, StoreError, StoredKey, apply_rules, meta_of_other_rules};
+use traqq::worker::plan_difference;
 
 use crate::redis_store::{Embedded, config, now, pattern, plan, raw};
 use crate::servers::Redis;
@@ -38,6 +40,96 @@ async fn a_lane_that_went_back_behind_a_change_takes_the_rules_again() {
     // What somebody else has changed meanwhile is still theirs.
     let refused = store.replace_rules(Some("a plan of before"), &meta).await;
     assert!(matches!(&refused, Err(StoreError::Stop(text)) if text.contains("somebody else")), "{refused:?}");
+}
+
+/// A lane that went back behind a longer retention went back with the ends of its keys, and kept them: months later its part of the
+/// counts was missing.
+#[tokio::test]
+async fn a_lane_that_went_back_behind_a_longer_retention_keeps_its_keys_as_long_as_the_others() {
+    const DAY: i64 = 86_400;
+    let redis = Redis::start(&[]);
+    let store = RedisStore::new(&config(&redis.url(), 3)).unwrap();
+    let rules = |days: u32| {
+        let text = format!(r#"{{"mapping":{{"add":["event"]}},"buckets":{{"retention":{{"d":"{days}d"}}}}}}"#);
+        plan(&text).rules.clone()
+    };
+    let today = now().div_euclid(DAY) * DAY;
+    let key = |days: i64| StoredKey {
+        bucket: Bucket { kind: BucketKind::Day, start: today },
+        metric: Metric::Count { of: pattern("event") },
+        expires_at: Some(today + DAY + days * DAY + DAY),
+    };
+    store.create(&Meta::new(&rules(30), "g", lane_tags(3))).await.unwrap();
+    let contents = Contents::Counts(vec![("a".to_owned(), 1)]);
+    for lane in 0..3 {
+        store.restore_keys(lane, &[KeyDump { key: key(30), contents: contents.clone() }]).await.unwrap();
+    }
+    let tag = &lane_tags(3)[1];
+    let mut connection = raw(&redis.url()).await;
+    let names: Vec<String> = cmd("KEYS").arg(format!("p{{{tag}}}:*")).query_async(&mut connection).await.unwrap();
+    let mut before = Vec::new();
+    for name in &names {
+        let dump: Vec<u8> = cmd("DUMP").arg(name).query_async(&mut connection).await.unwrap();
+        let ends_ms: i64 = cmd("PEXPIRETIME").arg(name).query_async(&mut connection).await.unwrap();
+        before.push((name, dump, ends_ms.max(0)));
+    }
+    assert!(before.len() >= 3, "meta, a key and what tracks it: {names:?}");
+    apply_rules(&store, &rules(400)).await.unwrap();
+    for (name, dump, ends_ms) in before {
+        let mut restore = cmd("RESTORE");
+        restore.arg(name).arg(ends_ms).arg(dump).arg("REPLACE").arg("ABSTTL");
+        restore.exec_async(&mut connection).await.unwrap();
+    }
+    assert_eq!(store.keys(1).await.unwrap(), [key(30)]);
+    assert!(apply_rules(&store, &rules(400)).await.unwrap().changed);
+    for lane in 0..3 {
+        assert_eq!(store.keys(lane).await.unwrap(), [key(400)], "lane {lane}");
+    }
+}
+
+/// A node that lost everything: an import was refused, but left the lost lane as one that is being filled, for ever; and to apply the
+/// mapping that the store has already was refused as somebody else's change.
+#[tokio::test]
+async fn a_lost_lane_is_left_to_the_worker() {
+    let redis = Redis::start(&[]);
+    let store = RedisStore::new(&config(&redis.url(), 3)).unwrap();
+    let rules = plan(r#"{"mapping":{"add":["event"]}}"#).rules.clone();
+    store.create(&Meta::new(&rules, "g", lane_tags(3))).await.unwrap();
+    let mut file = Vec::new();
+    export(&store, &mut file).await.unwrap();
+    let all = |tag: &str| format!("p{{{tag}}}:meta");
+    for lost in [vec![all(&lane_tags(3)[1])], vec![all(&lane_tags(3)[0]), "p:meta".to_owned()]] {
+        let lane = if lost.len() == 1 { 1 } else { 0 };
+        let has_root = lost.len() == 1;
+        lost.iter().for_each(|key| _ = redis.cli(&["DEL", key]));
+        let refused = import(&store, &file[..]).await.unwrap_err();
+        assert!(refused.to_string().contains("has counts already"), "{refused}");
+        assert_eq!(store.lane_meta(lane).await.unwrap(), None);
+        assert_eq!(store.meta().await.unwrap().is_some(), has_root);
+        assert!(!apply_rules(&store, &rules).await.unwrap().changed);
+        store.begin_lane(lane, &Meta::new(&rules, "g", lane_tags(3))).await.unwrap();
+    }
+}
+
+/// `mapping apply` wrote the new time zone database and said that there was nothing to change; and it was recommended for another zone,
+/// which it refuses.
+#[tokio::test]
+async fn what_apply_can_change_of_the_zone_is_said() {
+    let store = MemoryStore::new(1);
+    let rules = |zone: &str| {
+        plan(&format!(r#"{{"mapping":{{"add":["event"]}},"buckets":{{"time_zone":"{zone}"}}}}"#)).rules.clone()
+    };
+    let berlin = rules("Europe/Berlin");
+    store.create(&Meta { tzdb: "2020a".to_owned(), ..Meta::new(&berlin, "g", Vec::new()) }).await.unwrap();
+    let other = meta_of_other_rules(&store, &berlin).await.unwrap().unwrap();
+    assert!(plan_difference(&other, &berlin).unwrap().contains("the time zone database is 2020a"));
+    let tokyo = rules("Asia/Tokyo");
+    let difference = plan_difference(&other, &tokyo).unwrap();
+    assert!(difference.contains("set buckets.time_zone = \"Europe/Berlin\""), "{difference}");
+    assert_eq!(apply_rules(&store, &tokyo).await, Err(StoreError::Stop(difference)));
+    assert!(apply_rules(&store, &berlin).await.unwrap().changed);
+    assert_eq!(meta_of_other_rules(&store, &berlin).await, Ok(None));
+    assert!(!apply_rules(&store, &berlin).await.unwrap().changed);
 }
 
 /// Keys kept the end they were born with, so that a day of a month ago was a zero where the mapping promised a year.

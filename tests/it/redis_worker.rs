@@ -268,6 +268,35 @@ async fn a_store_that_lost_everything_is_counted_again() {
     }
 }
 
+/// The node that keeps the store's own meta loses everything: since when a metric counts was forgotten, and what the other lanes had not
+/// counted of it before was a smaller number where it had been null.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_meta_of_a_lost_node_is_what_the_others_know() {
+    let mut bench = Bench::new(3, 8);
+    bench.append(500);
+    let worker = bench.worker();
+    bench.wait_until_done("before").await;
+    bench.wait_for("the starts are marked at the broker", async || bench.log.broker.marks().len() == 4).await;
+    worker.stop().await;
+    let metas: Vec<String> =
+        lane_tags(3).iter().map(|tag| format!("p{{{tag}}}:meta")).chain(["p:meta".to_owned()]).collect();
+    let fields =
+        [("since:add:geo", "1699999999 t/0:7"), ("gone:d", "1600000000:1600086400"), ("created", "1600000000")];
+    for meta in &metas {
+        fields.iter().for_each(|(name, value)| _ = bench.redis.cli(&["HSET", meta, name, value]));
+    }
+    let known = bench.direct.meta().await.unwrap().unwrap();
+    assert_eq!((known.created, known.since.len(), known.gone.len()), (Some(1_600_000_000), 1, 1));
+    let lost = bench.redis.cli(&["--raw", "KEYS", &format!("p{{{}}}:*", lane_tags(3)[0])]);
+    lost.lines().chain(["p:meta"]).for_each(|key| _ = bench.redis.cli(&["DEL", key]));
+    let worker = bench.worker();
+    bench.wait_until_done("after").await;
+    worker.stop().await;
+    let again = bench.direct.meta().await.unwrap().unwrap();
+    assert_eq!((again.created, again.since, again.gone), (known.created, known.since, known.gone));
+    bench.assert_exact("after").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_told_to_stop_at_an_empty_store_stops() {
     let mut bench = Bench::new(1, 6);

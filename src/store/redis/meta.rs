@@ -23,9 +23,11 @@ const ADOPT: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return redis.err
     if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 1 and KEYS[2] then redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[2]) end
     return 1";
 
-/// ARGV: expected plan or '' for any, then pairs. 0 when it is another, 1 when it is the new one already, 2 when it is replaced.
+/// ARGV: expected plan or '' for any, then pairs. 0 when it is another, 1 when it is the new one already, 2 when it is replaced, 3 when
+/// there is none.
 const REPLACE: &str = "local plan = redis.call('HGET', KEYS[1], 'plan')
-    if not plan or (ARGV[1] ~= '' and plan ~= ARGV[1] and plan ~= ARGV[3]) then return 0 end
+    if not plan then return 3 end
+    if ARGV[1] ~= '' and plan ~= ARGV[1] and plan ~= ARGV[3] then return 0 end
     for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
     return plan == ARGV[3] and 1 or 2";
 
@@ -129,6 +131,16 @@ pub async fn replace_rules(store: &RedisStore, expected_plan: Option<&str>, meta
         }
         let replaced: i64 = store.query(keys, &command).await?;
         changed |= replaced == 2;
+        // A lane that is lost is begun again with the rules that are the store's already.
+        if replaced == 3 && expected.is_empty() {
+            continue;
+        }
+        if replaced == 3 {
+            return Err(StoreError::Stop(format!(
+                "{} is gone: the store lost it meanwhile; start a worker, and try again when it counts",
+                keys.meta()
+            )));
+        }
         if replaced == 0 {
             return Err(StoreError::Stop(
                 "the mapping was changed by somebody else meanwhile; look at it with `traqq mapping show` and try again"
