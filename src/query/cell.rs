@@ -93,7 +93,8 @@ impl Run<'_> {
         let lanes = self.store.lanes();
         self.spend_keys(buckets.len() * lanes)?;
         let mut unreadable = BTreeSet::new();
-        let (mut at_once, mut left) = (FIRST_READS, buckets);
+        let is_wide = buckets.first().is_some_and(|bucket| read(*bucket).is_wide());
+        let (mut at_once, mut left) = (if is_wide { FIRST_READS } else { READS_AT_ONCE }, buckets);
         while !left.is_empty() {
             let (chunk, rest) = left.split_at((at_once / lanes).clamp(1, left.len()));
             left = rest;

@@ -56,7 +56,7 @@ const META_AGE_MAX: Duration = Duration::from_secs(1);
 const CELLS_AT_ONCE: usize = 8;
 /// Reads sent to the store at once, which bounds the memory of replies in flight.
 const READS_AT_ONCE: usize = 64;
-/// Of keys that hold a value for each label: so many at first, and then so many as come to about [`VALUES_AT_ONCE`].
+/// Of reads whose replies are wide: so many at first, and then so many as come to about [`VALUES_AT_ONCE`].
 const FIRST_READS: usize = 8;
 const VALUES_AT_ONCE: usize = 200_000;
 

@@ -96,6 +96,16 @@ impl Reply {
 }
 
 impl Read {
+    /// Whether the reply may name so many values that not many should be on their way at once.
+    pub const fn is_wide(&self) -> bool {
+        const FEW: usize = 1000;
+        match self {
+            Self::Counts { .. } | Self::Sums { .. } | Self::SumCounts { .. } | Self::UniqueByValues { .. } => true,
+            Self::TopFirst { limit, .. } | Self::TopAtLeast { limit, .. } => *limit > FEW,
+            Self::SumTotals { .. } | Self::Unique { .. } | Self::UniqueBy { .. } | Self::TopScores { .. } => false,
+        }
+    }
+
     pub const fn bucket(&self) -> Bucket {
         match self {
             Self::Counts { bucket, .. }
