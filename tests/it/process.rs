@@ -107,6 +107,11 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("the end of {}:\n{}", self.log.display(), lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
         // Ended already, or ended now; a test that fails must not leave it behind.
         let _ = self.child.kill();
         let _ = self.child.wait();
