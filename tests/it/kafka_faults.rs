@@ -219,9 +219,7 @@ fn a_frozen_worker_is_replaced_and_comes_back() {
     assert_recovers(&scene, events);
     let lost = frozen.get("/metrics").unwrap();
     let lost = lost.lines().find(|line| line.starts_with("traqq_rebalances_total{change=\"lost\"}")).unwrap();
-    // A machine that stands still for three seconds costs some of them once more.
-    let lost: u32 = lost.rsplit(' ').next().unwrap().parse().unwrap();
-    assert!(lost >= 4, "{lost}");
+    assert!(lost.ends_with(" 4"), "{lost}");
     assert_eq!((frozen.stop(), other.stop()), (0, 0));
     scene.assert_exact(events);
 }
