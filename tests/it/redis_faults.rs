@@ -65,6 +65,36 @@ async fn a_server_that_loads_its_data_is_waited_for() {
     bench.assert_exact("it has loaded").await;
 }
 
+/// Without an append-only file a killed server comes back with its last snapshot, and before the first one with nothing: what is
+/// missing is counted again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_with_snapshots_only_is_counted_on_from_the_last_one() {
+    for lanes in [1, 3] {
+        let mut bench = Bench::over(Redis::start(&[]), lanes, 24);
+        let worker = bench.worker();
+        for snapshots in 0..3 {
+            bench.append(500);
+            bench.wait_until_done("before").await;
+            if snapshots > 0 {
+                bench.redis.cli(&["SAVE"]);
+            }
+            bench.append(500);
+            bench.wait_until_done("behind the snapshot").await;
+            bench.redis.kill9();
+            bench.append(500);
+            bench.redis.restart();
+            let ended = Instant::now();
+            bench.direct.disconnect().await;
+            let context = format!("{lanes} lanes, killed after {snapshots} snapshots");
+            bench.wait_until_done(&context).await;
+            worker_is_ready(&worker).await;
+            assert!(ended.elapsed() < RECOVERY_MAX, "{context}: {:?}", ended.elapsed());
+            bench.assert_exact(&context).await;
+        }
+        worker.stop().await;
+    }
+}
+
 /// The password is changed and connections are cut: the worker cannot know whether it is the one that is wrong, so it says which
 /// setting to look at and ends. The next one with the right password goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
