@@ -83,6 +83,8 @@ const SECRETS: [&str; 9] = [
 ];
 const ENVIRONMENT: &str = "TRAQQ_";
 const DEFAULT_FILE: &str = "traqq.toml";
+/// Types of values, as errors name them.
+const INTEGERS: [&str; 5] = ["usize", "u64", "i64", "u32", "i32"];
 /// What is counted when there is no file and nobody said anything.
 const STARTER: &str = include_str!("../config/starter.toml");
 
@@ -161,11 +163,17 @@ fn secrets() -> Result<Figment, String> {
 
 /// One line: where, what, and what would be right.
 fn explain(error: &figment::Error) -> String {
-    let place = error.metadata.as_ref().map_or_else(String::new, |metadata| match &metadata.source {
-        Some(source) => format!("{source}: "),
-        None => format!("{}: ", metadata.name),
-    });
     let key = error.path.join(".");
+    let place = match error.metadata.as_ref().map(|metadata| (metadata.source.as_ref(), metadata.name.as_ref())) {
+        None => String::new(),
+        // The defaults are right, so that what the program itself has put in was a flag.
+        Some((Some(figment::Source::Code(_)), _)) => "--set: ".to_owned(),
+        Some((Some(source), _)) => format!("{source}: "),
+        Some((None, name)) if name.contains("environment") => {
+            format!("{ENVIRONMENT}{}: ", key.replace('.', "__").to_ascii_uppercase())
+        }
+        Some((None, name)) => format!("{name}: "),
+    };
     let reason = match &error.kind {
         // What was found instead is the secret.
         Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected)
@@ -173,6 +181,13 @@ fn explain(error: &figment::Error) -> String {
         {
             format!("it must be {expected}, in quotes")
         }
+        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected)
+            if INTEGERS.contains(&expected.as_str()) =>
+        {
+            format!("found {found}, expected a whole number, digits only")
+        }
+        Kind::UnknownField(found, expected) => format!("there is no {found:?}; there are {}", expected.join(", ")),
+        Kind::UnknownVariant(found, expected) => format!("found {found:?}, expected one of {}", expected.join(", ")),
         // A file that is malformed is shown with its line, on which a secret may stand.
         reason => {
             let text = reason.to_string();
@@ -367,6 +382,19 @@ mod tests {
         assert!(error.contains("buckets.retention.d") && error.contains("400d"), "{error}");
         let error = load_text("[mapping]\nadd = [\"a~\"]\n").err().unwrap();
         assert!(error.contains("mapping.add") && error.contains("empty field name"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_flag_is_named() {
+        for (key, value, said) in [
+            ("worker.batch_events", "1_000", "found string \"1_000\", expected a whole number, digits only"),
+            ("worker.batch_events", "-1", "found signed int `-1`, expected a whole number, digits only"),
+            ("worker.batch_evnts", "5", "there is no \"batch_evnts\"; there are batch_events, batch_bytes, "),
+            ("worker.on_log_gap", "jump", "found \"jump\", expected one of stop, skip"),
+        ] {
+            let error = load(None, &[(key.to_owned(), value.to_owned())]).err().unwrap();
+            assert!(error.starts_with(&format!("--set: {key}: {said}")), "{error}");
+        }
     }
 
     #[test]
