@@ -12,7 +12,7 @@
 //! of a Redis HyperLogLog in hexadecimal digits.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, ErrorKind, Write};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,7 @@ use crate::hll::{Hll, murmur64a};
 use crate::model::{Bucket, BucketKind, Metric, TopicPartition};
 
 const VERSION: u32 = 1;
+const CUT_SHORT: &str = "the file is cut short: its end is missing";
 /// Keys written to a store at once.
 const KEYS_AT_ONCE: usize = 100;
 
@@ -195,9 +196,13 @@ async fn dump_key(store: &dyn Store, lane: usize, key: StoredKey) -> StoreResult
 /// can be repeated with the same file.
 pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResult<Moved> {
     let mut lines = input.lines().enumerate().map(|(number, line)| {
-        line.map(|line| (number + 1, line)).map_err(|error| stop(format!("line {}: {error}", number + 1)))
+        line.map(|line| (number + 1, line)).map_err(|error| match error.kind() {
+            // What is compressed ends in the middle of a frame.
+            ErrorKind::UnexpectedEof => stop(CUT_SHORT),
+            _ => stop(format!("line {}: {error}", number + 1)),
+        })
     });
-    let mut next = || lines.next().unwrap_or_else(|| Err(stop("the file is cut short: its end is missing")));
+    let mut next = || lines.next().unwrap_or_else(|| Err(stop(CUT_SHORT)));
     let (_, line) = next()?;
     let head: Head = serde_json::from_str(&line).map_err(|_| stop("this is not a file of `traqq store export`"))?;
     if head.traqq_store != VERSION {
@@ -390,6 +395,8 @@ fn write_line(out: &mut (dyn Write + Send), line: &impl Serialize) -> StoreResul
 
 #[cfg(test)]
 mod tests {
+    use std::io::BufReader;
+
     use futures_util::FutureExt;
 
     use super::*;
@@ -414,6 +421,11 @@ mod tests {
         let half = &file[..file.rfind("{\"keys\"").unwrap()];
         let store = MemoryStore::new(1);
         assert!(import(&store, half.as_bytes()).await.unwrap_err().to_string().contains("cut short"));
+        let mut packed = zstd::encode_all(file.as_bytes(), 0).unwrap();
+        packed.truncate(packed.len() / 2);
+        let unpacked = BufReader::new(zstd::Decoder::new(&packed[..]).unwrap());
+        let error = import(&MemoryStore::new(1), unpacked).await.unwrap_err().to_string();
+        assert!(error.contains("cut short"), "{error}");
         let text = fitting_meta(&store).await.unwrap_err().to_string();
         assert!(text.contains("an import into this store was not finished"), "{text}");
         // A worker that comes now gets this meta, and no other.
