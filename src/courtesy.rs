@@ -4,6 +4,11 @@
 //! low the busy thread's priority is. Threads that work on batches therefore offer their processor every 100 µs or so: a question is answered
 //! then, not a slice later. An offer that nobody takes costs well under a microsecond.
 
+use std::time::{Duration, Instant};
+
+/// How long a task keeps its thread.
+const TURN_MAX: Duration = Duration::from_millis(1);
+
 /// Counts steps of a batch.
 pub struct Courtesy {
     steps: u32,
@@ -22,6 +27,27 @@ impl Courtesy {
         if self.done >= self.steps {
             self.done = 0;
             std::thread::yield_now();
+        }
+    }
+}
+
+/// The same for a task, which shares its thread with others: a question over much that never waits for anything would keep them all from
+/// it, and its own deadline with them.
+pub struct Turn {
+    since: Instant,
+}
+
+impl Turn {
+    pub fn begin() -> Self {
+        Self { since: Instant::now() }
+    }
+
+    /// After each step. Many short turns in a row count as a long one.
+    pub async fn pause(&mut self) {
+        tokio::task::coop::consume_budget().await;
+        if self.since.elapsed() >= TURN_MAX {
+            tokio::task::yield_now().await;
+            *self = Self::begin();
         }
     }
 }

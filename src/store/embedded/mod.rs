@@ -38,6 +38,7 @@ use super::{
     KeyDump, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey,
     Sums,
 };
+use crate::courtesy::Turn;
 use crate::database::{Database, DatabaseError, Open};
 use crate::model::{Bucket, Checkpoint, Metric, TopicPartition, WriteBatch};
 
@@ -369,12 +370,17 @@ impl Store for EmbeddedStore {
 
     async fn sums(&self, _lane: usize, reads: &[Read], values_max: usize) -> StoreResult<Option<Sums>> {
         let open = self.inner.database.get()?;
-        self.inner.sums(&open, reads, values_max)
+        self.inner.sums(&open, reads, values_max).await
     }
 
     async fn read(&self, _lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>> {
         let open = self.inner.database.get()?;
-        reads.iter().map(|read| self.inner.read(&open, read)).collect()
+        let (mut turn, mut replies) = (Turn::begin(), Vec::with_capacity(reads.len()));
+        for read in reads {
+            replies.push(self.inner.read(&open, read)?);
+            turn.pause().await;
+        }
+        Ok(replies)
     }
 }
 

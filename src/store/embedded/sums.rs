@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Inner;
 use super::index::{Key, Table, Values};
+use crate::courtesy::Turn;
 use crate::database::Open;
 use crate::model::Metric;
 use crate::store::{Read, StoreResult, Sums};
@@ -51,7 +52,7 @@ struct Term {
 
 impl Inner {
     /// `None` when there are more values than that, or when these are no numbers.
-    pub(super) fn sums(&self, open: &Arc<Open>, reads: &[Read], values_max: usize) -> StoreResult<Option<Sums>> {
+    pub(super) async fn sums(&self, open: &Arc<Open>, reads: &[Read], values_max: usize) -> StoreResult<Option<Sums>> {
         let Some(terms) = reads.iter().map(|read| self.term(read)).collect::<Option<Vec<Term>>>() else {
             return Ok(None);
         };
@@ -63,9 +64,11 @@ impl Inner {
             Some(added) => Added::clone(&added),
             None => {
                 let (mut added, mut versions) = (Added::default(), Versions::with_capacity(closed.len()));
+                let mut turn = Turn::begin();
                 for term in closed {
                     let Some(version) = self.add(open, &mut added, term, values_max)? else { return Ok(None) };
                     versions.push((version, term.of));
+                    turn.pause().await;
                 }
                 self.remembered.put(versions, &added);
                 added

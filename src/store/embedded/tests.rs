@@ -113,3 +113,30 @@ async fn sums_that_are_remembered_follow_every_change() {
         case.check("and is born again").await;
     }
 }
+
+/// A question that never waits for anything kept its thread to the end, and all other tasks from it: two such questions, and the server
+/// accepted no connection.
+#[tokio::test]
+async fn other_tasks_have_their_turn_while_a_long_question_is_answered() {
+    let mut case = Case::new(1 << 20).await;
+    case.add(0, "a", 1, None).await;
+    let read = Read::Counts { bucket: Bucket { kind: BucketKind::Day, start: 0 }, of: event() };
+    let reads = vec![read; 20_000];
+    for is_sum in [false, true] {
+        let turns = Arc::new(AtomicI64::new(0));
+        let counted = Arc::clone(&turns);
+        let other = tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        if is_sum {
+            assert_eq!(case.store.sums(0, &reads, 1 << 20).await.unwrap().unwrap()["a"], 20_000);
+        } else {
+            assert_eq!(case.store.read(0, &reads).await.unwrap().len(), 20_000);
+        }
+        other.abort();
+        assert!(turns.load(Ordering::Relaxed) >= 10, "{turns:?} turns, of sums: {is_sum}");
+    }
+}
