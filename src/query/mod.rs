@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesOrdered, TryStreamExt};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 pub use answer::{
     Answer, BucketAnswer, CatalogAnswer, CatalogEntry, Cell, CountRow, Data, Decimal, FindAnswer, MetricCell,
@@ -59,6 +59,8 @@ const READS_AT_ONCE: usize = 64;
 /// Of reads whose replies are wide: so many at first, and then so many as come to about [`VALUES_AT_ONCE`].
 const FIRST_READS: usize = 8;
 const VALUES_AT_ONCE: usize = 200_000;
+/// What one question holds is bounded; so is what all hold, when so many are answered at a time and the others wait.
+const QUESTIONS_AT_ONCE: usize = 4;
 
 /// What one question may cost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -153,6 +155,7 @@ pub struct Engine {
     store: Arc<dyn Store>,
     limits: Limits,
     known: Mutex<Option<(Instant, Arc<Known>)>>,
+    turns: Semaphore,
 }
 
 /// One question on its way through the store.
@@ -169,7 +172,7 @@ struct Run<'q> {
 
 impl Engine {
     pub fn new(store: Arc<dyn Store>, limits: Limits) -> Self {
-        Self { store, limits, known: Mutex::new(None) }
+        Self { store, limits, known: Mutex::new(None), turns: Semaphore::new(QUESTIONS_AT_ONCE) }
     }
 
     /// Understands a request. `now` is in epoch seconds.
@@ -211,6 +214,7 @@ impl Engine {
 
     /// The request's answer. Ask for the [`Engine::tag`] first: what is read later may only be newer.
     pub async fn answer(&self, question: &Question) -> QueryResult<Answer> {
+        let _turn = self.turns.acquire().await.expect("it is never closed");
         let run = Run {
             store: &*self.store,
             limits: self.limits,

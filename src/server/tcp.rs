@@ -82,7 +82,8 @@ struct Shared {
     tokens: Tokens,
     line_bytes_max: usize,
     line_timeout: Duration,
-    write_timeout: Duration,
+    /// For an answer, and again for its way out.
+    request_timeout: Duration,
     clock: fn() -> i64,
 }
 
@@ -102,7 +103,7 @@ impl Shared {
             tokens: Tokens::new(config),
             line_bytes_max,
             line_timeout: Duration::from_millis(config.header_timeout_ms),
-            write_timeout: Duration::from_millis(config.request_timeout_ms),
+            request_timeout: Duration::from_millis(config.request_timeout_ms),
             clock,
         }
     }
@@ -234,10 +235,6 @@ impl Connection {
                 self.begun_at = Instant::now();
             }
             self.understand(scanned, stream.writer()).await?;
-            // Nothing more is coming for now.
-            if bytes < READ_BYTES / 2 {
-                self.input.shrink_to_fit();
-            }
             self.flush(stream.writer()).await?;
         }
         Ok(())
@@ -248,7 +245,7 @@ impl Connection {
         if output.is_empty() {
             return Ok(());
         }
-        let write = tokio::time::timeout(self.shared.write_timeout, async {
+        let write = tokio::time::timeout(self.shared.request_timeout, async {
             stream.write_all(&output).await?;
             stream.flush().await
         });
@@ -438,8 +435,13 @@ impl Connection {
         } else {
             Request::Query { range, bucket, limit: command.limit }
         };
-        let answer =
-            self.shared.engine.ask(&request, (self.shared.clock)()).await.map_err(|error| error.to_string())?;
+        let answer = self.shared.engine.ask(&request, (self.shared.clock)());
+        let late = |_| {
+            let limit = self.shared.request_timeout.as_millis();
+            format!("no answer within {limit} ms (server.request_timeout_ms); ask for a shorter range")
+        };
+        let answer = tokio::time::timeout(self.shared.request_timeout, answer).await.map_err(late)?;
+        let answer = answer.map_err(|error| error.to_string())?;
         let data = match &answer {
             Answer::Query(answer) => to_raw_value(&answer.buckets),
             Answer::Find(answer) => to_raw_value(&answer.results),

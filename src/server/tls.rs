@@ -140,12 +140,13 @@ impl Stream {
         match self {
             // Nothing more is held for a connection until there is something to be read.
             Self::Plain(stream) => loop {
-                stream.readable().await?;
                 input.reserve(bytes_max);
                 match stream.try_read_buf(input) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     read => return read,
                 }
+                input.shrink_to_fit();
+                stream.readable().await?;
             },
             Self::Tls(stream) => {
                 input.reserve(RECORD_BYTES.min(bytes_max));
