@@ -128,11 +128,6 @@ fn read_head(headers: &HeaderMap) -> Answer<Head> {
             return Err((Kind::UnsupportedMediaType, detail));
         }
     };
-    let is_foreign = |origin: &str| origin.split_once("://").map(|(_, authority)| authority) != text(header::HOST);
-    let says_cross_site = matches!(text(HeaderName::from_static("sec-fetch-site")), Some("cross-site" | "same-site"));
-    if says_cross_site || text(header::ORIGIN).is_some_and(is_foreign) {
-        return Err((Kind::Forbidden, "a page of another site may not send events from here".to_owned()));
-    }
     let coding = match text(header::CONTENT_ENCODING).map(str::to_ascii_lowercase).as_deref() {
         None | Some("" | "identity") => Coding::Plain,
         Some("gzip" | "x-gzip") => Coding::Gzip,

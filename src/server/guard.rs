@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{Method, header};
+use axum::http::{HeaderName, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -73,11 +73,24 @@ fn names_this_machine(request: &Request) -> bool {
         || address.parse::<std::net::IpAddr>().is_ok()
 }
 
+/// What a browser sends for a page of another site, which could not read an answer but have it worked for.
+fn is_of_another_site(request: &Request) -> bool {
+    let text = |name: HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or("?").trim());
+    let is_foreign = |origin: &str| origin.split_once("://").map(|(_, authority)| authority) != text(header::HOST);
+    matches!(text(HeaderName::from_static("sec-fetch-site")), Some("cross-site" | "same-site"))
+        || text(header::ORIGIN).is_some_and(is_foreign)
+}
+
 pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     if guard.is_private && !names_this_machine(&request) {
         let detail = "the Host header is neither localhost nor an address: a page of another site may be behind this request; ask for \
                       localhost, or set server.token";
+        return Problem::new(Kind::Forbidden, detail, &path).into_response();
+    }
+    // Links to the page or to metrics may stand anywhere.
+    if path.starts_with("/api/") && is_of_another_site(&request) {
+        let detail = "a page of another site may neither send events nor ask from here";
         return Problem::new(Kind::Forbidden, detail, &path).into_response();
     }
     if let Err((kind, detail)) = guard.admit(&request) {

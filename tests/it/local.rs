@@ -781,6 +781,9 @@ fn pages_of_other_sites_cannot_send_events_or_read_counts() {
     {
         let answer = site.post(&format!("{JSON}{headers}"), event("x", 1).as_bytes()).unwrap();
         assert_eq!(answer.status, 403, "{headers}: {}", answer.text());
+        for (path, status) in [("/api/v1/query?days=1", 403), ("/", 200)] {
+            assert_eq!(site.send("GET", path, headers, b"").unwrap().status, status, "{headers}: {path}");
+        }
     }
     let own = format!("{JSON}origin: http://localhost\r\nsec-fetch-site: same-origin\r\n");
     assert_eq!(site.post(&own, event("own", 1).as_bytes()).unwrap().status, 200);
