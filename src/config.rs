@@ -184,10 +184,18 @@ fn explain(error: &figment::Error) -> String {
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected)
             if INTEGERS.contains(&expected.as_str()) =>
         {
-            format!("found {found}, expected a whole number, digits only")
+            match found {
+                figment::error::Actual::Str(_) => "it must be a whole number, digits only".to_owned(),
+                found => format!("found {found}, it must be a whole number"),
+            }
         }
+        // What was found may be a secret in the wrong place.
+        Kind::InvalidType(_, expected) if expected.starts_with("struct ") || expected == "a map" => {
+            "it is a section; set the keys in it".to_owned()
+        }
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => format!("it must be {expected}"),
         Kind::UnknownField(found, expected) => format!("there is no {found:?}; there are {}", expected.join(", ")),
-        Kind::UnknownVariant(found, expected) => format!("found {found:?}, expected one of {}", expected.join(", ")),
+        Kind::UnknownVariant(_, expected) => format!("it must be one of {}", expected.join(", ")),
         // A file that is malformed is shown with its line, on which a secret may stand.
         reason => {
             let text = reason.to_string();
@@ -266,11 +274,16 @@ impl Loaded {
             .map(|(key, value)| {
                 let is_set = !matches!(value.as_str(), "\"\"" | "null");
                 let origin = self.origin(&key);
-                let shown = if is_secret(&key) && is_set { hide(&key, &value) } else { value };
+                let shown = if is_secret(&key) && is_set || has_user(&value) { hide(&key, &value) } else { value };
                 (key, shown, origin)
             })
             .collect()
     }
+}
+
+/// Whether it holds an address with user information, which may stand where none belongs.
+fn has_user(value: &str) -> bool {
+    value.split_once("://").is_some_and(|(_, rest)| rest.contains('@'))
 }
 
 /// A URL is shown without its user information and its query.
@@ -385,12 +398,29 @@ mod tests {
     }
 
     #[test]
+    fn secrets_in_wrong_places_do_not_show() {
+        for key in ["store.redis", "store.redis.lanes", "broker.kafka.properties", "broker.nats.servers", "server.http"]
+        {
+            let value = "redis://:hush@h:6379".to_owned();
+            let shown = match load(None, &[(key.to_owned(), value)]) {
+                Ok(loaded) => format!("{:?}", loaded.values()),
+                Err(error) => error,
+            };
+            assert!(!shown.contains("hush"), "{shown}");
+        }
+        let loaded = load_text("[broker.nats]\nservers = [\"nats://app:hush@nats:4222\"]\n").unwrap();
+        assert!(!loaded.values().iter().any(|(_, value, _)| value.contains("hush")));
+        let error = load(None, &[("store.redis".to_owned(), "redis://h".to_owned())]).err().unwrap();
+        assert_eq!(error, "--set: store.redis: it is a section; set the keys in it");
+    }
+
+    #[test]
     fn a_wrong_flag_is_named() {
         for (key, value, said) in [
-            ("worker.batch_events", "1_000", "found string \"1_000\", expected a whole number, digits only"),
-            ("worker.batch_events", "-1", "found signed int `-1`, expected a whole number, digits only"),
+            ("worker.batch_events", "1_000", "it must be a whole number, digits only"),
+            ("worker.batch_events", "-1", "found signed int `-1`, it must be a whole number"),
             ("worker.batch_evnts", "5", "there is no \"batch_evnts\"; there are batch_events, batch_bytes, "),
-            ("worker.on_log_gap", "jump", "found \"jump\", expected one of stop, skip"),
+            ("worker.on_log_gap", "jump", "it must be one of stop, skip"),
         ] {
             let error = load(None, &[(key.to_owned(), value.to_owned())]).err().unwrap();
             assert!(error.starts_with(&format!("--set: {key}: {said}")), "{error}");
