@@ -8,7 +8,7 @@
 -- Answer  {'applied', expired keys, values folded, {quarantined key, error, ...}}
 --         {'plan', stored hash}, {'fence', stored, ...} in the order of the spans, {'shadow'}
 --
--- A script has no rollback. The first write is the positions, by `call`, so that a store out of memory refuses the batch as
+-- A script has no rollback. What the user may not do is found before the fence. The first write is the positions, by `call`, so that a store out of memory refuses the batch as
 -- a whole; after it only the errors of `tolerated` can happen, and they quarantine one key.
 --
 -- While a cluster moves the slot of a lane, its keys are here or there, and a call for one that is not here fails in the
@@ -34,6 +34,18 @@ local OTHER = '__other__'
 local CHUNK = 4000
 -- Scores read and written at a time.
 local SCORES = 500
+
+-- the permissions -----------------------------------------------------------------------------------------------------
+
+-- All that is called on data keys. One that is missing would end the script behind the positions, and its batch would be lost.
+local COMMANDS = 'EXISTS EXPIREAT HEXISTS HINCRBY HLEN HMGET HSET PFADD SADD SCARD SISMEMBER ZADD ZCARD ZMSCORE ZSCORE'
+
+for command in string.gmatch(COMMANDS, '%u+') do
+  local name = KEYS[5] or KEYS[3]
+  if not redis.acl_check_cmd(command, name) then
+    return redis.error_reply('NOPERM ' .. command .. ' on ' .. name)
+  end
+end
 
 -- the fence -----------------------------------------------------------------------------------------------------------
 
