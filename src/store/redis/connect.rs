@@ -234,7 +234,7 @@ impl Connector {
         if recorded.as_deref() == Some(run_id) {
             return Ok(node);
         }
-        if info.is("aof_enabled", "1") && !rewrite(&mut node).await? {
+        if info.is("aof_enabled", "1") && !rewrite(&mut node, meta_key, run_id).await? {
             return Ok(node);
         }
         node.send(cmd("EVAL").arg(RECORD).arg(1).arg(meta_key).arg(CLEAN_RUN_ID).arg(run_id)).await?;
@@ -249,8 +249,8 @@ const CLEAN_RUN_ID: &str = "clean_run_id";
 const RECORD: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
     return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])";
 
-/// Rewrites the append-only file; `false` when the user may not.
-async fn rewrite(node: &mut Node) -> StoreResult<bool> {
+/// Rewrites the append-only file; `false` when the user may not, or another worker has done it meanwhile.
+async fn rewrite(node: &mut Node, meta_key: &str, run_id: &str) -> StoreResult<bool> {
     const POLL: Duration = Duration::from_millis(50);
     tracing::info!(redis = %node.address, "rewriting the append-only file before the first commit");
     // One that is under way may have begun before the restart was replayed; ours must begin after it.
@@ -258,13 +258,25 @@ async fn rewrite(node: &mut Node) -> StoreResult<bool> {
         let started: Result<String, RedisError> = cmd("BGREWRITEAOF").query_async(&mut node.connection).await;
         match started {
             Ok(_) => break,
-            Err(error) if error.to_string().contains("already in progress") => tokio::time::sleep(POLL).await,
-            Err(error) if error.code() == Some("NOPERM") => {
+            Err(error) if error.to_string().contains("already in progress") => {
+                tokio::time::sleep(POLL).await;
+                let recorded: Option<String> = node.query(cmd("HGET").arg(meta_key).arg(CLEAN_RUN_ID)).await?;
+                if recorded.as_deref() == Some(run_id) {
+                    return Ok(false);
+                }
+            }
+            Err(error) if error.code() == Some("NOPERM") || error.to_string().contains("unknown command") => {
                 tracing::warn!(
                     redis = %node.address,
                     "may not run BGREWRITEAOF; a power cut can make counts double, grant +bgrewriteaof"
                 );
                 return Ok(false);
+            }
+            Err(error) if error.to_string().contains("Can't execute") => {
+                return Err(StoreError::Retry(format!(
+                    "redis {}: rewriting the append-only file cannot begin: {error}; see its log, it may lack memory to fork",
+                    node.address
+                )));
             }
             Err(error) => return Err(node.classify(&error)),
         }
