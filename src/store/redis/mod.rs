@@ -199,7 +199,8 @@ impl Store for RedisStore {
     async fn session(&self, lane: usize) -> StoreResult<Box<dyn Session>> {
         let node = self.connector.connect_clean(&self.lanes[lane].meta()).await?;
         let limits = meta::limits(self).await?;
-        let session = commit::RedisSession::new(node, self.lanes[lane].clone(), limits, self.shadow_bytes_max);
+        let session =
+            commit::RedisSession::new(node, self.lanes[lane].clone(), limits, self.shadow_bytes_max / self.lanes.len());
         Ok(Box::new(session.load_script().await?))
     }
 
