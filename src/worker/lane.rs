@@ -61,7 +61,7 @@ const HEADER_TIMESTAMP: &str = "traqq-timestamp-ms";
 const HEADER_BYTES: &str = "traqq-value-bytes";
 const HEADER_HASH: &str = "traqq-value-murmur64a";
 /// The obstacle's name in the status.
-const DEAD_LETTERS: &str = "dead letters";
+pub(super) const DEAD_LETTERS: &str = "dead letters";
 const ENVELOPE_BYTES: usize = 64 << 10;
 /// Dead letters handed to the producer at once: this many,
 const LETTERS_IN_FLIGHT: usize = 1000;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::backoff::Backoff;
 use super::config::OnLogGap;
 use super::driver::{Command, Open};
-use super::lane::LaneSender;
+use super::lane::{DEAD_LETTERS, LaneSender};
 use super::partition::{Partition, State};
 use super::run::{Down, Internal, Loop, View, WorkerError, lane_name};
 use super::start::{NotStarted, Starter};
@@ -20,6 +20,8 @@ use crate::telemetry::names;
 
 /// Attempts to begin with new partitions before all of the lane is in doubt.
 const ADOPT_TRIES: usize = 4;
+/// How long new partitions wait whose broker does not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 impl Loop {
     pub(super) fn resync(&mut self, index: usize, why: &str) {
@@ -27,6 +29,8 @@ impl Loop {
         lane.epoch += 1;
         self.pool.set_epoch(index, lane.epoch);
         lane.clear();
+        // Whoever said so is gone; the next dead letter will say it again.
+        self.worker.status.clear(DEAD_LETTERS);
         let wait = if lane.epoch == 1 { Duration::ZERO } else { lane.backoff.next() };
         if lane.epoch > 1 {
             metrics::counter!(names::RESYNCS).increment(1);
@@ -333,16 +337,32 @@ async fn view(starter: &Starter, lane: usize, epoch: u64) -> Result<View, NotSta
     Ok(View { lane, epoch, meta, positions, session: Some(session) })
 }
 
-/// Reads the positions of new partitions, which begin at their first record.
+/// Reads the positions of new partitions, which begin at their first record. One whose broker does not answer is left out: it will be
+/// asked for again, and is no doubt of the lane.
 async fn adopt(starter: &Starter, lane: usize, epoch: u64, partitions: &[TopicPartition]) -> Result<View, NotStarted> {
     let mut meta = starter.establish().await?;
-    let asked = partitions.to_vec();
-    let lows = starter.driver.ask(move |consumer| consumer.starts(Start::Earliest, &asked)).await?;
-    // A partition that others know of may have been lost by its lane, with all that was counted of it.
-    let start = |(partition, low): (&TopicPartition, i64)| {
-        (partition.clone(), meta.starts.get(partition).copied().unwrap_or(low))
-    };
-    let starts: Vec<(TopicPartition, i64)> = partitions.iter().zip(lows).map(start).collect();
+    let known = starter.store.positions(lane).await?;
+    let mut starts = Vec::new();
+    let mut silent = None;
+    for partition in partitions.iter().filter(|partition| !known.contains_key(partition)) {
+        let asked = [partition.clone()];
+        let low = match starter.driver.ask(move |consumer| consumer.starts(Start::Earliest, &asked)).await {
+            Ok(lows) => lows[0],
+            Err(BrokerError::Retry(text)) => {
+                silent = Some(text);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        // A partition that others know of may have been lost by its lane, with all that was counted of it.
+        starts.push((partition.clone(), meta.starts.get(partition).copied().unwrap_or(low)));
+    }
+    if let Some(text) = silent {
+        tracing::warn!(lane, text, "cannot begin with new partitions yet");
+        if starts.is_empty() {
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
     starter.store.adopt(&starts).await?;
     meta.starts.extend(starts);
     let positions = starter.store.positions(lane).await?;
