@@ -260,15 +260,21 @@ fn to_offsets<'a>(begin: impl IntoIterator<Item = (&'a TopicPartition, i64)>) ->
     Ok(list)
 }
 
-fn push(batch: &mut RecordBatch, message: &BorrowedMessage<'_>) {
+/// Returns about as many bytes as it takes.
+fn push(batch: &mut RecordBatch, message: &BorrowedMessage<'_>) -> usize {
+    let mut bytes = message.payload_len() + message.key_len() + 64;
     let timestamp_ms = message.timestamp().to_millis().unwrap_or(-1);
     batch.push(message.offset(), timestamp_ms, message.key(), message.payload());
     // librdkafka reads their number behind the value, which is on its way to the processor by now.
-    let Some(headers) = message.headers() else { return };
-    for index in 0..headers.count() {
-        let header = contained(|| headers.get(index));
-        batch.push_header(header.map_or(("\u{fffd}", None), |header| (header.key, header.value)));
+    if let Some(headers) = message.headers() {
+        for index in 0..headers.count() {
+            let header = contained(|| headers.get(index));
+            let (name, value) = header.map_or(("\u{fffd}", None), |header| (header.key, header.value));
+            bytes += name.len() + value.map_or(0, <[u8]>::len);
+            batch.push_header((name, value));
+        }
     }
+    bytes
 }
 
 /// rdkafka panics over header names and commit notes that are not UTF-8, which any producer or tool may write.
@@ -305,8 +311,7 @@ impl Consumer for KafkaConsumer {
                             }
                         };
                     }
-                    push(&mut batches[at], &message);
-                    bytes += message.payload_len() + message.key_len() + 64;
+                    bytes += push(&mut batches[at], &message);
                     records += 1;
                 }
                 Some(Err(error)) => events.extend(self.error_event(&error)?),
