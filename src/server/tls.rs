@@ -140,6 +140,8 @@ impl Stream {
         match self {
             // Nothing more is held for a connection until there is something to be read.
             Self::Plain(stream) => loop {
+                // Bytes that are always there would keep the thread from all others.
+                tokio::task::coop::consume_budget().await;
                 input.reserve(bytes_max);
                 match stream.try_read_buf(input) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -149,7 +151,11 @@ impl Stream {
                 stream.readable().await?;
             },
             Self::Tls(stream) => {
-                input.reserve(RECORD_BYTES.min(bytes_max));
+                let room = RECORD_BYTES.min(bytes_max);
+                if input.is_empty() {
+                    input.shrink_to(room);
+                }
+                input.reserve(room);
                 stream.read_buf(input).await
             }
         }
