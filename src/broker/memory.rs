@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{BrokerResult, Consumer, Event, Mark, Message, Opening, ProduceError, Producer, Start, Watermarks};
+use super::{
+    BrokerError, BrokerResult, Consumer, Event, Mark, Message, Opening, ProduceError, Producer, Start, Watermarks,
+};
 use crate::model::{RecordBatch, TopicPartition};
 
 #[derive(Clone)]
@@ -40,6 +42,16 @@ struct Inner {
     next_member: u64,
     marks: BTreeMap<TopicPartition, Mark>,
     dead_letters: Vec<Message>,
+    silent: BTreeSet<TopicPartition>,
+}
+
+impl Inner {
+    fn answers(&self, partition: &TopicPartition) -> BrokerResult<()> {
+        if self.silent.contains(partition) {
+            return Err(BrokerError::Retry(format!("{partition} has no leader")));
+        }
+        Ok(())
+    }
 }
 
 #[derive(Clone, Default)]
@@ -91,6 +103,16 @@ impl MemoryBroker {
     /// Deletes a partition and makes an empty one of the same name.
     pub fn recreate(&self, partition: &TopicPartition) {
         self.lock().partitions.insert(partition.clone(), Partition::default());
+    }
+
+    /// Whether the partition has no leader: where it begins and ends is not answered.
+    pub fn set_silent(&self, partition: &TopicPartition, silent: bool) {
+        let mut inner = self.lock();
+        if silent {
+            inner.silent.insert(partition.clone())
+        } else {
+            inner.silent.remove(partition)
+        };
     }
 
     pub fn dead_letters(&self) -> Vec<Message> {
@@ -268,6 +290,7 @@ impl Consumer for MemoryConsumer {
 
     fn watermarks(&mut self, partition: &TopicPartition) -> BrokerResult<Watermarks> {
         let inner = self.broker.lock();
+        inner.answers(partition)?;
         let log = &inner.partitions[partition];
         Ok(Watermarks { low: log.low, high: log.high() })
     }
@@ -291,6 +314,7 @@ impl Consumer for MemoryConsumer {
 
     fn starts(&mut self, start: Start, partitions: &[TopicPartition]) -> BrokerResult<Vec<i64>> {
         let inner = self.broker.lock();
+        partitions.iter().try_for_each(|partition| inner.answers(partition))?;
         let start_of = |partition: &TopicPartition| {
             let log = &inner.partitions[partition];
             match start {

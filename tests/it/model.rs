@@ -252,6 +252,34 @@ async fn counts_are_exact_whatever_happens() {
     }
 }
 
+/// One new partition without a leader sent its lane back to the stored positions every few seconds, and no other new one was begun with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_partition_without_a_leader_keeps_no_other_waiting() {
+    let (mut harness, mut random) = (Harness::new(2, 1), Random(3));
+    harness.append(&mut random, 500);
+    let worker = harness.worker();
+    harness.wait_until_done("before").await;
+    let (silent, other) = (harness.partition(2), harness.partition(3));
+    harness.broker.set_silent(&silent, true);
+    harness.grow();
+    harness.grow();
+    harness.append(&mut random, 500);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let positions = harness.store.positions(0).await.unwrap();
+        assert!(!positions.contains_key(&silent), "{positions:?}");
+        if positions.get(&other).map(|stored| stored.position) == Some(harness.broker.high(&other)) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the other one waits: {positions:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    harness.broker.set_silent(&silent, false);
+    harness.wait_until_done("it has a leader").await;
+    worker.stop().await.unwrap();
+    harness.assert_exact("it has a leader").await;
+}
+
 /// A producer whose clock counts nanoseconds.
 #[test]
 fn a_broker_timestamp_beyond_the_calendar_is_a_dead_letter() {

@@ -367,6 +367,7 @@ impl Consumer for SimConsumer {
     }
 
     fn starts(&mut self, start: Start, partitions: &[TopicPartition]) -> BrokerResult<Vec<i64>> {
+        self.mood(5)?;
         self.memory.starts(start, partitions)
     }
 
