@@ -230,8 +230,7 @@ impl Connector {
             return Err(StoreError::Stop(text));
         }
         let run_id = info.field("run_id").unwrap_or_default();
-        let recorded: Option<String> = node.query(cmd("HGET").arg(meta_key).arg(CLEAN_RUN_ID)).await?;
-        if recorded.as_deref() == Some(run_id) {
+        if is_clean(&mut node, meta_key, run_id).await? {
             return Ok(node);
         }
         if info.is("aof_enabled", "1") && !rewrite(&mut node, meta_key, run_id).await? {
@@ -244,6 +243,11 @@ impl Connector {
 
 /// Meta's record of the server whose log is known to be clean.
 const CLEAN_RUN_ID: &str = "clean_run_id";
+
+async fn is_clean(node: &mut Node, meta_key: &str, run_id: &str) -> StoreResult<bool> {
+    let recorded: Option<String> = node.query(cmd("HGET").arg(meta_key).arg(CLEAN_RUN_ID)).await?;
+    Ok(recorded.as_deref() == Some(run_id))
+}
 
 /// A meta that is gone stays gone: one of a single field would keep the real one from being created.
 const RECORD: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
@@ -260,8 +264,7 @@ async fn rewrite(node: &mut Node, meta_key: &str, run_id: &str) -> StoreResult<b
             Ok(_) => break,
             Err(error) if error.to_string().contains("already in progress") => {
                 tokio::time::sleep(POLL).await;
-                let recorded: Option<String> = node.query(cmd("HGET").arg(meta_key).arg(CLEAN_RUN_ID)).await?;
-                if recorded.as_deref() == Some(run_id) {
+                if is_clean(node, meta_key, run_id).await? {
                     return Ok(false);
                 }
             }
