@@ -8,8 +8,8 @@
 -- Answer  {'applied', expired keys, values folded, {quarantined key, error, ...}}
 --         {'plan', stored hash}, {'fence', stored, ...} in the order of the spans, {'shadow'}
 --
--- A script has no rollback. What the user may not do is found before the fence. The first write is the positions, by `call`, so that a store out of memory refuses the batch as
--- a whole; after it only the errors of `tolerated` can happen, and they quarantine one key.
+-- A script has no rollback. What the user may not do is found before the fence. The first write is the positions, by `call`, so
+-- that a store out of memory refuses the batch as a whole; after it only the errors of `tolerated` can happen, and they quarantine one key.
 --
 -- While a cluster moves the slot of a lane, its keys are here or there, and a call for one that is not here fails in the
 -- middle. But a node that moves a slot away refuses a script before it begins if one of KEYS is missing, and the fourth
@@ -40,10 +40,10 @@ local SCORES = 500
 -- All that is called on data keys. One that is missing would end the script behind the positions, and its batch would be lost.
 local COMMANDS = 'EXISTS EXPIREAT HEXISTS HINCRBY HLEN HMGET HSET PFADD SADD SCARD SISMEMBER ZADD ZCARD ZMSCORE ZSCORE'
 
+local written = KEYS[5] or KEYS[3]
 for command in string.gmatch(COMMANDS, '%u+') do
-  local name = KEYS[5] or KEYS[3]
-  if not redis.acl_check_cmd(command, name) then
-    return redis.error_reply('NOPERM ' .. command .. ' on ' .. name)
+  if not redis.acl_check_cmd(command, written) then
+    return redis.error_reply('NOPERM ' .. command .. ' on ' .. written)
   end
 end
 
