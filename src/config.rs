@@ -67,8 +67,6 @@ pub enum StoreKind {
 
 /// What the name of a secret among a client's properties has in it.
 const HIDDEN: [&str; 5] = ["pass", "secret", ".pem", "private.key", "oauthbearer.config"];
-/// Any of these may hold one under a name that nobody has thought of.
-const PROPERTIES: &str = "broker.kafka.properties.";
 /// Set by the file that `NAME_FILE` points at, or by `NAME` itself, and never shown.
 const SECRETS: [&str; 9] = [
     "store.redis.url",
@@ -175,12 +173,6 @@ fn explain(error: &figment::Error) -> String {
         Some((None, name)) => format!("{name}: "),
     };
     let reason = match &error.kind {
-        // What was found instead is the secret.
-        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected)
-            if is_secret(&key) || key.starts_with(PROPERTIES) =>
-        {
-            format!("it must be {expected}, in quotes")
-        }
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected)
             if INTEGERS.contains(&expected.as_str()) =>
         {
@@ -193,6 +185,7 @@ fn explain(error: &figment::Error) -> String {
         Kind::InvalidType(_, expected) if expected.starts_with("struct ") || expected == "a map" => {
             "it is a section; set the keys in it".to_owned()
         }
+        Kind::InvalidType(_, expected) if expected == "a string" => "it must be a string, in quotes".to_owned(),
         Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => format!("it must be {expected}"),
         Kind::UnknownField(found, expected) => format!("there is no {found:?}; there are {}", expected.join(", ")),
         Kind::UnknownVariant(_, expected) => format!("it must be one of {}", expected.join(", ")),

@@ -155,7 +155,7 @@ pub struct Engine {
     store: Arc<dyn Store>,
     limits: Limits,
     known: Mutex<Option<(Instant, Arc<Known>)>>,
-    turns: Semaphore,
+    questions: Semaphore,
 }
 
 /// One question on its way through the store.
@@ -172,7 +172,7 @@ struct Run<'q> {
 
 impl Engine {
     pub fn new(store: Arc<dyn Store>, limits: Limits) -> Self {
-        Self { store, limits, known: Mutex::new(None), turns: Semaphore::new(QUESTIONS_AT_ONCE) }
+        Self { store, limits, known: Mutex::new(None), questions: Semaphore::new(QUESTIONS_AT_ONCE) }
     }
 
     /// Understands a request. `now` is in epoch seconds.
@@ -214,7 +214,7 @@ impl Engine {
 
     /// The request's answer. Ask for the [`Engine::tag`] first: what is read later may only be newer.
     pub async fn answer(&self, question: &Question) -> QueryResult<Answer> {
-        let _turn = self.turns.acquire().await.expect("it is never closed");
+        let _place = self.questions.acquire().await.expect("it is never closed");
         let run = Run {
             store: &*self.store,
             limits: self.limits,
