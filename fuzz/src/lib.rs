@@ -33,19 +33,30 @@ static VALID_RULES: LazyLock<ValidRules> =
 static PLAN: LazyLock<Arc<Plan>> = LazyLock::new(|| Arc::new(Plan::new(VALID_RULES.clone())));
 static GATE_RULES: LazyLock<Arc<GateRules>> = LazyLock::new(|| Arc::new(GateRules::new(&VALID_RULES, Some("ip"))));
 
-/// What the door says to an event that arrives [`NOW`].
-pub fn judge(value: &[u8]) -> Result<(), Reason> {
-    Gate::new(&GATE_RULES).check(value, NOW * 1000).map(|_| ())
+/// What the door says to each event of a text that arrives [`NOW`].
+pub fn judge(value: &[u8]) -> Vec<Result<(), Reason>> {
+    let mut gate = Gate::new(&GATE_RULES);
+    let whole = gate.check(value, NOW * 1000).map(|_| ());
+    let events = std::str::from_utf8(value).ok().and_then(|text| gate.split(text)).unwrap_or_default();
+    if whole.is_ok() || events.is_empty() {
+        return vec![whole];
+    }
+    events.into_iter().map(|event| gate.check(event.as_bytes(), NOW * 1000).map(|_| ())).collect()
 }
 
-/// The fold of one record: why it is a dead letter, if it is.
-pub fn fold(records: RecordBatch) -> Result<(), Reason> {
+/// The fold of one record: why it, or each of its events, is a dead letter, if it is.
+pub fn fold(records: RecordBatch) -> Vec<Result<(), Reason>> {
     let part = Part { records, from: Checkpoint::start(0) };
     let folded = Folder::new(Arc::clone(&PLAN), usize::MAX).fold([part]);
     let [folded] = &folded[..] else { panic!("{} batches of one record", folded.len()) };
-    let letter = folded.dead_letters.first().map(|letter| letter.reason);
-    assert_eq!(folded.stats.events, u64::from(letter.is_none()));
-    letter.map_or(Ok(()), Err)
+    let count = folded.stats.events as usize + folded.dead_letters.len();
+    let mut results = vec![Ok(()); count.max(1)];
+    for letter in &folded.dead_letters {
+        results[letter.index.unwrap_or(0) as usize] = Err(letter.reason);
+        let detail = PLAN.describe(letter);
+        assert!(detail.starts_with(letter.reason.explain()) && !detail.contains(char::is_control), "{detail}");
+    }
+    results
 }
 
 /// A batch of one record that arrived [`NOW`].

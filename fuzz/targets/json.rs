@@ -131,9 +131,17 @@ fn number(text: &str) {
 }
 
 fn event(bytes: &[u8]) {
-    match (judge(bytes), fold(record(Some(bytes), std::iter::empty()))) {
-        // Only the fold knows the metrics.
-        (judged, Err(Reason::TooManyMetrics)) => assert_eq!(judged, Ok(())),
-        (judged, folded) => assert_eq!(judged, folded),
+    let (judged, folded) = (judge(bytes), fold(record(Some(bytes), std::iter::empty())));
+    // The door takes a text apart before the limits on a record apply to it.
+    if let [Err(Reason::TooLarge | Reason::TooDeep | Reason::TooManyEvents)] = folded[..] {
+        return;
+    }
+    assert_eq!(judged.len(), folded.len());
+    for pair in judged.into_iter().zip(folded) {
+        match pair {
+            // Only the fold knows the metrics.
+            (judged, Err(Reason::TooManyMetrics)) => assert_eq!(judged, Ok(())),
+            (judged, folded) => assert_eq!(judged, folded),
+        }
     }
 }

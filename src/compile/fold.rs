@@ -9,17 +9,13 @@ use std::sync::Arc;
 use super::plan::{NodeId, Plan, SourceId};
 use super::tables::{Keyed, Symbols, UniqueCell, pair};
 use crate::courtesy::Courtesy;
-use crate::decode::{self, Decoded, EventTime, Micros, Raw, Reason, Shape};
+use crate::decode::{self, BELIEVABLE_MS_MIN, Decoded, Micros, Raw, Reason, Shape};
 use crate::hll::{Observation, observe};
 use crate::model::{
     BucketSpan, Checkpoint, KeyWrite, Metric, Record, RecordBatch, Span, TopicPartition, Totals, WriteBatch, Writes,
 };
 
 pub(super) const DAY_MS: i64 = 86_400_000;
-/// 2000-01-01T00:00:00Z. Broker timestamps before it are not to be believed.
-pub(super) const BELIEVABLE_MS_MIN: i64 = 946_684_800_000;
-/// The last millisecond of the year 9999, beyond which there are no buckets.
-const YEAR_9999_MS_MAX: i64 = 253_402_300_799_999;
 /// Unmerged, a summed value is one to the sum, one to the count and one to the totals.
 const OPERATIONS_OF_SUM: u64 = 3;
 /// PFADD of many elements in one call, measured against HINCRBY.
@@ -45,16 +41,31 @@ impl AsRef<Self> for Part {
     }
 }
 
-/// A record that cannot be counted, with everything needed to publish it elsewhere.
+/// A record that cannot be counted, or one of the events that it holds, with everything needed to publish it elsewhere.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeadLetter {
     pub partition: TopicPartition,
     pub offset: i64,
     pub timestamp_ms: i64,
+    /// Which of the record's events, counted from 0, if it holds several: then the value is that of the event, and key and headers
+    /// stay with the record, or one record could become many times its size.
+    pub index: Option<u32>,
     pub reason: Reason,
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
     pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl Plan {
+    /// Where a dead letter is wrong, and why: one line.
+    pub fn describe(&self, letter: &DeadLetter) -> String {
+        let mut records = RecordBatch::new(letter.partition.clone(), 0);
+        records.push(letter.offset, letter.timestamp_ms, letter.key.as_deref(), letter.value.as_deref());
+        for (name, value) in &letter.headers {
+            records.push_header((name, value.as_deref()));
+        }
+        self.reader.describe(&records.get(0), letter.reason)
+    }
 }
 
 impl DeadLetter {
@@ -155,7 +166,7 @@ impl Folder {
         fn defaults<T: Default>(len: usize) -> Vec<T> {
             std::iter::repeat_with(T::default).take(len).collect()
         }
-        let fields = plan.extractor.names().len();
+        let fields = plan.reader.names().len();
         Self {
             operations_max,
             symbols: defaults(fields),
@@ -185,7 +196,7 @@ impl Folder {
         let mut folded = Vec::new();
         for part in parts {
             let part = part.as_ref();
-            let mut slots = vec![Raw::Absent; plan.extractor.slots()];
+            let mut slots = vec![Raw::Absent; plan.reader.slots()];
             let partition = &part.records.partition;
             let mut from = part.from;
             for record in part.records.iter() {
@@ -230,34 +241,43 @@ impl Folder {
         }
     }
 
-    fn record<'a>(&mut self, plan: &Plan, partition: &TopicPartition, record: &Record<'a>, slots: &mut [Raw<'a>]) {
+    fn record<'a>(&mut self, plan: &'a Plan, partition: &TopicPartition, record: &Record<'a>, slots: &mut [Raw<'a>]) {
         let stats = &mut self.out.stats;
         stats.records += 1;
         stats.bytes += record.value.map_or(0, <[u8]>::len) as u64;
-        let result = match decode::decode(&plan.extractor, &plan.rules.rules.events, record, &mut self.shape, slots) {
+        let result = match plan.reader.read(record, &mut self.shape, slots) {
             Ok(Decoded::Tombstone) => {
                 self.out.stats.tombstones += 1;
                 return;
             }
-            Ok(decoded) => self.event(plan, decoded == Decoded::CloudEvent, record.timestamp_ms, slots),
+            Ok(Decoded::Several(events)) => {
+                for (index, text) in events.into_iter().enumerate() {
+                    self.courtesy.pause();
+                    let decoded = plan.reader.read_one(text, record, &mut self.shape, slots);
+                    let result = decoded.and_then(|decoded| self.event(plan, &decoded, record.timestamp_ms, slots));
+                    self.settle(result, |reason| letter_of_event(partition, record, index, text, reason));
+                }
+                return;
+            }
+            Ok(decoded) => self.event(plan, &decoded, record.timestamp_ms, slots),
             Err(reason) => Err(reason),
         };
+        self.settle(result, |reason| letter_of_record(partition, record, reason));
+    }
+
+    fn settle(&mut self, result: Result<(), Reason>, letter: impl FnOnce(Reason) -> DeadLetter) {
         match result {
             Ok(()) => self.out.stats.events += 1,
             Err(reason) => {
-                let letter = dead_letter(partition, record, reason);
+                let letter = letter(reason);
                 self.out.held_bytes += letter.bytes();
                 self.out.dead_letters.push(letter);
             }
         }
     }
 
-    fn event(&mut self, plan: &Plan, is_cloud_event: bool, broker_ms: i64, slots: &[Raw<'_>]) -> Result<(), Reason> {
-        let Raw::Text(name) = plan.extractor.event(slots) else { return Err(Reason::NoEvent) };
-        if decode::trim(name).is_empty() {
-            return Err(Reason::NoEvent);
-        }
-        let second = time_of(plan, is_cloud_event, broker_ms, slots)?;
+    fn event(&mut self, plan: &Plan, decoded: &Decoded<'_>, broker_ms: i64, slots: &[Raw<'_>]) -> Result<(), Reason> {
+        let second = plan.reader.second(*decoded == Decoded::CloudEvent, slots, broker_ms)?;
         self.find_buckets(plan, second, broker_ms)?;
         self.number_fields(plan, slots);
         self.number_nodes(plan);
@@ -309,7 +329,7 @@ impl Folder {
     fn number_fields(&mut self, plan: &Plan, slots: &[Raw<'_>]) {
         let chars_max = plan.rules.rules.events.max_value_length;
         for &field in &plan.label_fields {
-            let raw = plan.extractor.field(slots, field);
+            let raw = plan.reader.field(slots, field);
             self.field_ids[field] = match raw.text() {
                 Some(text) => {
                     let cut = decode::cut(&text, chars_max);
@@ -347,7 +367,7 @@ impl Folder {
     fn read_amounts(&mut self, plan: &Plan, slots: &[Raw<'_>]) {
         for (amount, &field) in self.amounts.iter_mut().zip(&plan.amounts) {
             let micros = |text: &str| decode::micros(text).map_or(Amount::Unusable, Amount::Value);
-            *amount = match plan.extractor.field(slots, field) {
+            *amount = match plan.reader.field(slots, field) {
                 Raw::Absent | Raw::Null => Amount::Absent,
                 Raw::Bool(_) | Raw::Container => Amount::Unusable,
                 Raw::Number(text) => micros(text),
@@ -587,31 +607,13 @@ fn join<'l>(labels: impl Iterator<Item = &'l str>) -> String {
     joined
 }
 
-fn time_of(plan: &Plan, is_cloud_event: bool, broker_ms: i64, slots: &[Raw<'_>]) -> Result<i64, Reason> {
-    let field = |field: &usize| plan.extractor.field(slots, *field);
-    let cloud_event_time = is_cloud_event.then_some(&plan.cloud_event_time);
-    time_from(cloud_event_time.into_iter().chain(&plan.time_fields).map(field), broker_ms)
-}
-
-/// The epoch second of an event: of the first time field that is present, or of the record.
-pub(super) fn time_from<'s, 'a: 's>(fields: impl Iterator<Item = &'s Raw<'a>>, broker_ms: i64) -> Result<i64, Reason> {
-    match decode::event_time(fields)? {
-        EventTime::At(second) => Ok(second),
-        // A clock in micro- or nanoseconds, say.
-        EventTime::Absent if broker_ms > YEAR_9999_MS_MAX => Err(Reason::TimeUnreadable),
-        EventTime::Absent if broker_ms >= 0 => Ok(broker_ms / 1000),
-        EventTime::Absent => Err(Reason::NoTime),
-    }
-}
-
 /// What a unique count hashes: the whole value, or the escaped values of several fields joined.
 fn element<'s>(plan: &Plan, source: SourceId, slots: &'s [Raw<'_>]) -> Option<Cow<'s, str>> {
     let fields = &plan.sources[source].fields;
     if let [field] = fields[..] {
-        return plan.extractor.field(slots, field).text();
+        return plan.reader.field(slots, field).text();
     }
-    let texts: Option<Vec<Cow<'_, str>>> =
-        fields.iter().map(|&field| plan.extractor.field(slots, field).text()).collect();
+    let texts: Option<Vec<Cow<'_, str>>> = fields.iter().map(|&field| plan.reader.field(slots, field).text()).collect();
     texts.map(|texts| Cow::Owned(join(texts.iter().map(|text| &**text))))
 }
 
@@ -622,14 +624,34 @@ fn long_label_bytes(plan: &Plan, symbols: &[Symbols], field_ids: &[u32], node: N
     bytes.saturating_sub(BYTES_PER_LABEL)
 }
 
-fn dead_letter(partition: &TopicPartition, record: &Record<'_>, reason: Reason) -> DeadLetter {
+fn letter_of_record(partition: &TopicPartition, record: &Record<'_>, reason: Reason) -> DeadLetter {
     DeadLetter {
         partition: partition.clone(),
         offset: record.offset,
         timestamp_ms: record.timestamp_ms,
+        index: None,
         reason,
         key: record.key.map(<[u8]>::to_vec),
         value: record.value.map(<[u8]>::to_vec),
         headers: record.headers().map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),
+    }
+}
+
+fn letter_of_event(
+    partition: &TopicPartition,
+    record: &Record<'_>,
+    index: usize,
+    text: &str,
+    reason: Reason,
+) -> DeadLetter {
+    DeadLetter {
+        partition: partition.clone(),
+        offset: record.offset,
+        timestamp_ms: record.timestamp_ms,
+        index: Some(index as u32),
+        reason,
+        key: None,
+        value: Some(text.as_bytes().to_vec()),
+        headers: Vec::new(),
     }
 }

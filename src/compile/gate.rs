@@ -3,19 +3,17 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::fold::{BELIEVABLE_MS_MIN, DAY_MS, time_from};
-use crate::decode::{self, CLOUD_EVENT_TIME, Decoded, Extractor, FieldId, Raw, Reason, Shape};
+use super::fold::DAY_MS;
+use crate::decode::{self, BELIEVABLE_MS_MIN, Decoded, EventReader, FieldId, Raw, Reason, Shape};
 use crate::model::{BucketKind, EventRules, Record, Retention, ValidRules, Zone};
 
 /// The part of the rules that the door looks at; shared by all doors.
 pub struct GateRules {
-    extractor: Extractor,
-    rules: EventRules,
+    reader: EventReader,
+    events: EventRules,
     zone: Zone,
     /// Kinds of buckets, and how long each is kept after its end, in milliseconds; `None` for ever.
     retention_ms: Vec<(BucketKind, Option<i64>)>,
-    cloud_event_time: FieldId,
-    time_fields: Vec<FieldId>,
     key: Option<FieldId>,
 }
 
@@ -35,31 +33,23 @@ pub struct Admitted<'a> {
 impl GateRules {
     /// `key_field` names the field whose value becomes the record's key.
     pub fn new(rules: &ValidRules, key_field: Option<&str>) -> Self {
-        let events = &rules.rules.events;
-        let mut names: Vec<&str> = Vec::new();
-        let mut field = |name| match names.iter().position(|known| *known == name) {
-            Some(known) => known,
-            None => {
-                names.push(name);
-                names.len() - 1
-            }
-        };
-        let cloud_event_time = field(CLOUD_EVENT_TIME);
-        let time_fields = events.time_fields.iter().map(|name| field(name)).collect();
-        let key = key_field.map(&mut field);
         let retention = |kind: &BucketKind| match rules.rules.buckets.retention.of(*kind) {
             Retention::Seconds(seconds) => (*kind, Some(seconds * 1000)),
             Retention::Forever => (*kind, None),
         };
         Self {
-            extractor: Extractor::new(names.iter().copied()),
-            rules: events.clone(),
+            reader: EventReader::new(&rules.rules.events, key_field),
+            events: rules.rules.events.clone(),
             zone: rules.zone,
             retention_ms: rules.kinds.iter().map(retention).collect(),
-            cloud_event_time,
-            time_fields,
-            key,
+            // The only field that is asked for is the first.
+            key: key_field.map(|_| 0),
         }
+    }
+
+    /// The header that holds the name of an event, if one is configured.
+    pub fn name_header(&self) -> Option<&str> {
+        Some(&*self.events.name_header).filter(|name| !name.is_empty())
     }
 
     fn is_too_old(&self, second: i64, now_ms: i64) -> bool {
@@ -78,20 +68,35 @@ impl Gate {
         Self { rules: Arc::clone(rules), shape: Shape::default() }
     }
 
-    /// Judges one event that arrived at `now_ms`, in epoch milliseconds.
-    pub fn check<'a>(&mut self, value: &'a [u8], now_ms: i64) -> Result<Admitted<'a>, Reason> {
-        let rules = &*self.rules;
-        let mut slots = vec![Raw::Absent; rules.extractor.slots()];
-        let record = Record::of_value(value, now_ms);
-        let decoded = decode::decode(&rules.extractor, &rules.rules, &record, &mut self.shape, &mut slots)?;
-        let is_cloud_event = decoded == Decoded::CloudEvent;
-        match rules.extractor.event(&slots) {
-            Raw::Text(name) if !decode::trim(name).is_empty() => {}
-            _ => return Err(Reason::NoEvent),
+    /// The events of a text, if it holds several; each is to become a record of its own.
+    pub fn split<'t>(&self, text: &'t str) -> Option<Vec<&'t str>> {
+        self.rules.reader.split(text)
+    }
+
+    /// The event with another name, which stands in the record itself: not every log keeps headers. `None` when it is no object, or a
+    /// CloudEvent, whose name is its type.
+    pub fn with_name(&self, value: &[u8], name: &str) -> Option<Vec<u8>> {
+        let text = std::str::from_utf8(value).ok()?.trim_ascii();
+        let inside = text.strip_prefix('{')?.strip_suffix('}')?;
+        let field = self.rules.events.name_fields.first()?;
+        if decode::validate(text).is_err() || decode::is_structured(text) {
+            return None;
         }
-        let field = |field: &usize| rules.extractor.field(&slots, *field);
-        let cloud_event_time = is_cloud_event.then_some(&rules.cloud_event_time);
-        let second = time_from(cloud_event_time.into_iter().chain(&rules.time_fields).map(field), now_ms)?;
+        let comma = if inside.trim_ascii().is_empty() { "" } else { "," };
+        let quoted = |text: &str| serde_json::Value::from(text);
+        Some(format!("{{{inside}{comma}{}:{}}}", quoted(field), quoted(name)).into_bytes())
+    }
+
+    /// Judges one event that arrived at `now_ms`, in epoch milliseconds.
+    pub fn check<'a>(&'a mut self, value: &'a [u8], now_ms: i64) -> Result<Admitted<'a>, Reason> {
+        let rules = &*self.rules;
+        let mut slots = vec![Raw::Absent; rules.reader.slots()];
+        let record = Record::of_value(value, now_ms);
+        let decoded = rules.reader.read(&record, &mut self.shape, &mut slots)?;
+        if let Decoded::Several(_) = decoded {
+            return Err(if value.trim_ascii().starts_with(b"[") { Reason::NotAnObject } else { Reason::NoEvent });
+        }
+        let second = rules.reader.second(decoded == Decoded::CloudEvent, &slots, now_ms)?;
         // A clock that was never set judges nothing.
         let is_believable = now_ms >= BELIEVABLE_MS_MIN;
         if is_believable && second * 1000 > now_ms + DAY_MS {
@@ -100,11 +105,16 @@ impl Gate {
         if is_believable && rules.is_too_old(second, now_ms) {
             return Err(Reason::TooOld);
         }
-        let key = rules.key.and_then(|key| match rules.extractor.field(&slots, key).clone() {
+        let key = rules.key.and_then(|key| match rules.reader.field(&slots, key).clone() {
             Raw::Text(text) | Raw::Number(text) => Some(text),
             _ => None,
         });
         Ok(Admitted { key })
+    }
+
+    /// Why [`Self::check`] refused an event, for whoever sent it.
+    pub fn describe(&self, value: &[u8], now_ms: i64, reason: Reason) -> String {
+        self.rules.reader.describe(&Record::of_value(value, now_ms), reason)
     }
 }
 

@@ -1,10 +1,12 @@
 //! Events to a [`WriteBatch`](crate::model::WriteBatch): the mapping compiled once into a [`Plan`], and the [`Folder`] that runs it. Pure code.
 
+mod explain;
 mod fold;
 mod gate;
 mod plan;
 mod tables;
 
+pub use explain::{Absent, Explained, ExplainedEvent, ExplainedPattern, Refused};
 pub use fold::{DeadLetter, FoldStats, Folded, Folder, Part};
 pub use gate::{Admitted, Gate, GateRules};
 pub use plan::Plan;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::decode::{CLOUD_EVENT_TIME, Extractor, FieldId};
+use crate::decode::{EventReader, FieldId};
 use crate::model::{Metric, Pattern, Retention, ValidRules};
 
 pub(super) type NodeId = usize;
@@ -51,9 +51,7 @@ pub(super) struct SumUse {
 pub struct Plan {
     pub rules: ValidRules,
     pub hash: String,
-    pub(super) extractor: Extractor,
-    pub(super) cloud_event_time: FieldId,
-    pub(super) time_fields: Vec<FieldId>,
+    pub reader: EventReader,
     /// Fields whose values become labels.
     pub(super) label_fields: Vec<FieldId>,
     /// Fields that are summed.
@@ -74,9 +72,6 @@ impl Plan {
     pub fn new(rules: ValidRules) -> Self {
         let mut builder = Builder::default();
         let mapping = &rules.rules.mapping;
-        let event = builder.field("event");
-        let time_fields = rules.rules.events.time_fields.iter().map(|name| builder.field(name)).collect();
-        let cloud_event_time = builder.field(CLOUD_EVENT_TIME);
         let uniques = mapping
             .bitmap
             .iter()
@@ -104,12 +99,9 @@ impl Plan {
             Retention::Seconds(seconds) => Some(seconds * 1000),
             Retention::Forever => None,
         });
-        debug_assert_eq!(event, 0);
         Self {
             hash: rules.plan_hash(),
-            extractor: Extractor::new(builder.names.iter().map(|name| &**name)),
-            cloud_event_time,
-            time_fields,
+            reader: EventReader::new(&rules.rules.events, builder.names.iter().map(|name| &**name)),
             label_fields: builder.label_fields,
             amounts: builder.amounts,
             nodes: builder.nodes,

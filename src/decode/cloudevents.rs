@@ -1,4 +1,4 @@
-//! CloudEvents 1.0: structured (one JSON object) and Kafka binary mode (attributes in `ce_*` headers).
+//! CloudEvents 1.0: structured (one JSON object) and binary mode (attributes in the headers `ce_*` of Kafka, `ce-*` of NATS).
 //!
 //! Both are turned into the shape of a plain event: `type` becomes the field `event`, `time` is looked at before the
 //! configured time fields, the members of the data are the properties, and attribute `x` is the property `ce.x`.
@@ -6,16 +6,21 @@
 use std::borrow::Cow;
 
 use super::extract::validate;
-use super::{Decoded, Extractor, Raw, Reason, Shape, limits};
+use super::{Extractor, Raw, Reason, Shape, limits};
 use crate::model::{EventRules, Record};
 
 /// The name under which the time attribute is looked up, in front of the configured time fields.
 pub const TIME: &str = "ce.time";
 const ATTRIBUTE_PREFIX: &str = "ce.";
-const HEADER_PREFIX: &str = "ce_";
+/// Of the headers that are attributes: in Kafka, in NATS.
+const HEADER_PREFIXES: [&str; 2] = ["ce_", "ce-"];
+
+fn attribute_of(header: &str) -> Option<&str> {
+    HEADER_PREFIXES.iter().find_map(|prefix| header.strip_prefix(prefix))
+}
 
 pub fn is_binary(record: &Record<'_>) -> bool {
-    record.headers().any(|(name, _)| name == "ce_specversion")
+    record.headers().any(|(name, _)| attribute_of(name) == Some("specversion"))
 }
 
 pub fn decode_binary<'a>(
@@ -24,7 +29,7 @@ pub fn decode_binary<'a>(
     record: &Record<'a>,
     shape: &mut Shape,
     slots: &mut [Raw<'a>],
-) -> Result<Decoded, Reason> {
+) -> Result<(), Reason> {
     slots.fill(Raw::Absent);
     let value = record.value.unwrap_or_default();
     if value.len() > rules.max_event_bytes {
@@ -45,7 +50,7 @@ pub fn decode_binary<'a>(
     clear_attributes(extractor, slots);
     extractor.set(slots, "event", Raw::Absent);
     for (name, value) in record.headers() {
-        let Some(attribute) = name.strip_prefix(HEADER_PREFIX) else { continue };
+        let Some(attribute) = attribute_of(name) else { continue };
         let value = match value {
             None => Raw::Null,
             Some(bytes) => Raw::Text(Cow::Borrowed(std::str::from_utf8(bytes).map_err(|_| Reason::InvalidUtf8)?)),
@@ -55,7 +60,7 @@ pub fn decode_binary<'a>(
         }
         extractor.set(slots, &format!("{ATTRIBUTE_PREFIX}{attribute}"), value);
     }
-    Ok(Decoded::CloudEvent)
+    Ok(())
 }
 
 fn names_json(content_type: &[u8]) -> bool {
@@ -64,13 +69,14 @@ fn names_json(content_type: &[u8]) -> bool {
     memchr::memmem::find(media_type, b"json").is_some()
 }
 
-/// `text` has been validated, and is an object with a string `specversion` and no `event`.
+/// `text` has been validated, and is an object with a string `specversion` and no `event`. `false` when it is a plain event all the
+/// same: its slots are as they were.
 pub fn decode_structured<'a>(
     extractor: &Extractor,
     text: &'a str,
     shape: &mut Shape,
     slots: &mut [Raw<'a>],
-) -> Result<Decoded, Reason> {
+) -> Result<bool, Reason> {
     let wanted: Vec<&str> = attributes(extractor).collect();
     let envelope = Extractor::new(wanted.iter().copied().chain(["type"]));
     let mut attributes = vec![Raw::Absent; envelope.slots()];
@@ -81,7 +87,7 @@ pub fn decode_structured<'a>(
     };
     let event_type = attribute("type");
     if !event_type.is_string() {
-        return Ok(Decoded::Event);
+        return Ok(false);
     }
     match data_of(text)? {
         Some(data) if data.starts_with('{') => extractor.extract(data, shape, slots)?,
@@ -99,7 +105,7 @@ pub fn decode_structured<'a>(
         }
     }
     extractor.set(slots, "event", event_type);
-    Ok(Decoded::CloudEvent)
+    Ok(true)
 }
 
 /// The attributes that the plan asks for.
@@ -112,6 +118,16 @@ fn clear_attributes<'a>(extractor: &Extractor, slots: &mut [Raw<'a>]) {
     for name in extractor.names().iter().filter(|name| name.starts_with(ATTRIBUTE_PREFIX)) {
         extractor.set(slots, name, Raw::Null);
     }
+}
+
+/// Whether an object that has been validated is a CloudEvent.
+pub fn is_structured(text: &str) -> bool {
+    let envelope = Extractor::new(["type"]);
+    let mut slots = vec![Raw::Absent; envelope.slots()];
+    envelope.extract(text, &mut Shape::default(), &mut slots).is_ok()
+        && envelope.event(&slots).is_absent()
+        && envelope.spec_version(&slots).is_string()
+        && envelope.field(&slots, 0).is_string()
 }
 
 fn data_of(text: &str) -> Result<Option<&str>, Reason> {
@@ -133,7 +149,7 @@ mod tests {
         let extractor = Extractor::new(["ce.time", "ce.subject", "ce.id", "ce.source"]);
         let mut slots = vec![Raw::Absent; extractor.slots()];
         let decoded = decode_structured(&extractor, event, &mut Shape::default(), &mut slots);
-        assert_eq!(decoded, Ok(Decoded::CloudEvent));
+        assert_eq!(decoded, Ok(true));
         let found = [0, 1, 2, 3].map(|field| extractor.field(&slots, field).clone());
         assert_eq!(found, [Raw::Null, Raw::Null, Raw::Null, Raw::Text("s".into())]);
     }

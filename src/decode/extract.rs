@@ -200,6 +200,15 @@ impl Extractor {
         self.field(slots, self.event)
     }
 
+    pub const fn event_field(&self) -> FieldId {
+        self.event
+    }
+
+    /// Gives the field `event` another value than the record's.
+    pub fn set_event<'a>(&self, slots: &mut [Raw<'a>], value: Raw<'a>) {
+        slots[self.slots_of[self.event].0] = value;
+    }
+
     pub fn spec_version<'s, 'a>(&self, slots: &'s [Raw<'a>]) -> &'s Raw<'a> {
         self.field(slots, self.spec_version)
     }

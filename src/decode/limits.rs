@@ -11,12 +11,17 @@ pub fn check<'a>(value: &'a [u8], rules: &EventRules) -> Result<&'a str, Reason>
     if value.len() > rules.max_event_bytes {
         return Err(Reason::TooLarge);
     }
-    let body = match value {
-        [0, ..] if value.len() > SCHEMA_PREFIX_LEN => &value[SCHEMA_PREFIX_LEN..],
-        _ => value,
-    };
+    let body = body(value);
     let text = simdutf8::basic::from_utf8(body).map_err(|_| Reason::InvalidUtf8)?;
     if is_deeper_than(body, rules.max_depth) { Err(Reason::TooDeep) } else { Ok(text) }
+}
+
+/// The value behind a schema-registry prefix.
+pub fn body(value: &[u8]) -> &[u8] {
+    match value {
+        [0, ..] if value.len() > SCHEMA_PREFIX_LEN => &value[SCHEMA_PREFIX_LEN..],
+        _ => value,
+    }
 }
 
 /// Depth is bounded by the number of opening brackets, and counting those is far cheaper than following strings.

@@ -1,24 +1,25 @@
 //! Bytes of a record to the fields a plan asks for.
 //!
-//! One file per wire format (`json`, `cloudevents`); `limits` is what stands in front of every parser; `number`, `label`
-//! and `time` give a field's text its meaning. Pure code.
+//! `event` reads a record by the rules, with `cloudevents` and `several` for records of other shapes; `limits` is what stands in front
+//! of every parser; `number`, `label` and `time` give a field's text its meaning; `detail` says what is wrong with a record. Pure code.
 
 mod cloudevents;
+mod detail;
+mod event;
 mod extract;
 mod label;
 mod limits;
 mod number;
 mod scan;
+mod several;
 mod time;
 
-pub use cloudevents::TIME as CLOUD_EVENT_TIME;
+pub use cloudevents::{TIME as CLOUD_EVENT_TIME, is_structured};
+pub use detail::{excerpt, paths};
+pub use event::{BELIEVABLE_MS_MIN, Decoded, EventReader, TimeSource};
 pub use extract::{Extractor, FieldId, Raw, Shape, elements, validate};
 pub use label::{Cut, cut, escape_into, is_reserved, trim, unescape_compound, unescape_single};
-use limits::check;
 pub use number::{Micros, is_number, label as number_label, micros};
-pub use time::{EventTime, event_time};
-
-use crate::model::{EventRules, Record};
 
 /// Why a record is a dead letter. The names are written into headers and metrics and do not change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -34,10 +35,11 @@ pub enum Reason {
     TimeInFuture,
     TooOld,
     TooManyMetrics,
+    TooManyEvents,
 }
 
 impl Reason {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::TooLarge,
         Self::InvalidUtf8,
         Self::TooDeep,
@@ -49,6 +51,7 @@ impl Reason {
         Self::TimeInFuture,
         Self::TooOld,
         Self::TooManyMetrics,
+        Self::TooManyEvents,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -64,6 +67,7 @@ impl Reason {
             Self::TimeInFuture => "time_in_future",
             Self::TooOld => "too_old",
             Self::TooManyMetrics => "too_many_metrics",
+            Self::TooManyEvents => "too_many_events",
         }
     }
 
@@ -75,54 +79,29 @@ impl Reason {
             Self::TooDeep => "the event is nested deeper than events.max_depth",
             Self::InvalidJson => "the event is not valid JSON",
             Self::NotAnObject => "an event is a JSON object",
-            Self::NoEvent => "an event has a member \"event\" with its name, a string that is not empty",
-            Self::NoTime => "the event has no time, and neither has its record",
+            Self::NoEvent => "an event has a name, a string that is not empty (events.name_fields)",
+            Self::NoTime => "the event has no time (events.time_fields)",
             Self::TimeUnreadable => {
-                "the event's time is neither epoch seconds, milli-, micro- or nanoseconds nor RFC 3339"
+                "the event's time is neither epoch seconds, milli-, micro- or nanoseconds nor like 2026-01-31T12:00:00Z"
             }
             Self::TimeInFuture => "the event's time is more than a day ahead",
             Self::TooOld => "the event is older than every bucket that is kept (buckets.retention)",
             Self::TooManyMetrics => "the event becomes more operations than events.max_metrics_per_event",
+            Self::TooManyEvents => "the record holds more events than events.max_events_per_record",
         }
     }
 
     /// What kind of fault it is: the record's form, or a limit that it broke.
     pub const fn class(self) -> &'static str {
         match self {
-            Self::TooLarge | Self::TooDeep | Self::TooManyMetrics => "limit",
+            Self::TooLarge | Self::TooDeep | Self::TooManyMetrics | Self::TooManyEvents => "limit",
             Self::TimeInFuture | Self::TooOld => "time",
             _ => "format",
         }
     }
 }
 
-/// What a record's value turned out to be.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Decoded {
-    /// The fields are in the slots.
-    Event,
-    /// The same, and [`CLOUD_EVENT_TIME`] comes before the configured time fields.
-    CloudEvent,
-    /// A record with a null value.
-    Tombstone,
-}
-
-/// Reads a record into `slots`, which must have [`Extractor::slots`] entries.
-pub fn decode<'a>(
-    extractor: &Extractor,
-    rules: &EventRules,
-    record: &Record<'a>,
-    shape: &mut Shape,
-    slots: &mut [Raw<'a>],
-) -> Result<Decoded, Reason> {
-    if record.has_headers() && cloudevents::is_binary(record) {
-        return cloudevents::decode_binary(extractor, rules, record, shape, slots);
-    }
-    let Some(value) = record.value else { return Ok(Decoded::Tombstone) };
-    let text = check(value, rules)?;
-    extractor.extract(text, shape, slots)?;
-    if extractor.event(slots).is_absent() && extractor.spec_version(slots).is_string() {
-        return cloudevents::decode_structured(extractor, text, shape, slots);
-    }
-    Ok(Decoded::Event)
+/// Whether a text is an array or objects in a row.
+pub fn are_several(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(|text| several::in_text(text).is_some())
 }

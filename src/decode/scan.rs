@@ -108,6 +108,11 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
+    /// Bytes that were taken.
+    pub const fn position(&self) -> usize {
+        self.at
+    }
+
     /// Nothing but white space is left.
     pub fn end(&mut self) -> Scan<()> {
         if self.peek().is_none() { Ok(()) } else { invalid() }

@@ -1,9 +1,10 @@
 //! An event's time, in epoch seconds.
 
-use chrono::{DateTime, NaiveDate};
+use chrono::NaiveDate;
 
 use super::number::is_number;
 use super::{Raw, Reason, label, number};
+use crate::model::Zone;
 
 /// 0001-01-01T00:00:00Z and 10000-01-01T00:00:00Z.
 const SECOND_MIN: i64 = -62_135_596_800;
@@ -17,8 +18,17 @@ pub enum EventTime {
     Absent,
 }
 
+/// What a time means that does not say it all itself.
+pub struct TimeRules {
+    /// Whose clock a time without a zone was read from; `None`: such a time is unreadable.
+    pub zone_default: Option<Zone>,
+}
+
 /// The first of the fields that is present.
-pub fn event_time<'s, 'a: 's>(fields: impl Iterator<Item = &'s Raw<'a>>) -> Result<EventTime, Reason> {
+pub fn event_time<'s, 'a: 's>(
+    fields: impl Iterator<Item = &'s Raw<'a>>,
+    rules: &TimeRules,
+) -> Result<EventTime, Reason> {
     for raw in fields {
         let second = match raw {
             Raw::Absent | Raw::Null => continue,
@@ -27,7 +37,7 @@ pub fn event_time<'s, 'a: 's>(fields: impl Iterator<Item = &'s Raw<'a>>) -> Resu
             Raw::Text(text) => match label::trim(text) {
                 "" => continue,
                 text if is_number(text) => epoch(text),
-                text => rfc3339(text),
+                text => date_time(text, rules),
             },
         };
         return second
@@ -58,9 +68,11 @@ const fn unit_of(magnitude: i128) -> i128 {
     }
 }
 
-fn rfc3339(text: &str) -> Option<i64> {
+/// RFC 3339, and what databases and log files write that is nearly so: a comma before the fraction, a space before the zone, a zone
+/// without its colon or minutes, `UTC`, or no zone at all.
+fn date_time(text: &str, rules: &TimeRules) -> Option<i64> {
     let bytes = text.as_bytes();
-    if !text.is_ascii() || bytes.len() < 20 {
+    if !text.is_ascii() || bytes.len() < 19 {
         return None;
     }
     let digits = |from: usize, len: usize| {
@@ -78,26 +90,34 @@ fn rfc3339(text: &str) -> Option<i64> {
     let date = NaiveDate::from_ymd_opt(digits(0, 4)? as i32, digits(5, 2)?, digits(8, 2)?)?;
     let second = digits(17, 2).filter(|second| *second <= 60)?.min(59);
     let local = date.and_hms_opt(digits(11, 2)?, digits(14, 2)?, second)?;
-    let offset = offset_seconds(skip_fraction(&bytes[19..])?)?;
-    Some(DateTime::timestamp(&local.and_utc()) - offset)
+    let zone = skip_fraction(&bytes[19..])?;
+    if zone.is_empty() {
+        return rules.zone_default.map(|zone| zone.instant_of(local));
+    }
+    Some(local.and_utc().timestamp() - offset_seconds(zone.strip_prefix(b" ").unwrap_or(zone))?)
 }
 
 fn skip_fraction(rest: &[u8]) -> Option<&[u8]> {
-    let Some(fraction) = rest.strip_prefix(b".") else { return Some(rest) };
+    let [b'.' | b',', fraction @ ..] = rest else { return Some(rest) };
     let len = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
     (len > 0).then(|| &fraction[len..])
 }
 
-fn offset_seconds(rest: &[u8]) -> Option<i64> {
-    let digit = |byte: u8| byte.is_ascii_digit().then(|| i64::from(byte - b'0'));
-    match *rest {
-        [b'Z' | b'z'] => Some(0),
-        [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] => {
-            let hours = digit(h1)? * 10 + digit(h2)?;
-            let minutes = digit(m1)? * 10 + digit(m2)?;
-            let seconds = (hours < 24 && minutes < 60).then_some(hours * 3600 + minutes * 60)?;
-            Some(if sign == b'-' { -seconds } else { seconds })
-        }
+fn offset_seconds(zone: &[u8]) -> Option<i64> {
+    let number = |tens: u8, ones: u8| {
+        let digit = |byte: u8| byte.is_ascii_digit().then(|| i64::from(byte - b'0'));
+        Some(digit(tens)? * 10 + digit(ones)?)
+    };
+    let (sign, hours, minutes) = match *zone {
+        [b'Z' | b'z'] | [b'U', b'T', b'C'] | [b'G', b'M', b'T'] => return Some(0),
+        [sign, h1, h2] => (sign, number(h1, h2)?, 0),
+        [sign, h1, h2, m1, m2] | [sign, h1, h2, b':', m1, m2] => (sign, number(h1, h2)?, number(m1, m2)?),
+        _ => return None,
+    };
+    let seconds = (hours < 24 && minutes < 60).then_some(hours * 3600 + minutes * 60)?;
+    match sign {
+        b'+' => Some(seconds),
+        b'-' => Some(-seconds),
         _ => None,
     }
 }
@@ -106,8 +126,10 @@ fn offset_seconds(rest: &[u8]) -> Option<i64> {
 mod tests {
     use super::*;
 
+    const UTC: TimeRules = TimeRules { zone_default: Some(Zone::UTC) };
+
     fn at(raw: Raw<'_>) -> Result<EventTime, Reason> {
-        event_time([raw].iter())
+        event_time([raw].iter(), &UTC)
     }
 
     fn text(text: &str) -> Result<EventTime, Reason> {
@@ -150,19 +172,34 @@ mod tests {
             "2023-11-14T22:13:20.999999999999Z",
             "2023-11-15T00:13:20+02:00",
             "2023-11-14T17:43:20-04:30",
+            "2023-11-15T00:13:20+0200",
+            "2023-11-15 00:13:20.003+02",
+            "2023-11-14 22:13:20.003 +0000",
+            "2023-11-14T22:13:20,003Z",
+            "2023-11-14 22:13:20.003 UTC",
+            "2023-11-14 22:13:20 GMT",
+            "2023-11-14T22:13:20",
+            "2023-11-14 22:13:20.003",
         ] {
             assert_eq!(text(value), Ok(EventTime::At(1_700_000_000)), "{value}");
         }
         assert_eq!(text("2016-12-31T23:59:60Z"), text("2016-12-31T23:59:59Z"));
         for value in [
             "2023-11-14",
-            "2023-11-14T22:13:20",
+            "2023-11-14T22:13",
             "2023-11-14T24:00:00Z",
             "2023-02-30T00:00:00Z",
             "2023-11-14T22:13:61Z",
             "2023-11-14T22:13:20.Z",
-            "2023-11-14T22:13:20+0200",
+            "2023-11-14T22:13:20,Z",
+            "2023-11-14T22:13:20  Z",
+            "2023-11-14T22:13:20+2",
+            "2023-11-14T22:13:20+020",
+            "2023-11-14T22:13:20+02:0",
+            "2023-11-14T22:13:20*0200",
+            "2023-11-14T22:13:20CET",
             "2023-11-14T22:13:20+24:00",
+            "2023-11-14T22:13:20+0260",
             "soon",
             "0000-01-01T00:00:00Z",
             "2023-11-14T22:13:20é",
@@ -175,8 +212,31 @@ mod tests {
     #[test]
     fn the_first_present_field_decides() {
         let absent = [Raw::Absent, Raw::Null, Raw::Text(" ".into())];
-        assert_eq!(event_time(absent.iter()), Ok(EventTime::Absent));
+        assert_eq!(event_time(absent.iter(), &UTC), Ok(EventTime::Absent));
         let fields = [Raw::Null, Raw::Bool(true), Raw::Number("1".into())];
-        assert_eq!(event_time(fields.iter()), Err(Reason::TimeUnreadable));
+        assert_eq!(event_time(fields.iter(), &UTC), Err(Reason::TimeUnreadable));
+    }
+
+    #[test]
+    fn a_time_without_a_zone_is_read_from_the_default_one() {
+        let zoned = |name: &str, text: &str| {
+            let rules = TimeRules { zone_default: Zone::parse(name) };
+            event_time([Raw::Text(text.into())].iter(), &rules)
+        };
+        let at = |text: &str| zoned("UTC", text).unwrap();
+        for (local, instant) in [
+            ("2026-07-01 12:00:00", "2026-07-01T10:00:00Z"),
+            ("2026-12-01T12:00:00.5", "2026-12-01T11:00:00Z"),
+            // Twice: the first one.
+            ("2026-10-25 02:30:00", "2026-10-25T00:30:00Z"),
+            // Never: as if the clock had not been put forward.
+            ("2026-03-29 02:30:00", "2026-03-29T01:30:00Z"),
+        ] {
+            assert_eq!(zoned("Europe/Berlin", local), Ok(at(instant)), "{local}");
+        }
+        // Apia had no 2011-12-30.
+        assert_eq!(zoned("Pacific/Apia", "2011-12-30 12:00:00"), Ok(at("2011-12-30T22:00:00Z")));
+        assert_eq!(zoned("Europe/Berlin", "2026-07-01T12:00:00Z"), Ok(at("2026-07-01T12:00:00Z")));
+        assert_eq!(zoned("", "2026-07-01 12:00:00"), Err(Reason::TimeUnreadable));
     }
 }

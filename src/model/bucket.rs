@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use chrono::{DateTime, Days, LocalResult, NaiveDate, NaiveTime, Offset, TimeZone, Timelike};
+use chrono::{DateTime, Days, LocalResult, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeZone, Timelike};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +101,20 @@ impl Zone {
                 let about = date.and_time(NaiveTime::MIN).and_utc().timestamp();
                 let is_reached = |second| self.local(second).date_naive() >= date;
                 first_where(about - DAY_SECONDS_MAX, about + DAY_SECONDS_MAX, is_reached)
+            }
+        }
+    }
+
+    /// The instant at which the local clock reads this: the first one if it does so twice. If it never does, the instant at
+    /// which it would, had it not been put forward.
+    pub fn instant_of(&self, reading: NaiveDateTime) -> i64 {
+        match self.0.from_local_datetime(&reading) {
+            LocalResult::Single(instant) | LocalResult::Ambiguous(instant, _) => instant.timestamp(),
+            LocalResult::None => {
+                let about = reading.and_utc().timestamp();
+                let is_behind = |second| self.local(second).naive_local() > reading;
+                let jump = first_where(about - DAY_SECONDS_MAX, about + DAY_SECONDS_MAX, is_behind);
+                about - self.offset_seconds(jump - 1)
             }
         }
     }

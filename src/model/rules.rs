@@ -43,8 +43,22 @@ pub struct SumBy {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EventRules {
+    /// The fields that may hold the event's name, the first one that is a string counts.
+    pub name_fields: Vec<String>,
+    /// The record's header that holds the name, before all fields; empty for none.
+    pub name_header: String,
+    /// The name of events without one; empty: they are dead letters.
+    pub name_default: String,
+    /// The members that may hold an array of events, in a record that has no name.
+    pub batch_fields: Vec<String>,
     /// The fields that may hold the event's time, the first present one counts.
     pub time_fields: Vec<String>,
+    /// Whether an event without a time is a dead letter, instead of having its record's.
+    pub require_time: bool,
+    /// An IANA name: the zone of times that name none; empty: they are unreadable.
+    pub time_zone_default: String,
+    /// Events of one record.
+    pub max_events_per_record: usize,
     /// Characters of a label.
     pub max_value_length: usize,
     /// Bytes of a record.
@@ -120,12 +134,19 @@ pub enum RulesError {
     TooManyPatterns { patterns: usize, limit: usize },
     #[error("the mapping is empty: name at least one pattern, for example `add = [\"event\"]` under [mapping]")]
     Empty,
-    #[error("buckets.time_zone = {0:?} is not an IANA time zone; write a name like \"Europe/Berlin\" or \"UTC\"")]
-    UnknownZone(String),
+    #[error("{key} = {name:?} is not an IANA time zone; write a name like \"Europe/Berlin\" or \"UTC\"")]
+    UnknownZone { key: &'static str, name: String },
     #[error("events.{name} = {value} is out of range; it must lie in {min} to {max}")]
     OutOfRange { name: &'static str, value: usize, min: usize, max: usize },
-    #[error("events.time_fields: {0}")]
-    TimeField(&'static str),
+    #[error("events.{key}: a field name is empty; remove it")]
+    EmptyField { key: &'static str },
+    #[error("events.{key} = {name:?}: surround it with no white space, it would never be found")]
+    Untrimmed { key: &'static str, name: String },
+    #[error(
+        "events.name_fields is empty: name a field (events.name_header needs one too, for events that come in over HTTP), \
+         or set events.name_default alone to give all events one name"
+    )]
+    NoName,
 }
 
 impl Default for Mapping {
@@ -144,7 +165,14 @@ impl Default for Mapping {
 impl Default for EventRules {
     fn default() -> Self {
         Self {
+            name_fields: ["event", "event_type", "type", "event_name", "name"].map(str::to_owned).into(),
+            name_header: String::new(),
+            name_default: String::new(),
+            batch_fields: ["batch", "events"].map(str::to_owned).into(),
             time_fields: ["ts", "timestamp", "time"].map(str::to_owned).into(),
+            require_time: false,
+            time_zone_default: "UTC".to_owned(),
+            max_events_per_record: 10_000,
             max_value_length: 512,
             max_event_bytes: 1 << 20,
             max_depth: 64,
@@ -234,8 +262,8 @@ impl Rules {
     /// Checks the rules and makes the pairs.
     pub fn validate(mut self) -> Result<ValidRules, RulesError> {
         self.check_numbers()?;
-        let zone = Zone::parse(&self.buckets.time_zone)
-            .ok_or_else(|| RulesError::UnknownZone(self.buckets.time_zone.clone()))?;
+        self.check_events()?;
+        let zone = zone_of("buckets.time_zone", &self.buckets.time_zone)?;
         let mapping = &mut self.mapping;
         let named = |pattern: &Pattern| format!("{pattern:?}");
         check_unique("bitmap", &mapping.bitmap, named)?;
@@ -269,6 +297,7 @@ impl Rules {
             ("max_event_bytes", events.max_event_bytes, 64, 128 << 20),
             ("max_depth", events.max_depth, 1, 120),
             ("max_metrics_per_event", events.max_metrics_per_event, 1, 1_000_000),
+            ("max_events_per_record", events.max_events_per_record, 1, 1_000_000),
             ("max_combinations", events.max_combinations, 1, 100_000),
             ("max_values_per_key", events.max_values_per_key, 1, 100_000_000),
             ("max_values_per_key_bitmap_by", events.max_values_per_key_bitmap_by, 1, 10_000_000),
@@ -277,8 +306,30 @@ impl Rules {
                 return Err(RulesError::OutOfRange { name, value, min, max });
             }
         }
-        if self.events.time_fields.iter().any(String::is_empty) {
-            return Err(RulesError::TimeField("a field name is empty; remove it"));
+        Ok(())
+    }
+
+    fn check_events(&self) -> Result<(), RulesError> {
+        let events = &self.events;
+        for (key, fields) in [
+            ("name_fields", &events.name_fields),
+            ("batch_fields", &events.batch_fields),
+            ("time_fields", &events.time_fields),
+        ] {
+            if fields.iter().any(String::is_empty) {
+                return Err(RulesError::EmptyField { key });
+            }
+        }
+        for (key, name) in [("name_header", &events.name_header), ("name_default", &events.name_default)] {
+            if name.trim() != name {
+                return Err(RulesError::Untrimmed { key, name: name.clone() });
+            }
+        }
+        if events.name_fields.is_empty() && (!events.name_header.is_empty() || events.name_default.is_empty()) {
+            return Err(RulesError::NoName);
+        }
+        if !events.time_zone_default.is_empty() {
+            zone_of("events.time_zone_default", &events.time_zone_default)?;
         }
         Ok(())
     }
@@ -317,6 +368,10 @@ impl ValidRules {
         let high = murmur64a(text.as_bytes(), 2);
         format!("{high:016x}{low:016x}")
     }
+}
+
+fn zone_of(key: &'static str, name: &str) -> Result<Zone, RulesError> {
+    Zone::parse(name).ok_or_else(|| RulesError::UnknownZone { key, name: name.to_owned() })
 }
 
 fn check_unique<T: Ord>(kind: &'static str, items: &[T], name: impl Fn(&T) -> String) -> Result<(), RulesError> {
@@ -360,6 +415,10 @@ mod tests {
             (r#"{"mapping":{"add":["a"]},"buckets":{"time_zone":"Mars/Base"}}"#, "Mars/Base"),
             (r#"{"mapping":{"add":["a","b","c"]},"events":{"max_combinations":5}}"#, "6 patterns"),
             (r#"{"mapping":{"add":["a"]},"events":{"max_depth":0}}"#, "max_depth"),
+            (r#"{"mapping":{"add":["a"]},"events":{"name_fields":[]}}"#, "events.name_default"),
+            (r#"{"mapping":{"add":["a"]},"events":{"name_fields":[""]}}"#, "events.name_fields"),
+            (r#"{"mapping":{"add":["a"]},"events":{"name_default":" x"}}"#, "events.name_default"),
+            (r#"{"mapping":{"add":["a"]},"events":{"time_zone_default":"CET+1"}}"#, "events.time_zone_default"),
         ] {
             let message = rules(json).validate().unwrap_err().to_string();
             assert!(message.contains(part), "{json}: {message}");

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 
+use super::cloudevents::Attributes;
 use super::ingest::{Coding, Format, Hold, Ingest, Judged, NoRoom, UnpackError, fingerprint, unpack};
 use super::problem::{Kind, Problem};
 use super::routes::Context;
@@ -27,10 +28,15 @@ const JUDGE_NICE: i32 = 5;
 const EVENT_BYTES: usize = 24;
 
 /// What the head of a request says about its body.
+#[derive(Clone)]
 struct Head {
     format: Format,
     coding: Coding,
     key: Option<String>,
+    /// Of a CloudEvent in binary mode.
+    attributes: Option<Attributes>,
+    /// The name of all events, where a header is configured to say it.
+    name: Option<String>,
 }
 
 type Answer<T> = Result<T, (Kind, String)>;
@@ -49,17 +55,16 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
                       set broker.kafka.ingest_topic";
         return Err((Kind::NotImplemented, detail.to_owned()));
     };
-    let head = read_head(request.headers())?;
+    let head = read_head(request.headers(), ingest.name_header())?;
     let mut hold = ingest.hold();
     let body = read_body(request.into_body(), context.body_bytes_max, &mut hold).await?;
     let (judged, fingerprint) = if body.len() <= INLINE_MAX && head.coding == Coding::Plain {
         judge(ingest, body, &head, context.body_bytes_max, &mut hold)?
     } else {
         let (ingest, bytes_max) = (Arc::clone(ingest), context.body_bytes_max);
-        let (format, coding) = (head.format, head.coding);
+        let head = head.clone();
         let work = move || {
             let _ = rustix::process::setpriority_process(None, JUDGE_NICE);
-            let head = Head { format, coding, key: None };
             judge(&ingest, body, &head, bytes_max, &mut hold).map(|judged| (judged, hold))
         };
         let judged = tokio::task::spawn_blocking(work).await;
@@ -97,7 +102,7 @@ fn refused(report: &super::ingest::Report) -> Response {
         "type": "urn:traqq:problem:rejected",
         "title": "No event was accepted",
         "status": 400,
-        "detail": report.errors.first().map_or("no event", |error| error.detail),
+        "detail": report.errors.first().map_or("no event", |error| &error.detail),
         "instance": "/api/v1/events",
         "accepted": report.accepted,
         "rejected": report.rejected,
@@ -108,7 +113,8 @@ fn refused(report: &super::ingest::Report) -> Response {
     response
 }
 
-fn read_head(headers: &HeaderMap) -> Answer<Head> {
+fn read_head(headers: &HeaderMap, name_header: Option<&str>) -> Answer<Head> {
+    let attributes = Attributes::of(headers).map_err(|detail| (Kind::BadRequest, detail))?;
     let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?").trim());
     let content_type = text(header::CONTENT_TYPE).map(|value| value.split(';').next().unwrap_or_default().trim());
     let format = match content_type.map(str::to_ascii_lowercase).as_deref() {
@@ -119,6 +125,8 @@ fn read_head(headers: &HeaderMap) -> Answer<Head> {
             Format::Lines
         }
         None | Some("application/octet-stream") => Format::Unknown,
+        // Its header is one that a web page of another site cannot send without asking.
+        Some(_) if attributes.is_some() => Format::Unknown,
         // A web page of another site can send these without asking; so can `curl -d`, by default.
         Some(other) => {
             let detail = format!(
@@ -147,7 +155,9 @@ fn read_head(headers: &HeaderMap) -> Answer<Head> {
             return Err((Kind::BadRequest, detail));
         }
     };
-    Ok(Head { format, coding, key })
+    let name = name_header.and_then(|name| headers.get(name)).map(|value| value.to_str().unwrap_or_default().trim());
+    let name = name.filter(|name| !name.is_empty()).map(str::to_owned);
+    Ok(Head { format, coding, key, attributes, name })
 }
 
 fn no_room() -> (Kind, String) {
@@ -184,7 +194,16 @@ fn judge(ingest: &Ingest, body: Vec<u8>, head: &Head, bytes_max: usize, hold: &m
     // The events are copied out of it.
     hold.take(body.len()).map_err(|NoRoom| no_room())?;
     let mut judge = ingest.judge();
-    judge.body(&body, head.format).map_err(|detail| (Kind::BadRequest, detail))?;
+    if let Some(name) = &head.name {
+        judge.name_events(name.clone());
+    }
+    match &head.attributes {
+        Some(attributes) => {
+            let event = attributes.clone().with_data(&body).map_err(|detail| (Kind::BadRequest, detail))?;
+            _ = judge.event(&event);
+        }
+        None => judge.body(&body, head.format).map_err(|detail| (Kind::BadRequest, detail))?,
+    }
     let judged = judge.finish();
     hold.take(judged.events.len() * EVENT_BYTES).map_err(|NoRoom| no_room())?;
     Ok((judged, fingerprint(&body)))

@@ -84,7 +84,8 @@ pub struct Rejection {
     /// Which of the request's events, counted from 0.
     pub index: usize,
     pub reason: &'static str,
-    pub detail: &'static str,
+    /// Where it is wrong, and why.
+    pub detail: String,
 }
 
 /// Events that were judged.
@@ -110,10 +111,16 @@ impl Ingest {
         Judge {
             gate: Gate::new(&self.rules),
             now_ms: (self.clock_ms)(),
+            name: None,
             index: 0,
             judged: Judged::default(),
             courtesy: Courtesy::every(JUDGE_STEP),
         }
+    }
+
+    /// The header of a request that holds the name of its events, if one is configured.
+    pub fn name_header(&self) -> Option<&str> {
+        self.rules.name_header()
     }
 
     /// Hands events to the log; returns what the request is answered, and whether it is a repetition. The room is held until the log has
@@ -179,37 +186,73 @@ impl Hold {
 pub struct Judge {
     gate: Gate,
     now_ms: i64,
+    /// The name of all events of the request, from its header.
+    name: Option<String>,
     index: usize,
     judged: Judged,
     courtesy: Courtesy,
 }
 
 impl Judge {
-    /// One event; why it was rejected.
-    pub fn event(&mut self, value: &[u8]) -> Option<Reason> {
-        self.courtesy.pause();
-        let rejected = match self.gate.check(value, self.now_ms) {
-            Ok(admitted) => {
-                self.judged.events.push(admitted.key.as_ref().map(|key| key.as_bytes()), value);
-                self.judged.report.accepted += 1;
-                None
-            }
-            Err(reason) => {
-                self.reject(reason);
-                Some(reason)
-            }
-        };
-        self.index += 1;
-        rejected
+    /// Gives every event this name.
+    pub fn name_events(&mut self, name: String) {
+        self.name = Some(name);
     }
 
-    fn reject(&mut self, reason: Reason) {
+    /// One event, or a text that holds several. `Err` says why the first of those that were rejected was.
+    pub fn event(&mut self, value: &[u8]) -> Result<(), String> {
+        let first = self.index;
+        let rejected = match self.single(value) {
+            Ok(()) => return Ok(()),
+            Err(reason) => reason,
+        };
+        // Whatever the limits on one record say to all of it together.
+        let may_be_several = matches!(
+            rejected,
+            Reason::NotAnObject
+                | Reason::NoEvent
+                | Reason::InvalidJson
+                | Reason::TooLarge
+                | Reason::TooDeep
+                | Reason::TooManyEvents
+        );
+        let text = std::str::from_utf8(value).ok().filter(|_| may_be_several);
+        match text.and_then(|text| self.gate.split(text)).filter(|events| !events.is_empty()) {
+            None => Err(self.reject(value, rejected)),
+            Some(events) => {
+                let mut why = Ok(());
+                for event in events {
+                    if let Err(reason) = self.single(event.as_bytes()) {
+                        let text = self.reject(event.as_bytes(), reason);
+                        why = why.and(Err(format!("event {}: {text}", self.index - 1 - first)));
+                    }
+                }
+                why
+            }
+        }
+    }
+
+    fn single(&mut self, value: &[u8]) -> Result<(), Reason> {
+        self.courtesy.pause();
+        let named = self.name.as_ref().and_then(|name| self.gate.with_name(value, name));
+        let value = named.as_deref().unwrap_or(value);
+        let admitted = self.gate.check(value, self.now_ms)?;
+        self.judged.events.push(admitted.key.as_ref().map(|key| key.as_bytes()), value);
+        self.judged.report.accepted += 1;
+        self.index += 1;
+        Ok(())
+    }
+
+    fn reject(&mut self, value: &[u8], reason: Reason) -> String {
         *self.judged.reasons.entry(reason).or_default() += 1;
         let report = &mut self.judged.report;
         report.rejected += 1;
+        let detail = self.gate.describe(value, self.now_ms, reason);
         if report.errors.len() < ERRORS_MAX {
-            report.errors.push(Rejection { index: self.index, reason: reason.name(), detail: reason.explain() });
+            report.errors.push(Rejection { index: self.index, reason: reason.name(), detail: detail.clone() });
         }
+        self.index += 1;
+        detail
     }
 
     /// All events of a body. `Err` when it is no list of events at all.
@@ -221,13 +264,8 @@ impl Judge {
             (Format::Lines, _) => self.lines(body),
             (_, Some(b'[')) => return self.array(body),
             (Format::Json, _) => _ = self.event(body),
-            (Format::Unknown, _) => {
-                if std::str::from_utf8(body).is_ok_and(|text| decode::validate(text).is_ok()) {
-                    _ = self.event(body);
-                } else {
-                    self.lines(body);
-                }
-            }
+            (Format::Unknown, _) if is_in_lines(body) => self.lines(body),
+            (Format::Unknown, _) => _ = self.event(body),
         }
         Ok(())
     }
@@ -255,6 +293,15 @@ impl Judge {
     pub fn finish(self) -> Judged {
         self.judged
     }
+}
+
+/// Whether a body of unknown form has an event a line: what is no JSON as a whole is judged by its lines, unless its first line is
+/// only the beginning of a value.
+fn is_in_lines(body: &[u8]) -> bool {
+    let is_json = |text: &[u8]| std::str::from_utf8(text).is_ok_and(|text| decode::validate(text).is_ok());
+    let lines = body.trim_ascii();
+    let first = lines.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    first.len() < lines.len() && (is_json(first) || (!is_json(body) && !decode::are_several(body)))
 }
 
 /// The fingerprint of a request's body.

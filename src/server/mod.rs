@@ -7,6 +7,7 @@
 //! ```
 
 mod access;
+mod cloudevents;
 mod config;
 mod events;
 mod guard;

@@ -27,7 +27,6 @@ use super::Config;
 use super::access::{Access, Tokens};
 use super::ingest::{Hold, Ingest, Judge};
 use super::tls::{Stream, Tls};
-use crate::decode::Reason;
 use crate::model::BucketKind;
 use crate::query::{Answer, Engine, Find, Range, Request, Selector};
 
@@ -200,7 +199,7 @@ struct Connection {
 struct Step {
     judge: Judge,
     /// Why each line's event was rejected, if it was.
-    verdicts: Vec<Option<Reason>>,
+    verdicts: Vec<Result<(), String>>,
     bytes: usize,
 }
 
@@ -401,9 +400,9 @@ impl Connection {
         let appended = ingest.append(judge.finish(), None, hold, "tcp").await;
         for verdict in verdicts {
             match (verdict, &appended) {
-                (Some(reason), _) => self.fail(reason.explain()),
-                (None, Ok(_)) => self.output.extend_from_slice(OK),
-                (None, Err(error)) => self.fail(&error.to_string()),
+                (Err(why), _) => self.fail(&why),
+                (Ok(()), Ok(_)) => self.output.extend_from_slice(OK),
+                (Ok(()), Err(error)) => self.fail(&error.to_string()),
             }
         }
     }

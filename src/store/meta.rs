@@ -133,8 +133,13 @@ impl Meta {
     }
 
     pub fn valid_rules(&self) -> Result<ValidRules, String> {
-        let rules: Rules = serde_json::from_str(&self.rules).map_err(|error| format!("meta's rules: {error}"))?;
-        rules.validate().map_err(|error| format!("meta's rules: {error}"))
+        let wrong = |error: &dyn std::fmt::Display| format!("meta's rules: {error}");
+        let mut rules: serde_json::Value = serde_json::from_str(&self.rules).map_err(|error| wrong(&error))?;
+        if let Some(events) = rules.get_mut("events").and_then(serde_json::Value::as_object_mut) {
+            before_names(events);
+        }
+        let rules: Rules = serde_json::from_value(rules).map_err(|error| wrong(&error))?;
+        rules.validate().map_err(|error| wrong(&error))
     }
 
     /// What differs from `other` in a way that forbids counting together, one line each.
@@ -270,6 +275,17 @@ pub fn kind_name(kind: BucketKind) -> String {
 /// The name under which stands since when the retention of a kind holds.
 fn retention_name(kind: BucketKind) -> String {
     format!("retention:{kind}")
+}
+
+/// Rules that were written before names and times could be configured say nothing of them; this is what held.
+fn before_names(events: &mut serde_json::Map<String, serde_json::Value>) {
+    for (key, value) in [
+        ("name_fields", serde_json::json!(["event"])),
+        ("batch_fields", serde_json::json!([])),
+        ("time_zone_default", serde_json::json!("")),
+    ] {
+        events.entry(key).or_insert(value);
+    }
 }
 
 /// Every metric of the rules.

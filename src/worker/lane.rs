@@ -14,7 +14,7 @@ use super::backoff::Backoff;
 use super::budget::Permit;
 use super::status::Status;
 use crate::broker::{Message, ProduceError, Producer};
-use crate::compile::{DeadLetter, FoldStats, Folded};
+use crate::compile::{DeadLetter, FoldStats, Folded, Plan};
 use crate::hll::murmur64a;
 use crate::model::Span;
 use crate::store::{Outcome, Session, StoreResult};
@@ -43,6 +43,8 @@ pub struct LaneSender {
     pub lane: usize,
     pub epoch: u64,
     pub session: Box<dyn Session>,
+    /// Says what is wrong with dead letters.
+    pub plan: Arc<Plan>,
     /// `None` when dead letters are discarded.
     pub producer: Option<Arc<dyn Producer>>,
     pub in_flight_max: usize,
@@ -53,9 +55,11 @@ pub struct LaneSender {
 /// Where a dead letter came from and why it is one; the names do not change.
 const HEADER_REASON: &str = "traqq-reason";
 const HEADER_CLASS: &str = "traqq-class";
+const HEADER_DETAIL: &str = "traqq-detail";
 const HEADER_TOPIC: &str = "traqq-topic";
 const HEADER_PARTITION: &str = "traqq-partition";
 const HEADER_OFFSET: &str = "traqq-offset";
+const HEADER_INDEX: &str = "traqq-index";
 const HEADER_TIMESTAMP: &str = "traqq-timestamp-ms";
 /// On an envelope, whose value is only the beginning of the record.
 const HEADER_BYTES: &str = "traqq-value-bytes";
@@ -92,7 +96,7 @@ impl LaneSender {
 
     async fn send(&mut self, Sending { folded, permit, is_last }: Sending) -> BoxFuture<'static, Committed> {
         let Folded { batch, dead_letters, stats, .. } = folded;
-        bury(self.producer.clone(), &self.status, &dead_letters).await;
+        bury(self.producer.clone(), &self.plan, &self.status, &dead_letters).await;
         let (lane, epoch, spans) = (self.lane, self.epoch, batch.spans.clone());
         let sent_at = Instant::now();
         let answer = self.session.commit(Arc::new(batch)).await;
@@ -105,12 +109,13 @@ impl LaneSender {
 }
 
 /// Returns when the destination has all of them; it never gives up, so their offsets are never passed without them.
-async fn bury(producer: Option<Arc<dyn Producer>>, status: &Status, mut letters: &[DeadLetter]) {
+async fn bury(producer: Option<Arc<dyn Producer>>, plan: &Plan, status: &Status, mut letters: &[DeadLetter]) {
     while !letters.is_empty() {
         let (chunk, rest) = letters.split_at(letters_at_once(letters));
         letters = rest;
         if let Some(producer) = &producer {
-            futures_util::future::join_all(chunk.iter().map(|letter| publish(producer.as_ref(), status, letter))).await;
+            let published = chunk.iter().map(|letter| publish(producer.as_ref(), plan, status, letter));
+            futures_util::future::join_all(published).await;
         }
         for letter in chunk {
             metrics::counter!(names::DEAD_LETTERS, "reason" => letter.reason.name()).increment(1);
@@ -128,8 +133,9 @@ fn letters_at_once(letters: &[DeadLetter]) -> usize {
     letters.iter().take(LETTERS_IN_FLIGHT).take_while(fits).count().max(1)
 }
 
-async fn publish(producer: &dyn Producer, status: &Status, letter: &DeadLetter) {
-    let mut message = to_message(letter);
+async fn publish(producer: &dyn Producer, plan: &Plan, status: &Status, letter: &DeadLetter) {
+    let detail = plan.describe(letter);
+    let mut message = to_message(letter, &detail);
     let mut backoff = Backoff::default();
     let mut envelope_bytes = ENVELOPE_BYTES;
     loop {
@@ -144,7 +150,7 @@ async fn publish(producer: &dyn Producer, status: &Status, letter: &DeadLetter) 
                     status.obstruct(DEAD_LETTERS, &error);
                     tokio::time::sleep(backoff.next()).await;
                 }
-                message = to_envelope(letter, envelope_bytes);
+                message = to_envelope(letter, &detail, envelope_bytes);
                 // Should even that be too much.
                 envelope_bytes /= 2;
             }
@@ -158,11 +164,12 @@ async fn publish(producer: &dyn Producer, status: &Status, letter: &DeadLetter) 
     }
 }
 
-fn to_message(letter: &DeadLetter) -> Message {
+fn to_message(letter: &DeadLetter, detail: &str) -> Message {
     let mut headers = letter.headers.clone();
     for (name, value) in [
         (HEADER_REASON, letter.reason.name().to_owned()),
         (HEADER_CLASS, letter.reason.class().to_owned()),
+        (HEADER_DETAIL, detail.to_owned()),
         (HEADER_TOPIC, letter.partition.topic.to_string()),
         (HEADER_PARTITION, letter.partition.partition.to_string()),
         (HEADER_OFFSET, letter.offset.to_string()),
@@ -170,14 +177,17 @@ fn to_message(letter: &DeadLetter) -> Message {
     ] {
         headers.push((name.to_owned(), Some(value.into_bytes())));
     }
+    if let Some(index) = letter.index {
+        headers.push((HEADER_INDEX.to_owned(), Some(index.to_string().into_bytes())));
+    }
     Message { key: letter.key.clone(), value: letter.value.clone(), headers, timestamp_ms: None }
 }
 
 /// Coordinates, size, hash and beginning of a record that the destination will not take whole.
-fn to_envelope(letter: &DeadLetter, bytes_max: usize) -> Message {
+fn to_envelope(letter: &DeadLetter, detail: &str, bytes_max: usize) -> Message {
     let value = letter.value.as_deref().unwrap_or_default();
     let without_headers = DeadLetter { headers: Vec::new(), key: None, value: None, ..letter.clone() };
-    let mut message = to_message(&without_headers);
+    let mut message = to_message(&without_headers, detail);
     message.value = Some(value[..value.len().min(bytes_max)].to_vec());
     for (name, value) in
         [(HEADER_BYTES, value.len().to_string()), (HEADER_HASH, format!("{:016x}", murmur64a(value, 0)))]

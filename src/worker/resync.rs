@@ -107,6 +107,7 @@ impl Loop {
                 lane: index,
                 epoch,
                 session,
+                plan: Arc::clone(&self.starter.plan),
                 producer: self.worker.producer.clone(),
                 in_flight_max: self.worker.config.batches_in_flight,
                 answers: self.answers.clone(),

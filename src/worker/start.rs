@@ -7,7 +7,7 @@ use super::config::OnEmptyStore;
 use super::driver::Driver;
 use crate::broker::{BrokerError, Mark, Start};
 use crate::compile::Plan;
-use crate::model::{TopicPartition, ValidRules};
+use crate::model::{Rules, TopicPartition, ValidRules};
 use crate::store::{Meta, Store, StoreError, metric_name, metrics_of};
 use crate::telemetry::names;
 
@@ -163,17 +163,32 @@ pub fn plan_difference(meta: &Meta, rules: &ValidRules) -> Option<String> {
     }
     let names = |rules: &ValidRules| -> BTreeSet<String> { metrics_of(&rules.rules).iter().map(metric_name).collect() };
     let ours = names(rules);
-    let stored = meta.valid_rules().map(|stored| names(&stored)).unwrap_or_default();
+    let stored_rules = meta.valid_rules();
+    let stored = stored_rules.as_ref().map(names).unwrap_or_default();
     let list = |set: &BTreeSet<String>, other: &BTreeSet<String>| -> String {
         let items: Vec<&str> = set.difference(other).map(String::as_str).collect();
         items.join(", ")
     };
     let (added, removed) = (list(&ours, &stored), list(&stored, &ours));
     let what = match (added.is_empty(), removed.is_empty()) {
-        (true, true) => "the settings in [events] or [buckets] differ".to_owned(),
+        (true, true) => match stored_rules {
+            Ok(stored) => format!("in {}", settings_that_differ(&stored.rules, &rules.rules).join(", ")),
+            Err(error) => error,
+        },
         (false, true) => format!("only here: {added}"),
         (true, false) => format!("only in the store: {removed}"),
         (false, false) => format!("only here: {added}; only in the store: {removed}"),
     };
     Some(format!("the mapping differs ({what}); `traqq mapping apply` makes ours the store's, once no old worker runs"))
+}
+
+fn settings_that_differ(stored: &Rules, ours: &Rules) -> Vec<String> {
+    let [stored, ours] = [stored, ours].map(|rules| serde_json::to_value(rules).expect("rules are plain data"));
+    let sections = ["events", "buckets"].into_iter();
+    let settings = sections.flat_map(|section| {
+        let keys = ours[section].as_object().into_iter().flat_map(|section| section.keys());
+        keys.map(move |key| (section, key))
+    });
+    let differing = settings.filter(|(section, key)| stored[section].get(key) != ours[section].get(key));
+    differing.map(|(section, key)| format!("{section}.{key}")).collect()
 }

@@ -119,7 +119,12 @@ def fold_records(config, ordered, records):
     for topic, partition, offset, timestamp_ms, key, headers, value in records:
         counts["records"] += 1
         reason = fold.record(topic, partition, offset, timestamp_ms, key, headers, value)
-        if reason is None:
+        if type(reason) is list:
+            for index, (reason, event) in enumerate(reason):
+                counts["events"] += reason is None
+                if reason is not None:
+                    dead[topic, partition, offset, index] = Original(reason, None, (), event)
+        elif reason is None:
             counts["events"] += 1
         elif reason != TOMBSTONE:
             dead[topic, partition, offset] = Original(reason, key, headers, value)
@@ -458,7 +463,10 @@ def compare_dead_letters(letters, want):
         named = {name: text for name, text in headers if name.startswith("traqq-")}
         try:
             place = named["traqq-topic"].decode(), int(named["traqq-partition"]), int(named["traqq-offset"])
+            if "traqq-index" in named:
+                place = *place, int(named["traqq-index"])
             reason = named["traqq-reason"].decode()
+            detail = named["traqq-detail"].decode()
         except (KeyError, ValueError, AttributeError):
             lines.append(f"dead letter at offset {offset}: unreadable headers {sorted(named)}")
             continue
@@ -475,6 +483,8 @@ def compare_dead_letters(letters, want):
             is_same = original.beginning.startswith(value)
         else:
             is_same = hashlib.sha256(value).digest() == original.digest
+        if not detail.isprintable():
+            lines.append(f"dead letter {place}: {detail!r} is no line of text")
         rest = [(name, text) for name, text in headers if not name.startswith("traqq-")]
         before = [(name, text) for name, text in original.headers if name != "Nats-Msg-Id"]
         if not is_same or key != original.key or (not is_envelope and sorted(rest) != sorted(before)):

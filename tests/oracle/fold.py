@@ -5,7 +5,8 @@
     fold.metrics()                           # {"add:d:1699920000:event": ("hash", {...}), ...}, nothing capped
     fold.capped()                            # the same with the limits applied (exact order only with ordered=True)
 
-A reason is None for an event, "tombstone" for a null value, else why the record is a dead letter.
+A reason is None for an event, "tombstone" for a null value, else why the record is a dead letter. For a record that holds several
+events it is a list of a reason and the bytes of each.
 
 No limit on cardinality is applied while folding. A value that a capped key admits is admitted at its first occurrence, so it
 has its complete count; the rest is the sum of all others. Hence whatever a store admitted can be checked to the last unit,
@@ -31,8 +32,9 @@ CACHE_MAX = 1_000_000
 WHITE_SPACE = frozenset("\u0020\u00a0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))))
 
 NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
-RFC3339 = re.compile(
-    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
+DATE_TIME = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:[.,][0-9]+)?"
+    r"(?: ?(?:([Zz]|UTC|GMT)|([+-])([0-9]{2})(?::?([0-9]{2}))?))?"
 )
 STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 NOT_BRACKETS = re.compile(r"[^][{}]+")
@@ -59,7 +61,8 @@ def refuse(constant):
 
 
 # Of members of one name the decoder keeps the last.
-DECODE = json.JSONDecoder(parse_float=Num, parse_int=Num, parse_constant=refuse, strict=True).decode
+DECODER = json.JSONDecoder(parse_float=Num, parse_int=Num, parse_constant=refuse, strict=True)
+BLANK = re.compile(r"[ \t\n\r]*")
 
 
 # JSON ----------------------------------------------------------------------------------------------------------------
@@ -80,8 +83,8 @@ def deeper_than(text, limit):
     return False
 
 
-def parse(value, depth_max):
-    """The JSON value of a record's bytes that are not too many."""
+def readable(value, depth_max):
+    """The text of a record's bytes that are not too many."""
     if len(value) > 5 and value[0] == 0:
         value = value[5:]
     try:
@@ -90,14 +93,53 @@ def parse(value, depth_max):
         raise Dead("invalid_utf8") from None
     if deeper_than(text, depth_max):
         raise Dead("too_deep")
+    return text
+
+
+def skip(text, at):
+    return BLANK.match(text, at).end()
+
+
+def value_at(text, at):
+    """The value that begins there, behind white space, its own text, and where what follows it begins."""
+    at = skip(text, at)
+    value, end = DECODER.raw_decode(text, at)
+    return value, text[at:end], skip(text, end)
+
+
+def values(text):
+    """One JSON value, or objects in a row, each with its text."""
+    found, at = [], 0
     try:
-        # decode() skips JSON's four kinds of white space around the value and no other.
-        result = DECODE(text)
+        while at < len(text) or not found:
+            value, own, at = value_at(text, at)
+            found.append((value, own))
     except ValueError:
         raise Dead("invalid_json") from None
+    if len(found) > 1 and any(type(value) is not dict for value, _ in found):
+        raise Dead("invalid_json")
     if SURROGATE_ESCAPE.search(text) and any(escape.group(1) for escape in ESCAPE.finditer(text)):
         raise Dead("invalid_json")
-    return result
+    return found
+
+
+def elements(text):
+    """The elements of an array that is JSON, each with its text."""
+    found, at = [], skip(text, 1)
+    while text[at] != "]":
+        value, own, at = value_at(text, at + (text[at] == ","))
+        found.append((value, own))
+    return found
+
+
+def member_text(text, name):
+    """The text of the last member of this name of an object that is JSON."""
+    found, at = None, skip(text, 1)
+    while text[at] != "}":
+        key, _, at = value_at(text, at + (text[at] == ","))
+        _, own, at = value_at(text, at + 1)
+        found = own if key == name else found
+    return found
 
 
 # Values --------------------------------------------------------------------------------------------------------------
@@ -215,26 +257,34 @@ def days_before(year, month, day):
     return era * 146_097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 719_468
 
 
-def rfc3339_second(text):
-    match = RFC3339.fullmatch(text)
+def date_second(text, zone):
+    """The second of a date and time; `zone` is that of one without any, if there is one."""
+    match = DATE_TIME.fullmatch(text)
     if not match:
         return None
     year, month, day, hour, minute, second = map(int, match.groups()[:6])
-    sign, hours, minutes = match.groups()[6:]
+    utc, sign, hours, minutes = match.groups()[6:]
     is_leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
     if not 1 <= month <= 12 or not 1 <= day <= [31, 28 + is_leap, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31][month - 1]:
         return None
     if hour > 23 or minute > 59 or second > 60:
         return None
-    offset = 0
+    second, offset = min(second, 59), 0
     if sign:
-        if int(hours) > 23 or int(minutes) > 59:
+        if int(hours) > 23 or int(minutes or 0) > 59:
             return None
-        offset = (int(hours) * 3600 + int(minutes) * 60) * (-1 if sign == "-" else 1)
-    return days_before(year, month, day) * DAY + hour * 3600 + minute * 60 + min(second, 59) - offset
+        offset = (int(hours) * 3600 + int(minutes or 0) * 60) * (-1 if sign == "-" else 1)
+    elif not utc:
+        if zone is None:
+            return None
+        # fold=0: the first of two, and of none the offset before the clock was put forward. Python has no year 0, in which
+        # every zone is as in the year 4.
+        delta = datetime.datetime(year or 4, month, day, hour, minute, second, tzinfo=zone, fold=0).utcoffset()
+        offset = delta.days * DAY + delta.seconds
+    return days_before(year, month, day) * DAY + hour * 3600 + minute * 60 + second - offset
 
 
-def read_time(value):
+def read_time(value, zone=datetime.timezone.utc):
     """Rule 6: the second, or None when not present; raises when unreadable."""
     if value is None:
         return None
@@ -245,7 +295,7 @@ def read_time(value):
         text = trim(value)
         if not text:
             return None
-        second = epoch_second(text) if NUMBER.fullmatch(text) else rfc3339_second(text)
+        second = epoch_second(text) if NUMBER.fullmatch(text) else date_second(text, zone)
     if second is None or not SECOND_MIN <= second < SECOND_END:
         raise Dead("time_unreadable")
     return second
@@ -414,7 +464,16 @@ class Fold:
         mapping = config.get("mapping", {})
         events = config.get("events", {})
         buckets = config.get("buckets", {})
+        self.name_fields = [
+            name_of(name) for name in events.get("name_fields", ["event", "event_type", "type", "event_name", "name"])
+        ]
+        self.name_header, self.name_default = events.get("name_header", ""), events.get("name_default", "")
+        self.batch_fields = events.get("batch_fields", ["batch", "events"])
+        self.events_max = events.get("max_events_per_record", 10_000)
         self.time_fields = [name_of(name) for name in events.get("time_fields", ["ts", "timestamp", "time"])]
+        self.time_required = events.get("require_time", False)
+        zone_default = events.get("time_zone_default", "UTC")
+        self.zone_default = zoneinfo.ZoneInfo(zone_default) if zone_default else None
         self.length_max = events.get("max_value_length", 512)
         self.bytes_max = events.get("max_event_bytes", 1 << 20)
         self.depth_max = events.get("max_depth", 64)
@@ -477,33 +536,80 @@ class Fold:
             return dead.args[0]
 
     def fold(self, timestamp_ms, headers, value):
-        if headers and any(name == "ce_specversion" for name, _ in headers):
-            members, cloud = self.binary(headers, value)
-        else:
-            if value is None:
-                return TOMBSTONE
-            if len(value) > self.bytes_max:
-                raise Dead("too_large")
-            members, cloud = self.shape(parse(value, self.depth_max))
-        event = cloud.get("type") if cloud is not None else members.get("event")
-        if type(event) is not str or not trim(event):
-            raise Dead("no_event")
-        if cloud is not None and "event" in members:
-            members = {name: member for name, member in members.items() if name != "event"}
-        self.count(members, cloud, event, self.time(members, cloud, timestamp_ms), timestamp_ms)
-        return None
-
-    @staticmethod
-    def shape(record):
-        """The properties' object, and the attributes of a CloudEvent."""
+        if headers and any(name in ("ce_specversion", "ce-specversion") for name, _ in headers):
+            self.cloud_event(*self.binary(headers, value), timestamp_ms)
+            return None
+        if value is None:
+            return TOMBSTONE
+        if len(value) > self.bytes_max:
+            raise Dead("too_large")
+        found = values(readable(value, self.depth_max))
+        if len(found) > 1:
+            return self.several(found, headers, timestamp_ms)
+        record, text = found[0]
+        if type(record) is list and record:
+            return self.several(elements(text), headers, timestamp_ms)
         if type(record) is not dict:
             raise Dead("not_an_object")
-        is_cloud = type(record.get("specversion")) is str and type(record.get("type")) is str and "event" not in record
-        if not is_cloud:
-            return record, None
-        data = record.get("data")
-        attributes = {name: member for name, member in record.items() if name not in ("data", "data_base64")}
-        return data if type(data) is dict else {}, attributes
+        if not is_cloud_event(record) and self.name(record, headers) is None:
+            for field in self.batch_fields:
+                if type(record.get(field)) is list:
+                    if not record[field]:
+                        raise Dead("no_event")
+                    return self.several(elements(member_text(text, field)), headers, timestamp_ms)
+        self.single(record, headers, timestamp_ms)
+        return None
+
+    def several(self, found, headers, timestamp_ms):
+        """The events of one record: why each is a dead letter, and its bytes."""
+        if len(found) > self.events_max:
+            raise Dead("too_many_events")
+        results = []
+        for record, text in found:
+            reason = None
+            try:
+                if type(record) is not dict:
+                    raise Dead("not_an_object")
+                self.single(record, headers, timestamp_ms)
+            except Dead as dead:
+                reason = dead.args[0]
+            results.append((reason, text.encode()))
+        return results
+
+    def single(self, record, headers, timestamp_ms):
+        if is_cloud_event(record):
+            data = record.get("data")
+            attributes = {name: member for name, member in record.items() if name not in ("data", "data_base64")}
+            self.cloud_event(data if type(data) is dict else {}, attributes, timestamp_ms)
+            return
+        event = self.name(record, headers) or self.name_default
+        if not event:
+            raise Dead("no_event")
+        self.count(record, None, event, self.time(record, None, event, timestamp_ms), timestamp_ms)
+
+    def cloud_event(self, members, attributes, timestamp_ms):
+        event = attributes.get("type")
+        if type(event) is not str or not trim(event):
+            raise Dead("no_event")
+        members = {name: member for name, member in members.items() if name != "event"}
+        self.count(members, attributes, event, self.time(members, attributes, event, timestamp_ms), timestamp_ms)
+
+    def name(self, record, headers):
+        """Rule 3, the default left out."""
+        for name, value in headers if self.name_header else ():
+            if name == self.name_header:
+                try:
+                    event = (value or b"").decode()
+                except UnicodeDecodeError:
+                    event = ""
+                if trim(event):
+                    return event
+                break
+        for field in self.name_fields:
+            event = lookup(record, None, None, field)
+            if type(event) is str and trim(event):
+                return event
+        return None
 
     def binary(self, headers, value):
         """Rule 20, binary mode."""
@@ -511,7 +617,7 @@ class Fold:
         for name, text in headers:
             if name == "content-type":
                 content_type = text
-            elif name.startswith("ce_"):
+            elif name.startswith(("ce_", "ce-")):
                 attributes[name[3:]] = text
         if value is not None and len(value) > self.bytes_max:
             raise Dead("too_large")
@@ -520,19 +626,19 @@ class Fold:
         except UnicodeDecodeError:
             raise Dead("invalid_utf8") from None
         is_data = value and (content_type is None or names_json(content_type))
-        data = parse(value, self.depth_max) if is_data else None
+        data = only(values(readable(value, self.depth_max))) if is_data else None
         return data if type(data) is dict else {}, attributes
 
-    def time(self, members, cloud, timestamp_ms):
+    def time(self, members, cloud, event, timestamp_ms):
         if cloud is not None:
-            second = read_time(cloud.get("time"))
+            second = read_time(cloud.get("time"), self.zone_default)
             if second is not None:
                 return second
         for field in self.time_fields:
-            second = read_time(lookup(members, cloud, None, field))
+            second = read_time(lookup(members, cloud, event, field), self.zone_default)
             if second is not None:
                 return second
-        if timestamp_ms is None or timestamp_ms < 0:
+        if self.time_required or timestamp_ms is None or timestamp_ms < YEAR_2000_MS:
             raise Dead("no_time")
         second = timestamp_ms // 1000
         if second >= SECOND_END:
@@ -784,9 +890,9 @@ def pick(texts, fields):
 def lookup(members, cloud, event, field):
     """Rule 4, and rule 20 for the attributes of a CloudEvent."""
     name, path = field
+    if name == "event" and event is not None:
+        return event
     if cloud is not None:
-        if name == "event":
-            return event
         if path is not None and path[0] == "ce":
             found = lookup(cloud, None, None, name_of(name[3:]))
             if found is not None:
@@ -798,6 +904,16 @@ def lookup(members, cloud, event, field):
             return None
         members = members.get(part)
     return members
+
+
+def is_cloud_event(record):
+    return type(record.get("specversion")) is str and type(record.get("type")) is str and "event" not in record
+
+
+def only(found):
+    if len(found) > 1:
+        raise Dead("invalid_json")
+    return found[0][0]
 
 
 def names_json(content_type):

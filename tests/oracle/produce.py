@@ -119,6 +119,18 @@ def odd_records(second):
     plain("not json", "", " ", '{"event":"cut","ts":', "{'event':1}", '{"event":"x",}', '{"event":"x"} x', '{"event":"x"}{}')
     plain("[1,2]", '"text"', "null", "1", "true", "{}", f'{{{t}}}', f'{{"event":null,{t}}}', f'{{"event":5,{t}}}')
     plain(f'{{"event":["x"],{t}}}', f'{{"event":" \\u0000\\u00a0 ",{t}}}', f'{{"event":"x","event":7,{t}}}')
+    # Names.
+    plain(*(f'{{{members},{t}}}' for members in [
+        '"type":"track"', '"event_name":"purchase"', '"name":"n","type":"page"', '"event":5,"name":"n"', '"event":{"type":"message"},"type":"callback"',
+        '"event":" ","event_type":"\\u00a0","name":"last"', '"name":["x"]', '"TYPE":"x"',
+    ]))
+    # Several events.
+    one = lambda members: f'{{"event":"several",{t},{members}}}'
+    plain(f'[{one(chr(34) + "geo" + chr(34) + ":1")}, {{"geo":"A"}} ,5,[{one(chr(34) + "a" + chr(34) + ":1")}]]', f'{{"event":"row",{t}}}\n{{"event":"row",{t}}} {{}}')
+    plain(f'{{"sentAt":1,"batch":[{{"type":"track",{t}}},{{"batch":[{{"event":"x"}}]}},null]}}', f'{{"events":[{{"event_type":"amplitude",{t}}}]}}')
+    plain('{"batch":[]}', '{"batch":[],"events":[{}]}', '{"batch":5,"events":[{}]}', f'{{"event":"own",{t},"batch":[{{"event":"x"}}]}}', "[]", "[[]]")
+    plain(f'[{{"event":"good",{t}}},{{"event":"bad",{t}}}x]', f'{{"event":"good",{t}}}[]', f'[{{"event":"time","ts":"soon"}},{{"specversion":"1.0","type":"element",{t}}}]')
+    plain("[" + ",".join([f'{{"event":"many",{t}}}'] * 50) + "]", "[" + "1," * 10_000 + "1]")
     # JSON that lax parsers take.
     events('"z":NaN', '"z":-Infinity', '"z":01', '"z":1.', '"z":.5', '"z":+1', '"z":"a\nb"', '"z":"\\x"', '"z":"\\u12"', '"z":1//')
     events('"z":"\\ud800"', '"z":"\\udc00\\ud800"', '"\\ud83d":1', '"z":"\\ud800","z":1', '"z":[{"a":"\\ud83dx"}]')
@@ -157,7 +169,7 @@ def odd_records(second):
     events('"geo":true,"ip":["x"],"url":{"a":1},"user_id":false,"utm_source":null')
     # Times.
     iso = lambda form: time.strftime(form, time.gmtime(second))
-    times = [f'"{iso("%Y-%m-%dT%H:%M:%S")}{zone}"' for zone in ("Z", "z", "+00:00", "-00:00", ".999999999999Z", "+14:30", ".Z", "", "+1")]
+    times = [f'"{iso("%Y-%m-%dT%H:%M:%S")}{zone}"' for zone in ("Z", "z", "+00:00", "-00:00", ".999999999999Z", "+14:30", ".Z", "", "+1", "+0100", "-01", " UTC", ",5Z", " +0000", "  Z", "CET", ".5")]
     times += [f'"{iso("%Y-%m-%d")}{rest}"' for rest in ("t00:00:60Z", " 24:00:00Z", "T23:59:60.9Z", "T00:60:00Z", "", "T00:00Z", "  00:00:00Z")]
     times += ['"2026-02-30T00:00:00Z"', '"2026-13-01T00:00:00Z"', '"0001-01-01T00:00:00Z"', '"9999-12-31T23:59:59Z"', '"yesterday"']
     times += ['"9999-12-31T23:59:59-01:00"', "true", "[]", "{}", "1e40", "-1e40", "253402300800", "-62135596801", "99999999999", "1e11"]
@@ -187,6 +199,7 @@ def odd_records(second):
     cases += [(b"plain text", binary + [text, when]), (b"\xff\xfe", binary + [text]), (None, binary + [text, when]), (None, binary)]
     cases += [(b"", binary + [text]), (b"", binary), (b"not json", binary), (b"not json", binary + [structured]), (b"[1]", binary + [when])]
     cases += [(body, binary + [("ce_time", b"soon")]), (body, binary + [("ce_time", b"")]), (body, binary + [("ce_x", b"\xff")])]
+    cases += [(body, [("ce-specversion", b"1.0"), ("ce-type", b"in NATS"), ("ce-subject", b"sub")]), (b"[1]{}", binary)]
     cases += [(body, [("specversion", b"1.0"), ("empty", None), ("some", b"header")]), (b"[1]", [("some", b"\xff"), ("empty", None)])]
     return cases
 

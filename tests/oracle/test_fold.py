@@ -136,7 +136,7 @@ class Reading(unittest.TestCase):
             self.assertEqual(reason(f'{{"event":"x","z":{text}}}'), "invalid_json", text)
         for text in ["1E+2", "-0", '"\x7f"', '"\\ud83d\\ude00"', '"\\\\ud800"', '"\\u0000"', " [ ] ", "9" * 5000, "1e" + "9" * 5000]:
             self.assertIsNone(reason(f'{{"event":"x","z":{text}}}'), text[:40])
-        for text in ['{"event":"x",}', '{"event":"x"} x', '{"event":"x"}{}', "\ufeff{}", "\u00a0{}", "{}\0", '{"event" "x"}']:
+        for text in ['{"event":"x",}', '{"event":"x"} x', '{"event":"x"}[]', '[]{"event":"x"}', '{},{}', "\ufeff{}", "\u00a0{}", "{}\0", '{"event" "x"}']:
             self.assertEqual(reason(text), "invalid_json", text)
         self.assertIsNone(reason(' \t\r\n{"event":"x"}\n'))
 
@@ -145,6 +145,49 @@ class Reading(unittest.TestCase):
             self.assertEqual(reason(text), "no_event", text)
         _, keys = fold({"event": " " + "x" * 600})
         self.assertEqual(keys[f"add:{DAY}:event"][1], {"x" * 512: 1})
+
+    def test_3_the_name_is_the_first_string_of_its_fields(self):
+        named = lambda text, headers=(), **events: fold(text, config(add=["event"]) | {"events": events}, headers)
+        name = lambda *arguments, **events: next(iter(named(*arguments, **events)[1].values()))[1]
+        for text, event in [
+            ('{"event_name":"purchase"}', "purchase"),
+            ('{"type":"page","name":"Home"}', "page"),
+            ('{"object":"event","type":"charge.succeeded"}', "charge.succeeded"),
+            ('{"name":"pageview","domain":"d"}', "pageview"),
+            ('{"event":{"type":"message"},"type":"event_callback"}', "event_callback"),
+            ('{"event":" ","type":7,"name":"n"}', "n"),
+            ('{"name":"n","event":"e"}', "e"),
+        ]:
+            self.assertEqual(name(text), {event: 1}, text)
+        self.assertEqual(name('{"payload":{"op":"c"}}', name_fields=["payload.op"]), {"c": 1})
+        self.assertEqual(name('{"status":200}', name_default="request"), {"request": 1})
+        topic = [("X-Shopify-Topic", b"orders/create")]
+        self.assertEqual(name('{"name":"#1001"}', topic, name_header="X-Shopify-Topic"), {"orders/create": 1})
+        self.assertEqual(name('{"name":"#1001"}', topic, name_header="x-shopify-topic"), {"#1001": 1})
+        self.assertEqual(name('{"name":"#1001"}', [("T", b"\xff")], name_header="T"), {"#1001": 1})
+        self.assertEqual(named('{"type":"x"}', name_fields=["event"])[0], "no_event")
+
+    def test_21_a_record_of_several_events(self):
+        for text, reasons in [
+            ('[{"event":"a"}, {"x":1} ,3]', [None, "no_event", "not_an_object"]),
+            ('{"event":"a"}\n{"event":"b"}\n', [None, None]),
+            ('{"event":"x"}{}', [None, "no_event"]),
+            ('{"sentAt":1,"batch":[{"type":"track"},{"batch":[{"event":"a"}]}]}', [None, "no_event"]),
+            ('{"events":[{"event":"a","ts":"soon"}]}', ["time_unreadable"]),
+            ('[{"specversion":"1.0","type":"t"}]', [None]),
+        ]:
+            why = reason(text)
+            self.assertEqual([one for one, _ in why], reasons, text)
+            self.assertTrue(all(event.decode() in text for _, event in why))
+        self.assertEqual(reason('[{"event":"a"}, {"x":1} ,3]')[1][1], b'{"x":1}')
+        self.assertIsNone(reason('{"event":"a","batch":[{"event":"b"}]}'))
+        self.assertEqual(reason('{"batch":[]}'), "no_event")
+        self.assertEqual(reason('[{"event":"a"},{"event":"a"}x]'), "invalid_json")
+        few = config(add=["event"]) | {"events": {"max_events_per_record": 2}}
+        self.assertEqual(reason('[{"event":"a"}' + ',{"event":"a"}' * 2 + "]", few), "too_many_events")
+        one = [("ce_specversion", b"1.0"), ("ce_type", b"t")]
+        self.assertIsNone(reason('[{"event":"a"}]', headers=one))
+        self.assertEqual(reason('{"a":1}{"b":1}', headers=one), "invalid_json")
 
     def test_4_names(self):
         self.assertEqual(label({"a": {"b": {"c": "v"}}}, "a.b.c"), "v")
@@ -204,10 +247,24 @@ class Time(unittest.TestCase):
             ("9999-12-31T23:59:59Z", SECOND_END - 1),
         ]:
             self.assertEqual(time_of(json.dumps(text)), second, text)
-        for text in ["2023-02-29T00:00:00Z", "2023-11-14T24:00:00Z", "2023-11-14T22:13:20", "2023-11-14T22:13Z", "2023-11-14", "soon"]:
+        for text in ["2023-02-29T00:00:00Z", "2023-11-14T24:00:00Z", "2023-11-14T22:13", "2023-11-14T22:13Z", "2023-11-14", "soon"]:
             self.assertEqual(time_of(json.dumps(text)), "unreadable", text)
-        for text in ["2023-11-14T22:13:61Z", "2023-11-14T22:13:20.Z", "2023-11-14T22:13:20+0100", "9999-12-31T23:59:59-01:00"]:
+        for text in ["2023-11-14T22:13:61Z", "2023-11-14T22:13:20.Z", "2023-11-14T22:13:20+1", "2023-11-14T22:13:20 CET", "9999-12-31T23:59:59-01:00"]:
             self.assertEqual(time_of(json.dumps(text)), "unreadable", text)
+
+    def test_6_what_databases_write(self):
+        for text in ["23:13:20+0100", "23:13:20.003+01", "22:13:20,5Z", "22:13:20.003 UTC", "22:13:20 +0000", "22:13:20 GMT", "22:13:20.003"]:
+            self.assertEqual(time_of(json.dumps("2023-11-14 " + text)), AT, text)
+        berlin = config(add=["event"]) | {"events": {"time_zone_default": "Europe/Berlin"}, "buckets": {"minute": True}}
+        for text, minute in [
+            ("2026-07-01 12:00:00", 1_782_900_000),
+            ("2026-10-25 02:30:00", 1_792_888_200),
+            ("2026-03-29 02:30:00", 1_774_747_800),
+        ]:
+            _, keys = fold({"event": "x", "ts": text}, berlin, broker_ms=1_792_900_000_000 if "10" in text else minute * 1000)
+            self.assertIn(f"add:m:{minute}:event", keys)
+        none = config(add=["event"]) | {"events": {"time_zone_default": ""}}
+        self.assertEqual(reason({"event": "x", "ts": "2023-11-14 22:13:20"}, none), "time_unreadable")
 
     def test_6_the_first_present_field_counts(self):
         _, keys = fold('{"event":"x","ts":null,"timestamp":" ","time":1699900000}')
@@ -227,7 +284,11 @@ class Time(unittest.TestCase):
             self.assertIsNone(reason(at(AT), broker_ms=broker_ms))
         self.assertEqual(reason(at(AT), broker_ms=946_684_800_000), "time_in_future")
         self.assertEqual(reason('{"event":"x"}', broker_ms=None), "no_time")
-        self.assertIsNone(reason('{"event":"x"}', broker_ms=0))
+        for broker_ms in (-1, 0, 1, 946_684_799_999):
+            self.assertEqual(reason('{"event":"x"}', broker_ms=broker_ms), "no_time")
+        required = config(add=["event"]) | {"events": {"require_time": True}}
+        self.assertEqual(reason('{"event":"x"}', required), "no_time")
+        self.assertIsNone(reason(at(AT), required))
         hours = config(add=["event"]) | {"buckets": {"hour": True}}
         _, keys = fold(at(AT), hours, broker_ms=AT_MS + 20 * 86_400_000)
         self.assertEqual(list(keys), [f"add:{DAY}:event"])
@@ -432,7 +493,7 @@ class CloudEvents(unittest.TestCase):
         self.assertEqual(reason(event | {"time": "soon"}), "time_unreadable")
         self.assertEqual(reason(event | {"type": " "}), "no_event")
         self.assertEqual(reason(event | {"type": 5}), "no_event")
-        self.assertEqual(reason(event | {"event": None}), "no_event")
+        self.assertIsNone(reason(event | {"event": None}))
         self.assertEqual(fold(event | {"event": "own"})[1][f"add:{DAY}:event"][1], {"own": 1})
         self.assertEqual(self.labels({"specversion": "1.0", "type": "t", "data": "text", "data_base64": "e30="}), {})
 
