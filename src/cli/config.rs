@@ -1,9 +1,11 @@
 //! `traqq config`.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 
 use super::table::Table;
-use super::{Failure, Loaded, Outcome, print_json};
+use super::{Failure, Loaded, Outcome, print_json, sample};
 use crate::server::Tls;
 
 #[derive(Subcommand)]
@@ -13,6 +15,10 @@ pub enum ConfigCommand {
         /// Check what `traqq serve` needs, not what a worker needs
         #[arg(long)]
         sidecar: bool,
+
+        /// Show in how many of these events (one a line) each pattern of the mapping finds something
+        #[arg(long, value_name = "FILE", conflicts_with = "sidecar")]
+        sample: Option<PathBuf>,
     },
     /// Print the effective configuration with each value's origin; secrets are hidden
     Show {
@@ -27,11 +33,14 @@ impl ConfigCommand {
             Tls::load(&loaded.config.server).map_err(Failure::Usage)?;
         }
         match self {
-            Self::Check { sidecar: true } => loaded.config.check_server().map_err(Failure::Usage)?,
-            Self::Check { sidecar: false } => {
+            Self::Check { sidecar: true, .. } => loaded.config.check_server().map_err(Failure::Usage)?,
+            Self::Check { sample, .. } => {
                 let rules = loaded.config.check_worker().map_err(Failure::Usage)?;
                 let patterns = rules.rules.mapping.patterns();
                 say!("the configuration is good: {patterns} metrics in {} kinds of buckets", rules.kinds.len());
+                if let Some(file) = sample {
+                    return sample::check(&file, rules);
+                }
             }
             Self::Show { json } => {
                 let values = loaded.values();

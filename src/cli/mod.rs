@@ -25,6 +25,7 @@ mod position;
 mod query;
 mod record;
 mod run;
+mod sample;
 mod show;
 mod status_line;
 mod store;

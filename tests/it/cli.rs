@@ -49,8 +49,9 @@ fn explain_prints_the_worked_example() {
     std::fs::write(&event, r#"{"event":"purchase","ip":"1.2.3.4","geo":"US","amount":99.99,"ts":1700000000}"#).unwrap();
     let output = run(&config, &["explain", event.to_str().unwrap(), "--at", "2023-11-14T22:13:20Z"]);
     assert!(output.status.success(), "{}", complaint(&output));
-    let mut lines: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
-    lines.sort();
+    let shown = text(&output.stdout);
+    let mut lines: Vec<&str> = shown.lines().filter(|line| !line.starts_with('#')).collect();
+    lines.sort_unstable();
     assert_eq!(
         lines,
         [
@@ -75,6 +76,37 @@ fn a_dead_letter_is_explained_as_one() {
     let output = run(&config, &["explain", event.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
     assert!(complaint(&output).contains("no_event"), "{}", complaint(&output));
+}
+
+/// A mapping that names what events do not have was called good, and `explain` printed nothing.
+#[test]
+fn a_wrong_mapping_is_not_silent() {
+    let directory = tempfile::tempdir().unwrap();
+    let mapping =
+        "[broker.kafka]\ntopics = [\"t\"]\n[mapping]\nadd = [\"events\", \"items.*.sku\"]\nauto_pairs = false\n";
+    let config = write_config(directory.path(), mapping);
+    let event = directory.path().join("event.json");
+    std::fs::write(&event, r#"{"event":"buy","items":[{"sku":1}],"ts":1700000000}"#).unwrap();
+    let output = run(&config, &["explain", event.to_str().unwrap(), "--at", "2023-11-14T22:13:20Z"]);
+    let shown = text(&output.stdout);
+    for part in
+        ["# buy, at 2023-11-14T22:13:20Z (from ts)", "items.*.sku: no such field", "event, items (an array), ts"]
+    {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains("counts nowhere"), "{}", complaint(&output));
+
+    let config = write_config(directory.path(), &mapping.replace("\"events\"", "\"event\""));
+    let sample = directory.path().join("sample.ndjson");
+    std::fs::write(&sample, "{\"event\":\"a\"}\n{\"name\":\"b\",\"items\":[]}\n{\"x\":1}\n").unwrap();
+    let output = run(&config, &["config", "check", "--sample", sample.to_str().unwrap()]);
+    let shown = text(&output.stdout);
+    for part in ["2 of 2", "0 of 2", "items.*.sku: no such field (2)", "1 would be dead letters", "the event has x"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains("add items.*.sku"), "{}", complaint(&output));
 }
 
 /// Everything that can be wrong without a server: one line that names it, exit code 2.
