@@ -27,5 +27,6 @@ mod redis_worker;
 mod scene;
 mod secrets;
 mod servers;
+mod shapes;
 mod simulation;
 mod tls;
