@@ -95,7 +95,7 @@ fn a_refusal_says_where_and_why() {
     let answer = site.post(NDJSON, lines.join("\n").as_bytes()).unwrap().json();
     assert_eq!((&answer["accepted"], &answer["rejected"]), (&json!(1), &json!(4)));
     for (error, (index, reason, part)) in answer["errors"].as_array().unwrap().iter().zip([
-        (0, "invalid_json", "line 1, column 13: trailing comma"),
+        (0, "invalid_json", "line 1, column 14: key must be a string"),
         (1, "no_event", "the event has action, user.id"),
         (2, "time_unreadable", "ts is \"yesterday\""),
         (4, "time_unreadable", "time is an object or an array"),
