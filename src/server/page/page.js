@@ -347,12 +347,55 @@ function showObstacle(reason) {
   if (reason) setText($("obstacle-text"), reason);
 }
 
+/** Whether what comes in comes to nothing, for the most part. */
+function isMostlyUncounted({ most_uncounted: isMost, ingest }) {
+  return isMost === true || (ingest?.rejected ?? 0) > (ingest?.accepted ?? 0);
+}
+
+const placeText = ({ topic, partition, offset }) => `${topic}/${partition} at offset ${offset}`;
+
+/** One reason for which records or events came to nothing, with the places of the first and the last. */
+function reasonText({ reason, explanation, records, events, first, last, last_detail: told }) {
+  const detail = last?.detail ?? told;
+  const isOne = first && last && placeText(first) === placeText(last);
+  const places = !first ? "" : isOne || !last ? ` It is ${placeText(first)}.` : ` First ${placeText(first)}, last ${placeText(last)}.`;
+  return `${reason}, ${count(records ?? events)}: ${explanation}${detail ? `; ${detail}` : ""}.${places}`;
+}
+
+/** What came in and is in no number: how much, why, and where it is. */
+function showUncounted(stats) {
+  const { dead_letters: letters, ingest, totals } = stats;
+  const lost = totals?.dead_letters ?? 0;
+  const refused = ingest?.rejected ?? 0;
+  setHidden($("uncounted"), !lost && !refused);
+  setHidden($("events-lost"), !lost);
+  if (lost) setText($("events-lost"), `${count(lost)} not counted`);
+  if (!lost && !refused) return;
+  const banner = $("uncounted");
+  const isMost = isMostlyUncounted(stats);
+  banner.classList.toggle("bad", isMost);
+  banner.classList.toggle("warn", !isMost);
+  const parts = [];
+  if (lost) parts.push(`${count(lost)} of ${plural(totals.records, "record")} could not be counted`);
+  if (refused) parts.push(`${count(refused)} of ${plural(refused + ingest.accepted, "event")} sent here ${refused === 1 ? "was" : "were"} refused`);
+  setText($("uncounted-title"), `${parts.join("; ")}, since this process started.`);
+  const reasons = [...(lost ? letters?.reasons ?? [] : []), ...(refused ? ingest.reasons : [])];
+  setList($("uncounted-list"), reasons.map((each) => make("li", { text: reasonText(each) })));
+  const hints = [];
+  if (lost) hints.push(letters?.to === "discard" ? "The records are discarded; with a dead-letter topic or subject they would be kept." : `The records, each with its reason: ${letters?.to}.`);
+  if (refused) hints.push("Whoever sent what was refused was told why.");
+  hints.push("traqq explain event.json shows what an event becomes.");
+  setText($("uncounted-hint"), hints.join(" "));
+}
+
 function showStats(stats, at) {
   const partitions = stats.partitions ?? [];
   const stopped = partitions.filter((partition) => partition.state === "stopped" || partition.reason);
   if (stats.ready === false) showHealth("warn", "Not ready");
   else if (stopped.length) showHealth("bad", `${plural(stopped.length, "partition")} stopped`);
+  else if (isMostlyUncounted(stats)) showHealth("bad", "Most events are not counted");
   else showHealth("good", "Ready");
+  showUncounted(stats);
   showObstacle(stats.ready === false ? stats.not_ready_because || "The process gives no reason." : null);
 
   setHidden($("stopped"), !stopped.length);
