@@ -29,3 +29,4 @@ mod secrets;
 mod servers;
 mod simulation;
 mod tls;
+mod visible;
