@@ -26,7 +26,10 @@ pub struct Totals {
     pub events: u64,
     pub batches: u64,
     pub dead_letters: u64,
+    pub tombstones: u64,
     pub values_skipped: u64,
+    pub buckets_expired: u64,
+    pub keys_expired: u64,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -99,16 +102,35 @@ impl Stats {
             lines.push(format!("{rejected} of {of} refused at the door; their senders were told"));
             lines.extend(ingest.reasons.iter().map(Reason::line));
         }
-        if self.totals.values_skipped > 0 {
-            let values = counted(self.totals.values_skipped, "value");
-            lines.push(format!("{values} left out: no number where one was needed"));
-        }
+        lines.extend(self.totals.left_out());
         lines
     }
 
     /// Whether what comes in comes to nothing, for the most part.
     pub fn is_mostly_uncounted(&self) -> bool {
         self.most_uncounted || self.ingest.as_ref().is_some_and(|ingest| ingest.rejected > ingest.accepted)
+    }
+}
+
+impl Totals {
+    /// What of records that were counted is in no number, and records without anything to count.
+    fn left_out(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.values_skipped > 0 {
+            let values = counted(self.values_skipped, "value");
+            lines.push(format!("{values} left out: no number where one was needed (amounts of add_value)"));
+        }
+        let expired = self.buckets_expired + self.keys_expired;
+        if expired > 0 {
+            let buckets = counted(expired, "bucket");
+            lines.push(format!("{buckets} of late events not written: their retention had passed (buckets.retention)"));
+        }
+        // Here and there one is how a compacted topic works.
+        if self.tombstones * 2 > self.records {
+            let records = counted(self.records, "record");
+            lines.push(format!("{} of {records} have no value", grouped(&self.tombstones.to_string())));
+        }
+        lines
     }
 }
 
@@ -137,7 +159,7 @@ mod tests {
 
     #[test]
     fn what_is_not_counted_is_said_with_reason_and_place() {
-        let text = r#"{"totals":{"records":1301,"events":1,"dead_letters":1300,"values_skipped":2},"most_uncounted":true,
+        let text = r#"{"totals":{"records":1301,"events":1,"dead_letters":1300,"values_skipped":2,"buckets_expired":3},"most_uncounted":true,
             "dead_letters":{"to":"topic dead","reasons":[
             {"reason":"no_event","explanation":"an event has a name","records":1299,"first":{"topic":"events","partition":2,"offset":5},
              "last":{"topic":"events","partition":0,"offset":9,"detail":"no member \"event\""}},
@@ -152,7 +174,8 @@ mod tests {
                 "  too_old 1 (events/1@7): it is too old",
                 "3 of 4 events refused at the door; their senders were told",
                 "  too_deep 3: it is nested",
-                "2 values left out: no number where one was needed",
+                "2 values left out: no number where one was needed (amounts of add_value)",
+                "3 buckets of late events not written: their retention had passed (buckets.retention)",
             ]
         );
         assert!(stats(text).is_mostly_uncounted());
@@ -160,9 +183,11 @@ mod tests {
 
     #[test]
     fn where_all_is_counted_nothing_is_said() {
-        for text in [r#"{"totals":{"records":5,"events":5},"ingest":{"accepted":5}}"#, "{}"] {
+        for text in [r#"{"totals":{"records":5,"events":3,"tombstones":2},"ingest":{"accepted":5}}"#, "{}"] {
             assert_eq!(stats(text).uncounted(), [""; 0]);
             assert!(!stats(text).is_mostly_uncounted());
         }
+        let tombstones = stats(r#"{"totals":{"records":5,"events":1,"tombstones":4}}"#);
+        assert_eq!(tombstones.uncounted(), ["4 of 5 records have no value"]);
     }
 }
