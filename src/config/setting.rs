@@ -38,7 +38,8 @@ impl Provider for Setting {
     fn data(&self) -> figment::error::Result<Map<Profile, Dict>> {
         let nest = |value, name: &String| Value::from(Dict::from([(name.clone(), value)]));
         let value = self.path.iter().rev().fold(self.value.clone(), nest);
-        let dict = value.into_dict().unwrap_or_default();
+        let mut dict = value.into_dict().unwrap_or_default();
+        NAMED.iter().for_each(|path| join_names(&mut dict, path));
         Ok(Map::from([(Profile::Default, dict)]))
     }
 }
