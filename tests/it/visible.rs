@@ -126,7 +126,11 @@ impl Drop for Demo {
 fn a_demo_keeps_to_data_of_its_own() {
     let (directory, own, port) = (tempfile::tempdir().unwrap(), free_port(), free_port());
     // What a person has configured is not the demo's.
-    let config = format!("[server]\nhttp = \"127.0.0.1:{own}\"\ntcp = \"off\"\n[mapping]\nadd = [\"plan\"]\n");
+    let data = directory.path().join("traqq-data");
+    let config = format!(
+        "[server]\nhttp = \"127.0.0.1:{own}\"\ntcp = \"off\"\n[mapping]\nadd = [\"plan\"]\n[data]\ndirectory = {data:?}\n\
+         [log]\nformat = \"text\"\n"
+    );
     let config = crate::cli::write_config(directory.path(), &config);
     let listen = format!("127.0.0.1:{port}");
     let demo = |log: &str| {
@@ -169,7 +173,7 @@ fn a_demo_keeps_to_data_of_its_own() {
 
     // The person's own traqq knows nothing of it.
     let process = Process::start(&config);
-    process.wait_for_line(" listening ");
+    assert_eq!(process.address().port(), own);
     assert!(post(own, NDJSON, "{\"event\":\"a\",\"plan\":\"b\"}").contains("\"accepted\":1"));
     poll_until(PATIENCE, "the own event is counted", || (stats(&process)["totals"]["events"] == 1).then_some(()));
     assert_eq!(process.stop(), 0);
