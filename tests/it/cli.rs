@@ -100,9 +100,10 @@ fn variables_near_ours_are_errors_and_others_are_warnings() {
 #[test]
 fn variables_of_our_scripts_are_known() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let reads =
-        regex::Regex::new(r#"(?:var(?:_os)?\("|environ(?:\.get\(|\[)["']|\$\{?)(TRAQQ_[A-Z]+(?:_[A-Z]+)*)\b[^_]"#)
-            .unwrap();
+    let reads = regex::Regex::new(
+        r#"(?:(?:var|var_os|number)\("|environ(?:\.get\(|\[)["']|\$\{?)(TRAQQ_[A-Z]+(?:_[A-Z]+)*)\b[^_]"#,
+    )
+    .unwrap();
     let mut names = std::collections::BTreeSet::new();
     for place in ["tests/run", "tests/servers", "tests/chaos", "tests/page/run.py", "tests/it", "benches", "fuzz/run"] {
         let place = root.join(place);

@@ -111,10 +111,11 @@ impl Demo {
             stream.line.say("its history is there from before; going on live");
         }
         runtime()?.block_on(async {
+            // The mapping is this version's, also where another one made the data.
             // Cancel safety: the server ends by itself, with a signal or an error, and then nothing is sent any more. Sending
             // ends with an error only.
             let result = tokio::select! {
-                served = app::run(&own, false, metrics) => served.map_err(|error| format!("{error:#}")),
+                served = app::run(&own, true, metrics) => served.map_err(|error| format!("{error:#}")),
                 sent = self.send(&mut stream, !self.no_history && !has_data) => sent,
             };
             stream.end(result)
