@@ -86,7 +86,7 @@ pub(super) fn flatten(path: &[String], value: &Json, leaves: &mut Vec<(Vec<Strin
     match value {
         Json::Object(members) if !members.is_empty() => {
             for (name, member) in members {
-                flatten(&[path, &[name.clone()]].concat(), member, leaves);
+                flatten(&[path, std::slice::from_ref(name)].concat(), member, leaves);
             }
         }
         _ => leaves.push((path.to_vec(), value.to_string())),
@@ -167,7 +167,10 @@ mod tests {
         let group = ("broker.kafka.properties.group.instance.id", "\"x\"");
         let in_file = file.display().to_string();
         let of_properties = "TRAQQ_BROKER__KAFKA__PROPERTIES";
-        let cases: Vec<(&str, Option<(String, &str)>, Option<(&str, &str)>, &str, &str, &str)> = vec![
+        // What the file, a variable and a flag say; then the key, its value and its origin.
+        type Variable<'a> = Option<(String, &'a str)>;
+        type Flag<'a> = Option<(&'a str, &'a str)>;
+        let cases: Vec<(&str, Variable<'_>, Flag<'_>, &str, &str, &str)> = vec![
             ("\"group.instance.id\" = \"x\"", None, None, group.0, group.1, &in_file),
             ("group.instance.id = \"x\"", None, None, group.0, group.1, &in_file),
             ("", Some((format!("{of_properties}__GROUP_INSTANCE_ID"), "x")), None, group.0, group.1, "environment"),
