@@ -22,7 +22,7 @@ use crate::server::{self, DeadLetters, Ingest, Listening, Live, Tls};
 use crate::store::embedded::EmbeddedStore;
 use crate::store::redis::{self, RedisStore, lane_tags};
 use crate::store::{Store, meta_of_other_rules};
-use crate::telemetry::names;
+use crate::telemetry::{self, names};
 use crate::worker::{Execution, Status, Worker};
 
 /// How often the recorder folds its histograms.
@@ -72,6 +72,8 @@ struct Backends {
     consumer: Box<dyn Consumer>,
     /// `None` when dead letters are discarded.
     dead_letters: Option<Arc<dyn Producer>>,
+    /// Where they go, for a person.
+    dead_letters_to: String,
     /// `None` when events cannot come in here.
     appender: Option<Arc<dyn Appender>>,
     group: String,
@@ -113,6 +115,10 @@ fn open_database(config: &Config) -> anyhow::Result<Arc<Database>> {
     Ok(Database::open(&config.data, database_bytes(config))?)
 }
 
+fn discard() -> String {
+    "discard".to_owned()
+}
+
 impl Backends {
     async fn open(config: &Config) -> anyhow::Result<Self> {
         let is_embedded = config.store_kind() != StoreKind::Redis;
@@ -145,6 +151,7 @@ impl Backends {
                 store,
                 consumer: Box::new(consumer),
                 dead_letters: dead_letters.map(|producer| Arc::new(producer) as Arc<dyn Producer>),
+                dead_letters_to: nats.dead_letters().map_or_else(discard, |subject| format!("subject {subject}")),
                 appender: Some(Arc::new(appender)),
                 group: nats.group.clone(),
                 prefix,
@@ -165,6 +172,7 @@ impl Backends {
                 store,
                 consumer: Box::new(consumer),
                 dead_letters: dead_letters.map(|producer| Arc::new(producer) as Arc<dyn Producer>),
+                dead_letters_to: kafka.dead_letters().map_or_else(discard, |topic| format!("topic {topic}")),
                 appender: appender.map(|producer| Arc::new(producer) as Arc<dyn Appender>),
                 group: kafka.group.clone(),
                 prefix,
@@ -183,6 +191,7 @@ impl Backends {
             store,
             consumer: Box::new(log.consumer()),
             dead_letters: Some(Arc::new(log.clone())),
+            dead_letters_to: "GET /api/v1/dead-letters".to_owned(),
             appender: Some(Arc::new(log.clone())),
             group: config.broker.local.group.clone(),
             prefix,
@@ -246,7 +255,7 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
         Arc::new(Ingest::new(appender, gate, ingest_bytes(config), now_ms))
     });
     let plan = Arc::new(Plan::new(rules));
-    let status = Arc::new(Status::default());
+    let status = Arc::new(Status::new(&backends.dead_letters_to));
     let worker = Worker {
         config: config.worker.clone(),
         plan,
@@ -310,7 +319,9 @@ pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result
 async fn listen(config: &Config, tls: Option<Tls>, router: axum::Router) -> anyhow::Result<Listening> {
     let has_tls = tls.is_some();
     let listening = server::serve(&config.server, tls, router, std::future::pending()).await.context("server")?;
-    tracing::info!(address = %listening.address(), tls = has_tls, "listening");
+    let address = listening.address();
+    tracing::info!(%address, tls = has_tls, "listening");
+    tracing::info!("open {}", config.server.url(address.port()));
     Ok(listening)
 }
 
@@ -355,8 +366,8 @@ fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>) -
     let readiness = Arc::clone(&status);
     Live {
         readiness: Box::new(move || readiness.readiness()),
-        stats: Box::new(move || status.to_json()),
-        metrics: Box::new(move || metrics.render()),
+        stats: Box::new(move || status.to_json(now_ms())),
+        metrics: Box::new(move || metrics.render() + &telemetry::render_process()),
         dead_letters: log.map(|log| Box::new(move |limit| dead_letters(&log, limit)) as DeadLetters),
     }
 }

@@ -116,12 +116,27 @@ impl Data {
     pub fn number(&self) -> Option<&Number> {
         main_number(self.unique.as_ref(), self.sum.as_ref(), self.count.as_ref())
     }
+
+    /// The number as it is shown.
+    pub fn text(&self) -> Option<String> {
+        self.number().map(|number| shown(number, self.unique.is_some()))
+    }
 }
 
 impl Row {
     pub fn number(&self) -> Option<&Number> {
         main_number(self.unique.as_ref(), self.sum.as_ref(), self.count.as_ref())
     }
+
+    /// The number as it is shown.
+    pub fn text(&self) -> Option<String> {
+        self.number().map(|number| shown(number, self.unique.is_some()))
+    }
+}
+
+/// An estimate looks like one.
+fn shown(number: &Number, is_estimate: bool) -> String {
+    if is_estimate { format!("~{number}") } else { number.to_string() }
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]

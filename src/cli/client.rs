@@ -31,7 +31,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(60);
 const USER_AGENT: &str = concat!("traqq/", env!("CARGO_PKG_VERSION"));
 
 /// Which server a client command asks.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct ServerArgument {
     /// Where traqq runs, as http://HOST:PORT or https://HOST:PORT [default: server.http of the configuration]
     #[arg(long, value_name = "URL")]
@@ -39,6 +39,10 @@ pub struct ServerArgument {
 }
 
 impl ServerArgument {
+    pub const fn at(url: String) -> Self {
+        Self { server: Some(url) }
+    }
+
     /// The server of `--server`, or else the one that the configuration describes; the token is the configuration's.
     pub fn client(&self, config: &server::Config) -> Result<Client, Failure> {
         let target = match &self.server {

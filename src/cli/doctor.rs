@@ -1,7 +1,14 @@
 //! `traqq doctor`: looks at everything a worker relies on.
 
-use clap::Args;
+use std::time::Duration;
 
+use clap::Args;
+use hyper::body::Bytes;
+use hyper::{Method, StatusCode};
+
+use super::chart::counted;
+use super::client::{ClientError, ServerArgument};
+use super::stats::Stats;
 use super::terminal::{Style, Terminal};
 use super::{Failure, Outcome, block_on, print_json};
 use crate::app;
@@ -11,6 +18,9 @@ use crate::database::{Database, Durability};
 use crate::model::{Check, Finding};
 use crate::server::Tls;
 use crate::store::{fitting_meta, redis};
+
+/// A traqq that runs here and is slower has other worries.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Args)]
 pub struct Doctor {
@@ -42,6 +52,9 @@ impl Doctor {
         }
         if has_counts {
             sections.push(("counts", block_on(counts(config))?));
+        }
+        if let Some(checks) = block_on(running(config))? {
+            sections.push(("running traqq", checks));
         }
         match broker {
             BrokerKind::Kafka => sections.push(("kafka", kafka::checks(&config.broker.kafka))),
@@ -164,6 +177,42 @@ async fn counts(config: &Config) -> Vec<Check> {
         checks.push(Check { name: "quarantined keys", finding: Finding::Good("none".to_owned()) });
     }
     checks
+}
+
+/// What a traqq says of itself that runs here, if one does; `None` where it cannot be asked without knowing its port.
+async fn running(config: &Config) -> Option<Vec<Check>> {
+    let mut client = ServerArgument::default().client(&config.server).ok()?;
+    let answer = tokio::time::timeout(ANSWER_MAX, client.send(Method::GET, "/api/v1/stats", &[], Bytes::new())).await;
+    let silent = || ClientError::Lost(format!("{} does not answer within {} s", client.url(), ANSWER_MAX.as_secs()));
+    let finding = match answer.unwrap_or_else(|_| Err(silent())) {
+        Ok(reply) if reply.status == StatusCode::OK => match serde_json::from_slice::<Stats>(&reply.body) {
+            Ok(stats) => return Some(judge(&stats)),
+            Err(error) => Finding::Warning(format!("its answer cannot be read: {error}; is it another version?")),
+        },
+        Ok(reply) => Finding::Warning(format!("it does not say how it is: {}", reply.problem())),
+        Err(ClientError::Unreachable(why)) => Finding::Good(format!("none to ask: {why}")),
+        Err(ClientError::Lost(why)) => Finding::Warning(why),
+    };
+    Some(vec![Check { name: "stats", finding }])
+}
+
+/// Whether it counts, and whether what it reads is counted.
+fn judge(stats: &Stats) -> Vec<Check> {
+    let readiness = match &stats.not_ready_because {
+        _ if stats.ready => Finding::Good("it is ready".to_owned()),
+        Some(why) => Finding::Warning(format!("it is not ready: {why}")),
+        None => Finding::Warning("it is not ready".to_owned()),
+    };
+    let of = counted(stats.totals.records, "record");
+    let uncounted: Vec<String> = stats.uncounted().iter().map(|line| line.trim().to_owned()).collect();
+    let finding = if uncounted.is_empty() {
+        Finding::Good(format!("{} in {of}, nothing left out", counted(stats.totals.events, "event")))
+    } else if stats.is_mostly_uncounted() {
+        Finding::Bad(format!("most is not counted: {}", uncounted.join("; ")))
+    } else {
+        Finding::Warning(uncounted.join("; "))
+    };
+    vec![Check { name: "readiness", finding: readiness }, Check { name: "events counted", finding }]
 }
 
 fn way_back(config: &Config, lane: usize, key: &str) -> String {

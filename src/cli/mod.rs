@@ -27,6 +27,7 @@ mod record;
 mod run;
 mod sample;
 mod show;
+mod stats;
 mod status_line;
 mod store;
 mod table;
@@ -146,9 +147,16 @@ impl Arguments {
         let loaded = load(self.config.as_deref(), &self.overrides).map_err(Failure::Usage)?;
         // TLS needs to know which implementation of cryptography to use, once in a process.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        match self.command.unwrap_or(Command::Run(run::Run::default())) {
-            Command::Run(command) => command.run(&loaded.config),
-            Command::Serve => run::serve(&loaded.config),
+        let command = self.command.unwrap_or(Command::Run(run::Run::default()));
+        // Those that run have a log for it.
+        if !matches!(command, Command::Run(_) | Command::Serve) {
+            for warning in &loaded.warnings {
+                eprintln!("{} {warning}", Terminal::stderr().paint(Style::Yellow, "warning:"));
+            }
+        }
+        match command {
+            Command::Run(command) => command.run(&loaded),
+            Command::Serve => run::serve(&loaded),
             Command::Record(command) => command.run(&loaded.config),
             Command::Import(command) => command.run(&loaded.config),
             Command::Demo(command) => command.run(&loaded.config),

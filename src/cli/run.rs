@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{Failure, Outcome};
-use crate::config::Config;
+use crate::config::Loaded;
 use crate::{app, telemetry};
 
 #[derive(Args, Default)]
@@ -14,26 +14,34 @@ pub struct Run {
 }
 
 impl Run {
-    pub fn run(self, config: &Config) -> Outcome {
+    pub fn run(self, loaded: &Loaded) -> Outcome {
+        let config = &loaded.config;
         config.check_worker().map_err(Failure::Usage)?;
-        let metrics = start_telemetry(config)?;
+        let metrics = start_telemetry(&config.log, &loaded.warnings)?;
         runtime()?.block_on(app::run(config, self.apply_mapping, metrics)).map_err(Failure::from)
     }
 }
 
-pub fn serve(config: &Config) -> Outcome {
+pub fn serve(loaded: &Loaded) -> Outcome {
+    let config = &loaded.config;
     config.check_server().map_err(Failure::Usage)?;
-    let metrics = start_telemetry(config)?;
+    let metrics = start_telemetry(&config.log, &loaded.warnings)?;
     runtime()?.block_on(app::serve(config, metrics)).map_err(Failure::from)
 }
 
-fn start_telemetry(config: &Config) -> Result<metrics_exporter_prometheus::PrometheusHandle, Failure> {
-    telemetry::init_logs(&config.log).map_err(Failure::Usage)?;
+pub(super) fn start_telemetry(
+    log: &telemetry::Config,
+    warnings: &[String],
+) -> Result<metrics_exporter_prometheus::PrometheusHandle, Failure> {
+    telemetry::init_logs(log).map_err(Failure::Usage)?;
+    for warning in warnings {
+        tracing::warn!(warning, "environment");
+    }
     telemetry::init_metrics().map_err(Failure::Failed)
 }
 
 /// Folding has threads of its own; what is left is I/O.
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -40,7 +40,7 @@ fn rows_table(rows: &[Row]) -> Table {
         let fraction = number.map_or(0.0, |number| number.size() / max);
         table.row([
             table::Cell::from(row.value.to_string()),
-            number.map_or_else(String::new, ToString::to_string).into(),
+            row.text().unwrap_or_default().into(),
             table::Cell::Bar(fraction),
         ]);
     }
@@ -147,6 +147,15 @@ mod tests {
         assert_eq!(total(r#"{"sum":99.5,"count":2,"min":1,"max":98.5}"#), "99.5 in 2 events, from 1 to 98.5");
         assert_eq!(total(r#"{"count":1200,"values_seen":2,"values":[]}"#), "1,200");
         assert_eq!(total(r#"{"exact":true,"values":[]}"#), "");
+    }
+
+    #[test]
+    fn estimates_look_like_estimates_and_exact_numbers_do_not() {
+        let lines = |text: &str| cell_lines(&cell(text), &Terminal::test(false, 80)).join("\n");
+        let unique = lines(r#"{"data":{"error":0.0081,"values":[{"value":"DE","unique":1200}]}}"#);
+        assert!(unique.contains("~1,200"), "{unique}");
+        let count = lines(r#"{"data":{"values":[{"value":"DE","count":1200}]}}"#);
+        assert!(count.contains("1,200") && !count.contains('~'), "{count}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `[server]` of the configuration.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -131,6 +131,17 @@ impl Config {
         self.tcp != "off"
     }
 
+    /// Where it is reached from its own machine, if `port` is the one that it listens at.
+    pub fn url(&self, port: u16) -> String {
+        let host = self.http.rsplit_once(':').map_or(self.http.as_str(), |(host, _)| host);
+        let host = match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+            Ok(address) if address.is_unspecified() || address == Ipv4Addr::LOCALHOST => "localhost",
+            _ => host,
+        };
+        let scheme = if self.has_tls() { "https" } else { "http" };
+        format!("{scheme}://{host}:{port}")
+    }
+
     fn check_address(&self, name: &str, address: &str) -> Result<(), String> {
         let Some((host, port)) = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()) else {
             return Err(format!("server.{name} = {address:?} is not host:port; write it like \"127.0.0.1:9877\""));
@@ -181,6 +192,24 @@ mod tests {
         }
         let open = Config { http: "0.0.0.0:1".to_owned(), allow_public_without_token: true, ..Config::default() };
         assert_eq!(open.check(), Ok(()));
+    }
+
+    #[test]
+    fn the_page_has_an_address_that_can_be_opened() {
+        for (http, url) in [
+            ("127.0.0.1:9877", "http://localhost:9877"),
+            ("localhost:9877", "http://localhost:9877"),
+            ("0.0.0.0:9877", "http://localhost:9877"),
+            ("[::]:9877", "http://localhost:9877"),
+            ("[::1]:9877", "http://[::1]:9877"),
+            ("10.0.0.1:80", "http://10.0.0.1:9877"),
+            ("127.0.0.1:0", "http://localhost:9877"),
+        ] {
+            let config = Config { http: http.to_owned(), ..Config::default() };
+            assert_eq!(config.url(9877), url);
+            let config = Config { tls_cert_file: Some("a.pem".into()), ..config };
+            assert_eq!(config.url(9877), url.replace("http:", "https:"));
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::refusals::Refusals;
 use crate::broker::{AppendError, Appended, Appender, Events, Idempotency};
 use crate::compile::{Gate, GateRules};
 use crate::courtesy::Courtesy;
@@ -33,6 +34,7 @@ pub struct Ingest {
     /// Bytes of requests on their way.
     room: Arc<Semaphore>,
     clock_ms: fn() -> i64,
+    refusals: Refusals,
 }
 
 /// Bytes of a request that count against the bound; given back when dropped.
@@ -100,7 +102,13 @@ pub struct Judged {
 impl Ingest {
     /// `room_bytes` bounds what requests on their way may hold together.
     pub fn new(appender: Arc<dyn Appender>, rules: GateRules, room_bytes: usize, clock_ms: fn() -> i64) -> Self {
-        Self { appender, rules: Arc::new(rules), room: Arc::new(Semaphore::new(room_bytes)), clock_ms }
+        let room = Arc::new(Semaphore::new(room_bytes));
+        Self { appender, rules: Arc::new(rules), room, clock_ms, refusals: Refusals::default() }
+    }
+
+    /// What became of the events so far.
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        self.refusals.to_json()
     }
 
     pub fn hold(&self) -> Hold {
@@ -148,6 +156,7 @@ impl Ingest {
         };
         match appended {
             Appended::New => {
+                self.refusals.add(&report, &reasons, (self.clock_ms)());
                 metrics::counter!(names::INGESTED, "protocol" => protocol).increment(report.accepted as u64);
                 for (reason, count) in reasons {
                     metrics::counter!(names::INGEST_REJECTED, "reason" => reason.name()).increment(count);

@@ -16,6 +16,7 @@ mod listen;
 mod page;
 pub mod params;
 mod problem;
+mod refusals;
 mod routes;
 mod tcp;
 #[cfg(test)]

@@ -133,7 +133,13 @@ pub(super) fn is_known(headers: &HeaderMap, tag: &str) -> bool {
 
 async fn stats(State(context): Shared, uri: Uri) -> Response {
     match params::none(&uri) {
-        Ok(()) => ([(header::CACHE_CONTROL, "no-store")], Json((context.live.stats)())).into_response(),
+        Ok(()) => {
+            let mut stats = (context.live.stats)();
+            if let Some(ingest) = &context.ingest {
+                stats["ingest"] = ingest.to_json();
+            }
+            ([(header::CACHE_CONTROL, "no-store")], Json(stats)).into_response()
+        }
         Err(error) => Problem::of(error, uri.path()).into_response(),
     }
 }

@@ -1,6 +1,8 @@
 //! Logs and metrics.
 
 pub mod names;
+mod process;
 mod setup;
 
+pub use process::render as render_process;
 pub use setup::{Config, LogFormat, init_logs, init_metrics};

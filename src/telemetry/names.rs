@@ -16,17 +16,19 @@ pub struct Definition {
 }
 
 macro_rules! metrics {
-    ($($constant:ident = $kind:ident $name:literal [$labels:literal] $help:literal;)*) => {
+    ($(#[$about:meta])* $list:ident: $($constant:ident = $kind:ident $name:literal [$labels:literal] $help:literal;)*) => {
         $(pub const $constant: &str = $name;)*
 
-        /// In the order of the README's table.
-        pub const ALL: &[Definition] = &[
+        $(#[$about])*
+        pub const $list: &[Definition] = &[
             $(Definition { name: $name, kind: Kind::$kind, labels: $labels, help: $help },)*
         ];
     };
 }
 
 metrics! {
+    /// In the order of the README's table.
+    ALL:
     INGESTED = Counter "traqq_ingested_events_total" ["protocol"] "Events that came in over HTTP or TCP and are in the log.";
     INGEST_REJECTED = Counter "traqq_ingest_rejected_total" ["reason"] "Events that were refused at the door, by reason.";
     INGEST_REPLAYED = Counter "traqq_ingest_replayed_total" [""] "Requests that the log had already, known by their idempotency key.";
@@ -67,6 +69,19 @@ metrics! {
     IN_FLIGHT_BYTES = Gauge "traqq_in_flight_bytes" [""] "Bytes of records read and not yet folded, and of what is folded and not yet committed.";
     PAUSED = Gauge "traqq_paused" [""] "1 while fetching is paused because the store is slower than the log.";
     READY = Gauge "traqq_ready" [""] "1 while the worker can count.";
+    BUILD_INFO = Gauge "traqq_build_info" ["version"] "1 for the version that runs.";
+}
+
+metrics! {
+    /// What the system knows of the process, under the names that every Prometheus client gives them; only on Linux.
+    PROCESS:
+    PROCESS_START_SECONDS = Gauge "process_start_time_seconds" [""] "When the process started, in seconds since 1970.";
+    PROCESS_CPU_SECONDS = Counter "process_cpu_seconds_total" [""] "Seconds of the processor that all threads have used.";
+    PROCESS_RESIDENT_BYTES = Gauge "process_resident_memory_bytes" [""] "Bytes of memory that are resident.";
+    PROCESS_VIRTUAL_BYTES = Gauge "process_virtual_memory_bytes" [""] "Bytes of address space.";
+    PROCESS_OPEN_FDS = Gauge "process_open_fds" [""] "Open files and connections.";
+    PROCESS_MAX_FDS = Gauge "process_max_fds" [""] "How many of them there may be.";
+    PROCESS_THREADS = Gauge "process_threads" [""] "Threads.";
 }
 
 #[cfg(test)]
@@ -75,8 +90,9 @@ mod tests {
 
     #[test]
     fn names_follow_the_conventions() {
-        for definition in ALL {
-            assert!(definition.name.starts_with("traqq_"), "{}", definition.name);
+        let own = ALL.iter().map(|definition| (definition, "traqq_"));
+        for (definition, prefix) in own.chain(PROCESS.iter().map(|definition| (definition, "process_"))) {
+            assert!(definition.name.starts_with(prefix), "{}", definition.name);
             assert_eq!(definition.kind == Kind::Counter, definition.name.ends_with("_total"), "{}", definition.name);
             assert!(definition.help.ends_with('.'), "{}", definition.name);
         }

@@ -82,5 +82,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
             Kind::Histogram => metrics::describe_histogram!(definition.name, definition.help),
         }
     }
+    metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    super::process::started();
     Ok(handle)
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::backoff::Backoff;
 use super::budget::Permit;
 use super::status::Status;
+use super::uncounted::Tally;
 use crate::broker::{Message, ProduceError, Producer};
 use crate::compile::{DeadLetter, FoldStats, Folded, Plan};
 use crate::hll::murmur64a;
@@ -34,6 +35,7 @@ pub struct Committed {
     pub epoch: u64,
     pub spans: Vec<Span>,
     pub stats: FoldStats,
+    pub dead_letters: Tally,
     pub is_last: bool,
     pub latency: Duration,
     pub result: StoreResult<Outcome>,
@@ -97,13 +99,14 @@ impl LaneSender {
     async fn send(&mut self, Sending { folded, permit, is_last }: Sending) -> BoxFuture<'static, Committed> {
         let Folded { batch, dead_letters, stats, .. } = folded;
         bury(self.producer.clone(), &self.plan, &self.status, &dead_letters).await;
+        let dead_letters = Tally::of(&self.plan, &dead_letters);
         let (lane, epoch, spans) = (self.lane, self.epoch, batch.spans.clone());
         let sent_at = Instant::now();
         let answer = self.session.commit(Arc::new(batch)).await;
         Box::pin(async move {
             let result = answer.await;
             drop(permit);
-            Committed { lane, epoch, spans, stats, is_last, latency: sent_at.elapsed(), result }
+            Committed { lane, epoch, spans, stats, dead_letters, is_last, latency: sent_at.elapsed(), result }
         })
     }
 }
@@ -116,9 +119,6 @@ async fn bury(producer: Option<Arc<dyn Producer>>, plan: &Plan, status: &Status,
         if let Some(producer) = &producer {
             let published = chunk.iter().map(|letter| publish(producer.as_ref(), plan, status, letter));
             futures_util::future::join_all(published).await;
-        }
-        for letter in chunk {
-            metrics::counter!(names::DEAD_LETTERS, "reason" => letter.reason.name()).increment(1);
         }
     }
 }
@@ -157,7 +157,10 @@ async fn publish(producer: &dyn Producer, plan: &Plan, status: &Status, letter: 
             Err(ProduceError::Retry(error)) => {
                 metrics::counter!(names::DEAD_LETTER_RETRIES).increment(1);
                 status.obstruct(DEAD_LETTERS, &error);
-                tracing::warn!(error, "the dead-letter destination refuses; the partition waits");
+                tracing::warn!(
+                    error, reason = letter.reason.name(), partition = %letter.partition, offset = letter.offset,
+                    "the dead-letter destination refuses; the partition waits"
+                );
                 tokio::time::sleep(backoff.next()).await;
             }
         }

@@ -13,6 +13,7 @@
 //! - `backoff`    how long to wait before the next try; `chance` what it is spread by
 //! - `budget`     the bound on what is in flight
 //! - `repeats`    what is said again and again, kept back for a while
+//! - `uncounted`  records that were not counted, by reason
 
 mod backoff;
 mod budget;
@@ -29,6 +30,7 @@ mod resync;
 mod run;
 mod start;
 mod status;
+mod uncounted;
 
 pub use chance::seed;
 pub use config::{Config, OnEmptyStore, OnLogGap};

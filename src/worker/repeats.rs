@@ -9,17 +9,28 @@ const EVERY: Duration = Duration::from_secs(10);
 /// Texts that are remembered. Beyond it those that were not said lately are forgotten.
 const TEXTS_MAX: usize = 64;
 
-#[derive(Default)]
 pub struct Repeats {
+    every: Duration,
     /// When it was said last, and how often it was kept back since.
     said: BTreeMap<String, (Instant, u64)>,
 }
 
+impl Default for Repeats {
+    fn default() -> Self {
+        Self::every(EVERY)
+    }
+}
+
 impl Repeats {
+    /// The same text is said once in so long.
+    pub fn every(every: Duration) -> Self {
+        Self { every, said: BTreeMap::new() }
+    }
+
     /// Whether to say it, with how often it was kept back since the last time.
     pub fn hear(&mut self, text: &str) -> Option<u64> {
         if let Some((at, kept_back)) = self.said.get_mut(text) {
-            if at.elapsed() < EVERY {
+            if at.elapsed() < self.every {
                 *kept_back += 1;
                 return None;
             }
@@ -27,7 +38,8 @@ impl Repeats {
             return Some(std::mem::take(kept_back));
         }
         if self.said.len() >= TEXTS_MAX {
-            self.said.retain(|_, (at, _)| at.elapsed() < EVERY);
+            let every = self.every;
+            self.said.retain(|_, (at, _)| at.elapsed() < every);
         }
         if self.said.len() < TEXTS_MAX {
             self.said.insert(text.to_owned(), (Instant::now(), 0));

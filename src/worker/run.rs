@@ -483,7 +483,7 @@ impl Loop {
     }
 
     fn on_committed(&mut self, committed: Committed) -> Result<(), WorkerError> {
-        let Committed { lane, epoch, spans, stats, is_last, latency, result } = committed;
+        let Committed { lane, epoch, spans, stats, dead_letters, is_last, latency, result } = committed;
         if epoch != self.lanes[lane].epoch {
             return Ok(());
         }
@@ -517,7 +517,7 @@ impl Loop {
             }
         };
         self.count(&applied, &stats, latency);
-        self.worker.status.applied(stats.records, stats.events);
+        self.worker.status.applied(&stats, &applied, dead_letters, (self.worker.now_ms)());
         for span in spans {
             if let Some(partition) = self.partitions.get_mut(&span.partition) {
                 partition.committed = span.to;

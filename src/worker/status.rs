@@ -5,7 +5,10 @@ use std::sync::{Mutex, MutexGuard};
 
 use serde::Serialize;
 
+use super::uncounted::{Line, Sighting, Tally, Uncounted};
+use crate::compile::FoldStats;
 use crate::model::TopicPartition;
+use crate::store::Applied;
 use crate::telemetry::names;
 
 #[derive(Clone, Default, PartialEq, Debug, Serialize)]
@@ -22,29 +25,52 @@ pub struct PartitionStatus {
     pub reason: Option<String>,
 }
 
+/// What became of records since the process started; the names are those of the metrics.
+#[derive(Clone, Copy, Default, Serialize)]
+struct Totals {
+    records: u64,
+    events: u64,
+    batches: u64,
+    tombstones: u64,
+    dead_letters: u64,
+    /// Values that were no number though one was needed.
+    values_skipped: u64,
+    values_cut: u64,
+    values_rounded: u64,
+    values_folded: u64,
+    buckets_expired: u64,
+    keys_expired: u64,
+}
+
 #[derive(Default)]
 struct Inner {
     /// Why the worker is not ready, by what is affected.
     obstacles: BTreeMap<String, String>,
     partitions: BTreeMap<TopicPartition, PartitionStatus>,
-    records: u64,
-    events: u64,
-    batches: u64,
+    totals: Totals,
+    uncounted: Uncounted,
 }
 
 pub struct Status {
     inner: Mutex<Inner>,
+    /// Where dead letters go, for a person.
+    dead_letters_to: String,
 }
 
 impl Default for Status {
     fn default() -> Self {
-        let status = Self { inner: Mutex::default() };
-        status.obstruct("worker", "starting");
-        status
+        Self::new("discard")
     }
 }
 
 impl Status {
+    /// `dead_letters_to` says where dead letters go.
+    pub fn new(dead_letters_to: &str) -> Self {
+        let status = Self { inner: Mutex::default(), dead_letters_to: dead_letters_to.to_owned() };
+        status.obstruct("worker", "starting");
+        status
+    }
+
     /// Held for a few instructions; nothing panics meanwhile.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -71,16 +97,47 @@ impl Status {
         Err(lines.join("; "))
     }
 
-    pub(super) fn applied(&self, records: u64, events: u64) {
+    /// Accounts for a batch, and says what of it was not counted.
+    pub(super) fn applied(&self, stats: &FoldStats, applied: &Applied, dead_letters: Tally, now_ms: i64) {
         let mut inner = self.lock();
-        inner.records += records;
-        inner.events += events;
-        inner.batches += 1;
+        let Inner { totals, uncounted, .. } = &mut *inner;
+        for (total, more) in [
+            (&mut totals.records, stats.records),
+            (&mut totals.events, stats.events),
+            (&mut totals.batches, 1),
+            (&mut totals.tombstones, stats.tombstones),
+            (&mut totals.values_skipped, stats.values_skipped),
+            (&mut totals.values_cut, stats.values_cut),
+            (&mut totals.values_rounded, stats.values_rounded),
+            (&mut totals.values_folded, applied.values_folded),
+            (&mut totals.buckets_expired, stats.buckets_expired),
+            (&mut totals.keys_expired, applied.keys_expired),
+        ] {
+            *total += more;
+        }
+        let lines = uncounted.add(stats.records, dead_letters, now_ms);
+        totals.dead_letters = uncounted.count();
+        drop(inner);
+        for Line { reason, records, first } in lines {
+            let Sighting { topic, partition, offset, timestamp_ms, index, detail } = first;
+            tracing::warn!(
+                reason = reason.name(),
+                records,
+                topic,
+                partition,
+                offset,
+                timestamp_ms,
+                index,
+                detail,
+                dead_letters_to = self.dead_letters_to,
+                "records were not counted; the first is at this offset"
+            );
+        }
     }
 
     /// Records applied so far.
     pub(super) fn records(&self) -> u64 {
-        self.lock().records
+        self.lock().totals.records
     }
 
     pub(super) fn set_partitions(&self, partitions: BTreeMap<TopicPartition, PartitionStatus>) {
@@ -91,14 +148,16 @@ impl Status {
         self.lock().partitions.values().cloned().collect()
     }
 
-    pub fn to_json(&self) -> serde_json::Value {
+    pub fn to_json(&self, now_ms: i64) -> serde_json::Value {
         let readiness = self.readiness();
         let inner = self.lock();
         let lag: i64 = inner.partitions.values().map(|partition| partition.lag_records).sum();
         serde_json::json!({
             "ready": readiness.is_ok(),
             "not_ready_because": readiness.err(),
-            "totals": { "records": inner.records, "events": inner.events, "batches": inner.batches },
+            "totals": inner.totals,
+            "most_uncounted": inner.uncounted.is_most(inner.totals.records, now_ms),
+            "dead_letters": { "to": self.dead_letters_to, "reasons": inner.uncounted.to_json() },
             "lag_records": lag,
             "partitions": inner.partitions.values().collect::<Vec<_>>(),
         })

@@ -16,7 +16,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("worker", &["model", "hll", "broker", "decode", "compile", "store", "telemetry"]),
     ("query", &["model", "hll", "store", "decode", "compile"]),
     ("server", &["model", "query", "broker", "hll", "compile", "courtesy", "decode", "telemetry"]),
-    ("config.rs", &["model", "broker", "database", "store", "worker", "server", "telemetry"]),
+    ("config", &["model", "broker", "database", "store", "worker", "server", "telemetry"]),
     (
         "app.rs",
         &[

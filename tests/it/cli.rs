@@ -109,6 +109,55 @@ fn a_wrong_mapping_is_not_silent() {
     assert!(complaint(&output).contains("add items.*.sku"), "{}", complaint(&output));
 }
 
+/// `TRAQQ_SERVER_TOKEN` set no token, and nobody said so.
+#[test]
+fn variables_near_ours_are_errors_and_others_are_warnings() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = write_config(directory.path(), MAPPING);
+    let check = |name: &str, value: &str| {
+        traqq().env(name, value).arg("--config").arg(&config).args(["config", "check"]).output().unwrap()
+    };
+    let output = check("TRAQQ_SERVER_TOKEN", "hush");
+    let error = "error: TRAQQ_SERVER_TOKEN is set, and sets nothing: is TRAQQ_SERVER__TOKEN meant?";
+    assert_eq!((complaint(&output).as_str(), output.status.code()), (error, Some(2)));
+    let output = check("TRAQQ_VERSION", "1");
+    assert!(output.status.success() && complaint(&output).starts_with("warning: TRAQQ_VERSION is set"));
+    for (name, value) in [("TRAQQ_SERVICE_HOST", "10.0.0.1"), ("TRAQQ_PORT", "tcp://10.0.0.1:9877")] {
+        let output = check(name, value);
+        assert_eq!((complaint(&output).as_str(), output.status.code()), ("", Some(0)), "{name}");
+    }
+}
+
+/// What our own scripts and tests set is inherited by every traqq that they start.
+#[test]
+fn variables_of_our_scripts_are_known() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let reads = regex::Regex::new(
+        r#"(?:(?:var|var_os|number)\("|environ(?:\.get\(|\[)["']|\$\{?)(TRAQQ_[A-Z]+(?:_[A-Z]+)*)\b[^_]"#,
+    )
+    .unwrap();
+    let mut names = std::collections::BTreeSet::new();
+    for place in ["tests/run", "tests/servers", "tests/chaos", "tests/page/run.py", "tests/it", "benches", "fuzz/run"] {
+        let place = root.join(place);
+        let files = if place.is_dir() {
+            std::fs::read_dir(place).unwrap().map(|entry| entry.unwrap().path()).collect()
+        } else {
+            vec![place]
+        };
+        for file in files.iter().filter(|file| file.is_file()) {
+            let text = String::from_utf8_lossy(&std::fs::read(file).unwrap()).into_owned();
+            names.extend(reads.captures_iter(&text).map(|found| found[1].to_owned()));
+        }
+    }
+    assert!(names.len() > 8 && names.contains("TRAQQ_PYTHON") && names.contains("TRAQQ_SEED"), "{names:?}");
+    let directory = tempfile::tempdir().unwrap();
+    let config = write_config(directory.path(), MAPPING);
+    let mut command = traqq();
+    command.envs(names.iter().map(|name| (name, "x"))).arg("--config").arg(&config).args(["config", "check"]);
+    let output = command.output().unwrap();
+    assert_eq!((complaint(&output).as_str(), output.status.code()), ("", Some(0)));
+}
+
 /// Everything that can be wrong without a server: one line that names it, exit code 2.
 #[test]
 fn wrong_configurations_are_named() {

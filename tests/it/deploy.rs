@@ -226,6 +226,14 @@ fn every_metric_that_is_written_about_exists() {
     }
 }
 
+#[test]
+fn every_metric_is_written_about() {
+    let readme = text("README.md");
+    for definition in names::ALL.iter().chain(names::PROCESS) {
+        assert!(readme.contains(&format!("`{}`", definition.name)), "README.md does not name {}", definition.name);
+    }
+}
+
 /// What is said to be shown by a test is.
 #[test]
 fn the_matrix_of_faults_names_tests_that_exist() {

@@ -30,3 +30,4 @@ mod servers;
 mod shapes;
 mod simulation;
 mod tls;
+mod visible;

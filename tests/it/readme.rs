@@ -1,6 +1,7 @@
 //! The quick start: every command of it is run, in its order, as it stands there.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -32,9 +33,10 @@ fn commands() -> Vec<String> {
 #[test]
 fn every_command_of_the_quick_start_works() {
     let directory = tempfile::tempdir().unwrap();
-    let (http, tcp) = (free_port(), free_port());
+    let (http, tcp, demo) = (free_port(), free_port(), free_port());
     let run = |command: &str| {
         let command = command
+            .replace("traqq demo", &format!("traqq demo --listen 127.0.0.1:{demo}"))
             .replace("target/release/traqq", env!("CARGO_BIN_EXE_traqq"))
             .replace("localhost:9877", &format!("localhost:{http}"));
         let mut shell = Command::new("sh");
@@ -50,11 +52,16 @@ fn every_command_of_the_quick_start_works() {
     let mut background = Background(Vec::new());
     let mut outputs = Vec::new();
     for command in &commands[2..] {
-        if let Some(command) = command.strip_suffix('&') {
-            background.0.push(run(command).stdout(Stdio::null()).spawn().unwrap());
+        if let Some(background_command) = command.strip_suffix('&') {
+            background.0.push(run(background_command).stdout(Stdio::null()).spawn().unwrap());
             // The next line is typed by a person.
-            poll_until(Duration::from_secs(60), "the server answers", || {
-                std::net::TcpStream::connect(("127.0.0.1", http)).ok().map(drop)
+            let port = if command.contains("demo") { demo } else { http };
+            poll_until(Duration::from_secs(60), "it is ready", || {
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+                write!(stream, "GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).ok()?;
+                answer.contains(" 200 ").then_some(())
             });
             continue;
         }
@@ -72,4 +79,9 @@ fn every_command_of_the_quick_start_works() {
         let is_it = |row: &serde_json::Value| row["value"] == serde_json::json!(["purchase", "GB"]);
         answer["results"][0]["data"]["values"].as_array()?.iter().find(|row| is_it(row)).map(|_| ())
     });
+    // The demo keeps to itself.
+    let stats = run("curl -s localhost:9877/api/v1/stats").output().unwrap();
+    let stats: serde_json::Value = serde_json::from_slice(&stats.stdout).unwrap();
+    assert_eq!(stats["totals"]["events"], 2, "{stats}");
+    assert!(directory.path().join("traqq-demo").is_dir());
 }

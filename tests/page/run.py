@@ -671,6 +671,34 @@ def trouble_is_said_with_its_reason(scene, given):
     scene.close()
 
 
+def events_that_are_not_counted_are_said(scene, given):
+    first, last = ({"topic": "events", "partition": 2, "offset": offset, "timestamp_ms": 0, "detail": None} for offset in (5, 9))
+    letters = {"reason": "no_event", "explanation": "an event has a name", "records": 300, "first": first, "last": last, "last_found_ms": 0}
+    refused = {"reason": "invalid_json", "explanation": "it is not JSON", "events": 2, "last_ms": 0, "last_detail": "it is not JSON: line 1, column 7"}
+    stats = {"ready": True, "lag_records": 0, "totals": {"records": 301, "events": 1, "batches": 1, "dead_letters": 300}, "most_uncounted": True,
+             "dead_letters": {"to": "discard", "reasons": [letters]}, "ingest": {"accepted": 5, "rejected": 2, "reasons": [refused]},
+             "partitions": []}
+    page = scene.open(given.fragment("add"), prepare=lambda page: page.route("**/stats", lambda route: route.fulfill(json=stats)))
+    expect(page.locator("#health[data-state=bad]")).to_have_text("Most events are not counted")
+    expect(page.locator("#uncounted-title")).to_contain_text("300 of 301 records could not be counted; 2 of 7 events sent here were refused")
+    expect(page.locator("#uncounted-list li").nth(0)).to_have_text(
+        "no_event, 300: an event has a name. First events/2 at offset 5, last events/2 at offset 9.")
+    expect(page.locator("#uncounted-list li").nth(1)).to_have_text("invalid_json, 2: it is not JSON: line 1, column 7.")
+    expect(page.locator("#uncounted-hint")).to_contain_text("discarded")
+    expect(page.locator("#events-lost")).to_have_text("300 not counted")
+    scene.shoot(page, "uncounted")
+    # A few of many are said as well, and the light stays green.
+    stats["most_uncounted"] = False
+    expect(page.locator("#health[data-state=good]")).to_have_text("Ready")
+    expect(page.locator("#uncounted.warn")).to_be_visible()
+    stats["totals"] = {"records": 301, "events": 301, "batches": 1, "dead_letters": 0, "values_skipped": 1}
+    stats["ingest"] = {"accepted": 5, "rejected": 0, "reasons": []}
+    expect(page.locator("#uncounted-list")).to_have_text("1 value left out: no number where one was needed (amounts of add_value).")
+    stats["totals"]["values_skipped"] = 0
+    expect(page.locator("#uncounted")).to_be_hidden()
+    scene.close()
+
+
 def an_empty_store_says_how_to_begin(scene, _):
     def prepare(page):
         page.route(re.compile("/catalog[?]"), lambda route: problem(route, 404, "nothing has been counted yet"))
@@ -770,6 +798,7 @@ CHECKS = [
     an_unreachable_server_is_said_and_comes_back,
     a_bucket_that_is_not_counted_is_struck_out,
     trouble_is_said_with_its_reason,
+    events_that_are_not_counted_are_said,
     an_empty_store_says_how_to_begin,
     a_token_is_asked_for_and_kept_in_the_tab,
     names_are_text_and_nothing_else,
@@ -778,13 +807,11 @@ CHECKS = [
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("url", nargs="?", default=os.environ.get("TRAQQ_URL"))
+    parser.add_argument("url")
     parser.add_argument("--screenshots", metavar="DIR")
     parser.add_argument("--token", help="server.token, when it is set")
     parser.add_argument("--only", metavar="WORD", default="", help="checks that have it in their name")
     options = parser.parse_args()
-    if not options.url:
-        parser.error("give the URL of a running traqq, or set TRAQQ_URL")
     names = ["chromium", "chromium-browser", "google-chrome"]
     browser_path = os.environ.get("TRAQQ_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if not browser_path:

@@ -1,9 +1,11 @@
-//! `traqq demo`: a believable stream, so that there is something to look at.
+//! `traqq demo`: a believable stream, so that there is something to look at, in a store of its own.
 
 mod random;
 mod shop;
 
 use std::hash::{BuildHasher, RandomState};
+use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -17,10 +19,13 @@ use self::shop::{HOURS, Shop, WEEKDAYS};
 use super::chart::{counted, grouped};
 use super::client::{Client, ServerArgument};
 use super::events::post_until_taken;
+use super::run::{runtime, start_telemetry};
 use super::status_line::StatusLine;
 use super::{Failure, Outcome, block_on};
-use crate::app::now_ms;
-use crate::config::Config;
+use crate::app::{self, now_ms};
+use crate::config::{Config, starter};
+use crate::database::Database;
+use crate::telemetry;
 
 const DAY_MS: i64 = 86_400_000;
 const HOUR_MS: i64 = 3_600_000;
@@ -29,7 +34,10 @@ const EVENTS_PER_DAY: f64 = 3000.0;
 const BATCH_EVENTS: usize = 1000;
 const TICK: Duration = Duration::from_millis(200);
 
-/// Send the events of an invented web shop: some days of history, then live until Ctrl-C
+/// Watch an invented web shop: a traqq with data of its own, some days of history, then live until Ctrl-C
+///
+/// What is counted elsewhere is not touched: it runs a server of its own, with the mapping of config/starter.toml whatever
+/// the configuration says. Only with --server do the events go to a traqq that runs already.
 #[derive(Args)]
 pub struct Demo {
     /// Live events per second
@@ -48,36 +56,101 @@ pub struct Demo {
     #[arg(long, conflicts_with = "days")]
     no_history: bool,
 
-    #[command(flatten)]
-    server: ServerArgument,
+    /// Where the demo keeps its data; what is there already is gone on with, live
+    #[arg(long, value_name = "DIRECTORY", default_value = "traqq-demo")]
+    directory: PathBuf,
+
+    /// Where the demo's own server listens
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9878")]
+    listen: String,
+
+    /// Count the invented events with the traqq that runs at http://HOST:PORT or https://HOST:PORT, among its own
+    #[arg(long, value_name = "URL", conflicts_with_all = ["directory", "listen"])]
+    server: Option<String>,
 }
 
 impl Demo {
     pub fn run(self, config: &Config) -> Outcome {
-        let client = self.server.client(&config.server)?;
-        let seed = self.seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id()));
-        let mut stream =
-            Stream { client, shop: Shop::new(seed), line: StatusLine::new(), reached: false.into(), sent: 0 };
-        block_on(async {
-            // Cancel safety: what is under way when Ctrl-C comes may be counted or not; nobody relies on it.
-            let result = tokio::select! {
-                result = self.stream(&mut stream) => result,
-                _ = tokio::signal::ctrl_c() => Ok(()),
-            };
-            stream.line.clear();
-            if stream.sent > 0 {
-                say!("sent {}", counted(stream.sent, "event"));
+        match &self.server {
+            Some(url) => {
+                let client = ServerArgument::at(url.clone()).client(&config.server)?;
+                let mut stream = self.stream(client);
+                block_on(async {
+                    // Cancel safety: what is under way when Ctrl-C comes may be counted or not; nobody relies on it.
+                    let result = tokio::select! {
+                        result = self.send(&mut stream, !self.no_history) => result,
+                        _ = tokio::signal::ctrl_c() => Ok(()),
+                    };
+                    stream.end(result)
+                })?
             }
-            result.map_err(Failure::Failed)
-        })?
+            None => self.run_alone(config),
+        }
     }
 
-    async fn stream(&self, stream: &mut Stream) -> Result<(), String> {
-        if !self.no_history {
+    /// A server and a store that nothing else is in.
+    fn run_alone(&self, config: &Config) -> Outcome {
+        let own = self.own(config);
+        own.check_worker().map_err(Failure::Usage)?;
+        // Whoever listens there already must not get the events.
+        if let Err(error) = TcpListener::bind(&self.listen) {
+            let listen = &self.listen;
+            return Err(Failure::Failed(format!(
+                "the demo cannot listen at {listen}: {error}; does one run already? Choose another place with --listen"
+            )));
+        }
+        let has_data = Database::inspect(&own.data).map_err(|error| Failure::Failed(error.to_string()))?.is_some();
+        let client = ServerArgument::default().client(&own.server)?;
+        let url = own.server.url(port_of(&self.listen));
+        let directory = self.directory.display();
+        say!("an invented web shop, with data of its own in {directory}; delete that when you are done");
+        say!("open {url}");
+        let metrics = start_telemetry(&own.log, &[])?;
+        let mut stream = self.stream(client);
+        if has_data {
+            stream.line.say("its history is there from before; going on live");
+        }
+        runtime()?.block_on(async {
+            // The mapping is this version's, also where another one made the data.
+            // Cancel safety: the server ends by itself, with a signal or an error, and then nothing is sent any more. Sending
+            // ends with an error only.
+            let result = tokio::select! {
+                served = app::run(&own, true, metrics) => served.map_err(|error| format!("{error:#}")),
+                sent = self.send(&mut stream, !self.no_history && !has_data) => sent,
+            };
+            stream.end(result)
+        })
+    }
+
+    /// The configuration of the demo's own server. Of the user's nothing holds but how to log.
+    fn own(&self, config: &Config) -> Config {
+        let mut own = starter();
+        own.data.directory.clone_from(&self.directory);
+        own.server.http.clone_from(&self.listen);
+        own.server.tcp = "off".to_owned();
+        own.log = config.log.clone();
+        if own.log == telemetry::Config::default() {
+            // The line that says how far it is stands alone.
+            own.log.level = "warn".to_owned();
+        }
+        own
+    }
+
+    fn stream(&self, client: Client) -> Stream {
+        let seed = self.seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id()));
+        Stream { client, shop: Shop::new(seed), line: StatusLine::new(), reached: false.into(), sent: 0 }
+    }
+
+    async fn send(&self, stream: &mut Stream, has_history: bool) -> Result<(), String> {
+        if has_history {
             stream.history(self.days.into(), now_ms()).await?;
         }
         stream.live(self.rate.into()).await
     }
+}
+
+fn port_of(address: &str) -> u16 {
+    address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or_default()
 }
 
 struct Stream {
@@ -89,6 +162,14 @@ struct Stream {
 }
 
 impl Stream {
+    fn end(&mut self, result: Result<(), String>) -> Outcome {
+        self.line.clear();
+        if self.sent > 0 {
+            say!("sent {}", counted(self.sent, "event"));
+        }
+        result.map_err(Failure::Failed)
+    }
+
     async fn history(&mut self, days: i64, now: i64) -> Result<(), String> {
         let mut body = String::new();
         let mut in_body = 0;
@@ -105,7 +186,8 @@ impl Stream {
         }
         self.send(&mut body, &mut in_body).await?;
         let days = counted(days.unsigned_abs(), "day");
-        let text = format!("{} of {days} sent, now live; `traqq top` shows it", counted(self.sent, "event"));
+        let (sent, url) = (counted(self.sent, "event"), self.client.url());
+        let text = format!("{sent} of {days} sent, now live; `traqq top --server {url}` shows it");
         self.line.say(&text);
         Ok(())
     }

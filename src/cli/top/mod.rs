@@ -10,9 +10,10 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use self::view::{Board, Stats};
+use self::view::Board;
 use super::answer::{Both, CatalogAnswer, Cell, FindAnswer, MetricName, read};
 use super::client::{Client, ServerArgument, path_with};
+use super::stats::Stats;
 use super::terminal::{Screen, Terminal};
 use super::{Failure, Outcome, block_on};
 use crate::config::Config;

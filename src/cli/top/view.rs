@@ -2,11 +2,10 @@
 
 use std::collections::VecDeque;
 
-use serde::Deserialize;
-
 use crate::cli::answer::{Cell, MetricName};
 use crate::cli::chart::{counted, grouped, sparkline, squeeze};
 use crate::cli::show::{metric_lines, total};
+use crate::cli::stats::{Partition, Stats};
 use crate::cli::table::Table;
 use crate::cli::terminal::{Style, Terminal, printable, width};
 
@@ -15,38 +14,6 @@ const TWO_COLUMNS: usize = 100;
 const GAP: usize = 4;
 /// Wide enough for the offsets of partitions.
 const OFFSETS_COLUMNS: usize = 64;
-
-/// `/api/v1/stats`.
-#[derive(Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct Stats {
-    pub ready: bool,
-    pub not_ready_because: Option<String>,
-    pub totals: Totals,
-    pub lag_records: i64,
-    pub partitions: Vec<Partition>,
-}
-
-#[derive(Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct Totals {
-    pub records: u64,
-    pub events: u64,
-    pub batches: u64,
-}
-
-#[derive(Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct Partition {
-    topic: String,
-    partition: i32,
-    state: String,
-    position: i64,
-    end: i64,
-    lag_records: i64,
-    lag_seconds: f64,
-    reason: Option<String>,
-}
 
 /// Everything that is known.
 #[derive(Default)]
@@ -68,6 +35,7 @@ impl Board {
         let mut lines = self.head(terminal);
         if let Some(stats) = &self.stats {
             lines.extend(self.totals(stats, terminal));
+            lines.extend(uncounted(stats, terminal, (rows / 4).max(2)));
             lines.extend(partitions(&stats.partitions, terminal, (rows / 3).max(3)));
         }
         lines.extend(self.remark.iter().map(|why| terminal.fit(&printable(why))));
@@ -79,8 +47,9 @@ impl Board {
     fn head(&self, terminal: &Terminal) -> Vec<String> {
         let (style, state) = match (&self.trouble, &self.stats) {
             (Some(_), _) => (Style::Red, "no answer"),
-            (None, Some(stats)) if stats.ready => (Style::Green, "ready"),
-            (None, Some(_)) => (Style::Yellow, "not ready"),
+            (None, Some(stats)) if !stats.ready => (Style::Yellow, "not ready"),
+            (None, Some(stats)) if stats.is_mostly_uncounted() => (Style::Red, "most events are not counted"),
+            (None, Some(_)) => (Style::Green, "ready"),
             (None, None) => (Style::Dim, "asking"),
         };
         let head = terminal.fit(&format!("traqq  {}  {state}", self.url));
@@ -149,6 +118,19 @@ impl Board {
         }
         lines
     }
+}
+
+/// What is not counted, and why.
+fn uncounted(stats: &Stats, terminal: &Terminal, rows: usize) -> Vec<String> {
+    let mut lines = stats.uncounted();
+    lines.truncate(rows);
+    let style = if stats.is_mostly_uncounted() { Style::Red } else { Style::Yellow };
+    let mut lines: Vec<String> =
+        lines.iter().map(|line| terminal.paint(style, &terminal.fit(&printable(line)))).collect();
+    if !lines.is_empty() {
+        lines.push(String::new());
+    }
+    lines
 }
 
 fn partitions(partitions: &[Partition], terminal: &Terminal, rows: usize) -> Vec<String> {
@@ -242,6 +224,28 @@ mod tests {
         }
         // Side by side.
         assert!(text.lines().any(|line| line.contains("top/url") && line.contains("add/event")), "{text}");
+    }
+
+    #[test]
+    fn events_that_are_not_counted_are_said() {
+        let stats = r#"{"ready":true,"totals":{"records":301,"events":1,"batches":1,"dead_letters":300},"most_uncounted":true,
+            "dead_letters":{"to":"discard","reasons":[{"reason":"no_event","explanation":"an event has a name","records":300,
+            "first":{"topic":"events","partition":0,"offset":1},"last":{"topic":"events","partition":0,"offset":300}}]}}"#;
+        let board = Board { stats: serde_json::from_str(stats).unwrap(), ..board() };
+        let text = board.lines(&Terminal::test(false, 120), 60).join("\n");
+        for part in [
+            "most events are not counted\n",
+            "300 of 301 records not counted; they are discarded\n",
+            "  no_event 300 (first events/0@1, last events/0@300): an event has a name\n",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+        for columns in 1..160 {
+            for rows in 1..50 {
+                let lines = board.lines(&Terminal::test(true, columns), rows);
+                assert!(lines.len() <= rows && lines.iter().all(|line| width(line) <= columns));
+            }
+        }
     }
 
     #[test]

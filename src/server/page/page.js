@@ -347,12 +347,68 @@ function showObstacle(reason) {
   if (reason) setText($("obstacle-text"), reason);
 }
 
+/** Whether what comes in comes to nothing, for the most part. */
+function isMostlyUncounted({ most_uncounted: isMost, ingest }) {
+  return isMost === true || (ingest?.rejected ?? 0) > (ingest?.accepted ?? 0);
+}
+
+const placeText = ({ topic, partition, offset }) => `${topic}/${partition} at offset ${offset}`;
+
+/** One reason for which records or events came to nothing, with the places of the first and the last. */
+function reasonText({ reason, explanation, records, events, first, last, last_detail: told }) {
+  // What is wrong with the last one begins with the explanation.
+  const why = last?.detail ?? told ?? explanation;
+  const isOne = first && last && placeText(first) === placeText(last);
+  const places = !first ? "" : isOne || !last ? ` It is ${placeText(first)}.` : ` First ${placeText(first)}, last ${placeText(last)}.`;
+  return `${reason}, ${count(records ?? events)}: ${why}.${places}`;
+}
+
+/** What of records that were counted is in no number, and records without anything to count. */
+function leftOut({ records = 0, tombstones = 0, values_skipped: skipped = 0, buckets_expired: buckets = 0, keys_expired: keys = 0 }) {
+  const lines = [];
+  if (skipped) lines.push(`${plural(skipped, "value")} left out: no number where one was needed (amounts of add_value).`);
+  if (buckets + keys) lines.push(`${plural(buckets + keys, "bucket")} of late events not written: their retention had passed (buckets.retention).`);
+  // Here and there one is how a compacted topic works.
+  if (tombstones * 2 > records) lines.push(`${count(tombstones)} of ${plural(records, "record")} have no value.`);
+  return lines;
+}
+
+/** What came in and is in no number: how much, why, and where it is. */
+function showUncounted(stats) {
+  const { dead_letters: letters, ingest, totals } = stats;
+  const lost = totals?.dead_letters ?? 0;
+  const refused = ingest?.rejected ?? 0;
+  const left = leftOut(totals ?? {});
+  setHidden($("uncounted"), !lost && !refused && !left.length);
+  setHidden($("events-lost"), !lost);
+  if (lost) setText($("events-lost"), `${count(lost)} not counted`);
+  if (!lost && !refused && !left.length) return;
+  const banner = $("uncounted");
+  const isMost = isMostlyUncounted(stats);
+  banner.classList.toggle("bad", isMost);
+  banner.classList.toggle("warn", !isMost);
+  const parts = [];
+  if (lost) parts.push(`${count(lost)} of ${plural(totals.records, "record")} could not be counted`);
+  if (refused) parts.push(`${count(refused)} of ${plural(refused + ingest.accepted, "event")} sent here ${refused === 1 ? "was" : "were"} refused`);
+  if (!parts.length) parts.push("Not everything is in the numbers");
+  setText($("uncounted-title"), `${parts.join("; ")}, since this process started.`);
+  const reasons = [...(lost ? letters?.reasons ?? [] : []), ...(refused ? ingest.reasons : [])];
+  setList($("uncounted-list"), [...reasons.map(reasonText), ...left].map((text) => make("li", { text })));
+  const hints = [];
+  if (lost) hints.push(letters?.to === "discard" ? "The records are discarded; with a dead-letter topic or subject they would be kept." : `The records, each with its reason: ${letters?.to}.`);
+  if (refused) hints.push("Whoever sent what was refused was told why.");
+  hints.push("traqq explain event.json shows what an event becomes.");
+  setText($("uncounted-hint"), hints.join(" "));
+}
+
 function showStats(stats, at) {
   const partitions = stats.partitions ?? [];
   const stopped = partitions.filter((partition) => partition.state === "stopped" || partition.reason);
   if (stats.ready === false) showHealth("warn", "Not ready");
   else if (stopped.length) showHealth("bad", `${plural(stopped.length, "partition")} stopped`);
+  else if (isMostlyUncounted(stats)) showHealth("bad", "Most events are not counted");
   else showHealth("good", "Ready");
+  showUncounted(stats);
   showObstacle(stats.ready === false ? stats.not_ready_because || "The process gives no reason." : null);
 
   setHidden($("stopped"), !stopped.length);
