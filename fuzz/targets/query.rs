@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use axum::http::Uri;
 use libfuzzer_sys::fuzz_target;
-use traqq::query::{Answer, Engine};
+use traqq::query::{Answer, Engine, Pieces, Table, Text};
 use traqq::server::params;
 use traqq_fuzz::{NOW, engine, run};
 
@@ -14,17 +14,17 @@ static ENGINE: LazyLock<Arc<Engine>> = LazyLock::new(engine);
 
 fuzz_target!(|text: &str| {
     let Ok(uri) = format!("/{text}").parse::<Uri>() else { return };
-    let request = match uri.path() {
+    let asked = match uri.path() {
         "/find" => params::find(&uri),
         "/query" => params::query(&uri),
-        "/catalog" => params::catalog(&uri),
+        "/catalog" => params::catalog(&uri).map(|request| (request, None)),
         _ => {
             let is_bare = params::none(&uri).is_ok();
             assert!(!is_bare || params::limit_only(&uri) == Ok(None));
             return;
         }
     };
-    let Ok(request) = request else { return };
+    let Ok((request, _)) = asked else { return };
     let engine = &*ENGINE;
     run(async {
         let Ok(question) = engine.prepare(&request, NOW).await else { return };
@@ -35,5 +35,17 @@ fuzz_target!(|text: &str| {
             Answer::Catalog(answer) => serde_json::to_string(answer),
         };
         json.expect("an answer is JSON");
+        let table = || match answer.clone() {
+            Answer::Query(answer) => Some(Table::of_query(answer)),
+            Answer::Find(answer) => Some(Table::of_find(answer)),
+            Answer::Catalog(_) => None,
+        };
+        let Some(rows) = table() else { return };
+        let rows: Vec<u8> = Pieces::new(rows, Text::Json).flatten().collect();
+        let rows: serde_json::Value = serde_json::from_slice(&rows).expect("rows are JSON");
+        let csv: Vec<u8> = table().into_iter().flat_map(|table| Pieces::new(table, Text::Csv)).flatten().collect();
+        let records = rows["rows"].as_array().map(Vec::len).expect("a list of rows") + 1;
+        // Nothing was counted, so that no value has a line of its own.
+        assert_eq!(csv.iter().filter(|byte| **byte == b'\n').count(), records);
     });
 });

@@ -7,11 +7,11 @@ use clap::Args;
 use super::answer::{Both, Cell, Data, FindAnswer, Span, Value, read};
 use super::chart::{grouped, sparkline, squeeze};
 use super::client::{ServerArgument, path_with};
-use super::query::RangeArguments;
+use super::query::{FormArguments, RangeArguments};
 use super::show::{bucket_name, cell_lines, remarks, total};
 use super::table::{self, Table};
 use super::terminal::{Style, Terminal, printable};
-use super::{Failure, Outcome, block_on, print_document};
+use super::{Failure, Outcome, block_on};
 use crate::config::Config;
 use crate::query::{Order, Selector};
 
@@ -46,9 +46,8 @@ pub struct Find {
     #[arg(long)]
     limit: Option<usize>,
 
-    /// The server's answer as it is
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    form: FormArguments,
 
     #[command(flatten)]
     server: ServerArgument,
@@ -66,11 +65,12 @@ impl Find {
             ("merge", Some(if self.per_bucket { "false" } else { "true" })),
             ("order", self.order.as_deref()),
             ("limit", limit.as_deref()),
+            self.form.parameter(),
         ]);
         let mut client = self.server.client(&config.server)?;
         let body = block_on(client.get(&path_with("/api/v1/find", &parameters)))??;
-        if self.json {
-            return print_document(&body);
+        if self.form.is_for_programs() {
+            return self.form.print(&body);
         }
         let answer: FindAnswer = read(&body)?;
         let metric = self.value.map_or_else(|| self.metric.clone(), |value| format!("{} {value}", self.metric));

@@ -186,6 +186,21 @@ pub(crate) fn print_document(body: &[u8]) -> Outcome {
     Ok(())
 }
 
+/// A table that is printed as it came. In front of a person nothing in it moves the cursor.
+pub(crate) fn print_csv(body: &[u8]) -> Outcome {
+    use std::io::Write as _;
+    if Terminal::stdout().is_terminal {
+        String::from_utf8_lossy(body).lines().for_each(|line| say!("{}", terminal::printable(line)));
+        return Ok(());
+    }
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(body).and_then(|()| stdout.flush()) {
+        // A reader that has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|error| Failure::Failed(format!("standard output: {error}"))),
+    }
+}
+
 pub(crate) fn print_json(value: &serde_json::Value) -> Outcome {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Failed(error.to_string()))?;
     say!("{text}");

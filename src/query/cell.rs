@@ -362,7 +362,7 @@ impl Totals {
 }
 
 impl Data {
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         match self {
             Self::UniqueBy { values, .. } => values.len(),
             Self::Count { values, .. } | Self::Top { values, .. } => values.len(),

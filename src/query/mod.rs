@@ -7,12 +7,15 @@
 //! ```
 //!
 //! - `range`       from text to buckets
+//! - `instant`     from the text of one bound to an instant
 //! - `select`      from text to a metric of the mapping
 //! - `cell`        the value of one metric over one bucket or a range of them
 //! - `top`         the exact top k over many leaderboards
 //! - `catalog`     which metrics there are
 //! - `quarantine`  which answers are incomplete
 //! - `answer`      what an answer looks like
+//! - `table`       an answer as flat rows
+//! - `render`      a table as JSON or CSV
 //!
 //! Rules, zone and mapping come from the store's meta, so an endpoint needs no mapping of its own and can not disagree with
 //! the counts. Reads of one question are not one snapshot: a batch that is applied meanwhile may show in some of its buckets
@@ -21,9 +24,12 @@
 mod answer;
 mod catalog;
 mod cell;
+mod instant;
 mod quarantine;
 mod range;
+mod render;
 mod select;
+mod table;
 #[cfg(test)]
 mod tests;
 mod top;
@@ -41,8 +47,10 @@ pub use answer::{
     Answer, BucketAnswer, CatalogAnswer, CatalogEntry, Cell, CountRow, Data, Decimal, FindAnswer, MetricCell,
     MetricName, QueryAnswer, RangeAnswer, Reason, SpanAnswer, SumRow, UniqueRow, Value,
 };
-pub use range::Range;
+pub use range::{Align, Range};
+pub use render::{Pieces, Text};
 pub use select::{Order, Selector};
+pub use table::Table;
 
 use self::cell::Ask;
 use self::quarantine::Incomplete;

@@ -1,3 +1,5 @@
+mod flat;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -96,7 +98,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn all_days() -> Range {
-    Range::Between { from: DAY_0.to_string(), to: Some((DAY_0 + DAYS * DAY).to_string()) }
+    Range::Between { from: DAY_0.to_string(), to: Some((DAY_0 + DAYS * DAY).to_string()), align: Align::Exact }
 }
 
 const NOW: i64 = DAY_0 + DAYS * DAY - 1;
@@ -300,7 +302,8 @@ fn a_bucket_is_zero_or_null_with_the_reason() {
     let mut meta = meta_of(&default_rules(), 1);
     meta.since.insert("bucket:h".to_owned(), Since { second: DAY_0 + 7200, positions: String::new() });
     let hours = engine_of(&meta, &[event(DAY_0 + 7200, 1)]);
-    let range = Range::Between { from: DAY_0.to_string(), to: Some((DAY_0 + 4 * 3600).to_string()) };
+    let range =
+        Range::Between { from: DAY_0.to_string(), to: Some((DAY_0 + 4 * 3600).to_string()), align: Align::Exact };
     let request = Request::Find(Find { merge: false, bucket: BucketKind::Hour, range, ..find("add/event") });
     let results = json_of(&hours, &request, DAY_0 + DAY)["results"].clone();
     let reasons: Vec<&Json> = results.as_array().unwrap().iter().map(|result| &result["reason"]).collect();

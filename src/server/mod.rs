@@ -10,6 +10,7 @@ mod access;
 mod cloudevents;
 mod config;
 mod events;
+mod format;
 mod guard;
 pub mod ingest;
 mod listen;

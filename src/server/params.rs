@@ -3,26 +3,33 @@
 use axum::extract::Query;
 use axum::http::Uri;
 
+use super::format::Format;
 use crate::model::BucketKind;
-use crate::query::{Find, Order, QueryError, QueryResult, Range, Request, Selector};
+use crate::query::{Align, Find, Order, QueryError, QueryResult, Range, Request, Selector};
 
 struct Params {
     pairs: Vec<(String, String)>,
 }
 
-pub fn query(uri: &Uri) -> QueryResult<Request> {
-    let params = Params::parse(uri, &["days", "from", "to", "bucket", "limit"])?;
-    Ok(Request::Query { range: params.range()?, bucket: params.bucket()?, limit: params.limit()? })
+/// A request, and the form in which its answer was asked for, if that was said.
+pub type Asked = (Request, Option<Format>);
+
+pub fn query(uri: &Uri) -> QueryResult<Asked> {
+    let params = Params::parse(uri, &["days", "from", "to", "align", "bucket", "limit", "format"])?;
+    let request = Request::Query { range: params.range()?, bucket: params.bucket()?, limit: params.limit()? };
+    Ok((request, params.format()?))
 }
 
 pub fn catalog(uri: &Uri) -> QueryResult<Request> {
-    let params = Params::parse(uri, &["days", "from", "to", "bucket"])?;
+    let params = Params::parse(uri, &["days", "from", "to", "align", "bucket"])?;
     Ok(Request::Catalog { range: params.range()?, bucket: params.bucket()? })
 }
 
-pub fn find(uri: &Uri) -> QueryResult<Request> {
-    let names =
-        ["q", "metric", "pattern", "add_key", "of", "value", "days", "from", "to", "bucket", "merge", "order", "limit"];
+pub fn find(uri: &Uri) -> QueryResult<Asked> {
+    let names = [
+        "q", "metric", "pattern", "add_key", "of", "value", "days", "from", "to", "align", "bucket", "merge", "order",
+        "limit", "format",
+    ];
     let params = Params::parse(uri, &names)?;
     let named = (params.get("metric"), params.get("pattern"), params.get("add_key"), params.get("of"));
     let selector = match (params.get("q"), named) {
@@ -39,7 +46,7 @@ pub fn find(uri: &Uri) -> QueryResult<Request> {
             ));
         }
     };
-    Ok(Request::Find(Find {
+    let request = Request::Find(Find {
         selector,
         value: params.get("value").map(str::to_owned),
         range: params.range()?,
@@ -47,7 +54,8 @@ pub fn find(uri: &Uri) -> QueryResult<Request> {
         merge: params.flag("merge")?,
         order: params.get("order").map(Order::parse).transpose()?,
         limit: params.limit()?,
-    }))
+    });
+    Ok((request, params.format()?))
 }
 
 /// For a route that knows `limit` and nothing else.
@@ -84,7 +92,8 @@ impl Params {
     }
 
     fn range(&self) -> QueryResult<Range> {
-        Range::of(self.get("days"), self.get("from"), self.get("to"))
+        let align = self.get("align").map_or(Ok(Align::default()), Align::parse)?;
+        Range::of(self.get("days"), self.get("from"), self.get("to"), align)
     }
 
     fn bucket(&self) -> QueryResult<BucketKind> {
@@ -94,6 +103,10 @@ impl Params {
                 QueryError::BadRequest(format!("bucket={letter} is unknown; write d (day), h (hour) or m (minute)"))
             }),
         }
+    }
+
+    fn format(&self) -> QueryResult<Option<Format>> {
+        self.get("format").map(Format::parse).transpose()
     }
 
     fn flag(&self, name: &str) -> QueryResult<bool> {

@@ -10,8 +10,10 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router, middleware};
 use serde_json::Value;
 
+use super::format::Format;
 use super::guard::{Guard, guard};
 use super::ingest::Ingest;
+use super::params::Asked;
 use super::problem::{Kind, Problem};
 use super::{Config, events, page, params};
 use crate::query::{Engine, QueryResult, Request};
@@ -91,34 +93,48 @@ fn wall_clock() -> i64 {
 }
 
 async fn query(State(context): Shared, uri: Uri, headers: HeaderMap) -> Response {
-    answer(&context, &uri, &headers, params::query(&uri)).await
+    formatted(&context, &uri, &headers, params::query(&uri)).await
 }
 
 async fn find(State(context): Shared, uri: Uri, headers: HeaderMap) -> Response {
-    answer(&context, &uri, &headers, params::find(&uri)).await
+    formatted(&context, &uri, &headers, params::find(&uri)).await
 }
 
 async fn catalog(State(context): Shared, uri: Uri, headers: HeaderMap) -> Response {
-    answer(&context, &uri, &headers, params::catalog(&uri)).await
+    let asked = params::catalog(&uri).map(|request| (request, Format::Json));
+    answer(&context, &uri, &headers, asked).await
 }
 
-async fn answer(context: &Context, uri: &Uri, headers: &HeaderMap, request: QueryResult<Request>) -> Response {
-    match try_answer(context, headers, request).await {
+/// An answer in the form that the question says, or that the client prefers.
+async fn formatted(context: &Context, uri: &Uri, headers: &HeaderMap, asked: QueryResult<Asked>) -> Response {
+    let asked = asked.map(|(request, format)| (request, format.unwrap_or_else(|| Format::preferred(headers))));
+    let mut response = answer(context, uri, headers, asked).await;
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    response
+}
+
+async fn answer(context: &Context, uri: &Uri, headers: &HeaderMap, asked: QueryResult<(Request, Format)>) -> Response {
+    match try_answer(context, headers, asked).await {
         Ok(response) => response,
         Err(error) => Problem::of(error, uri.path()).into_response(),
     }
 }
 
-async fn try_answer(context: &Context, headers: &HeaderMap, request: QueryResult<Request>) -> QueryResult<Response> {
-    let question = context.engine.prepare(&request?, (context.clock)()).await?;
+async fn try_answer(
+    context: &Context,
+    headers: &HeaderMap,
+    asked: QueryResult<(Request, Format)>,
+) -> QueryResult<Response> {
+    let (request, format) = asked?;
+    let question = context.engine.prepare(&request, (context.clock)()).await?;
     // Weak: an answer may already hold what is applied between its tag and its reads.
-    let tag = format!("W/\"{}\"", context.engine.tag(&question).await?);
+    let tag = format!("W/\"{}{}\"", context.engine.tag(&question).await?, format.suffix());
     let mut response = if is_known(headers, &tag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        Json(context.engine.answer(&question).await?).into_response()
+        format.response(context.engine.answer(&question).await?)
     };
-    let tag = HeaderValue::try_from(tag).expect("hex digits");
+    let tag = HeaderValue::try_from(tag).expect("hex digits and letters");
     response.headers_mut().insert(header::ETAG, tag);
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Ok(response)

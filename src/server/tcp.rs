@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! {"cmd":"record","event":{...}}
-//! {"cmd":"query","min":1700000000,"max":1700086400}          epoch seconds or RFC 3339
+//! {"cmd":"query","min":1700000000,"max":1700086400}          any time that HTTP reads; "align":"out"
 //! {"cmd":"query_days","days":7}
 //! {"cmd":"find","min":...,"max":...,"metric_type":"add","key":"event","add_key":null,"merge":true}
 //! {"cmd":"auth","token":"..."}                               first, when server.token is set
@@ -28,7 +28,7 @@ use super::access::{Access, Tokens};
 use super::ingest::{Hold, Ingest, Judge};
 use super::tls::{Stream, Tls};
 use crate::model::BucketKind;
-use crate::query::{Answer, Engine, Find, Range, Request, Selector};
+use crate::query::{Align, Answer, Engine, Find, Range, Request, Selector};
 
 /// What a connection that sends nothing holds.
 const IDLE_BYTES: usize = 4 << 10;
@@ -57,6 +57,7 @@ struct Command<'a> {
     #[serde(borrow)]
     max: Option<&'a RawValue>,
     days: Option<u32>,
+    align: Option<String>,
     metric_type: Option<String>,
     key: Option<String>,
     add_key: Option<String>,
@@ -411,7 +412,11 @@ impl Connection {
     async fn ask(&self, command: &Command<'_>) -> Result<Box<RawValue>, String> {
         let text = |value: Option<&RawValue>| value.map(|value| value.get().trim_matches('"').to_owned());
         let days = command.days.map(|days| days.to_string());
-        let range = Range::of(days.as_deref(), text(command.min).as_deref(), text(command.max).as_deref())
+        let align = command.align.as_deref().map_or(Ok(Align::default()), Align::parse);
+        let range = align
+            .and_then(|align| {
+                Range::of(days.as_deref(), text(command.min).as_deref(), text(command.max).as_deref(), align)
+            })
             .map_err(|error| error.to_string())?;
         let bucket = match command.bucket.as_deref() {
             None => BucketKind::Day,

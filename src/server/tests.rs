@@ -1,3 +1,5 @@
+mod format;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;

@@ -444,6 +444,20 @@ fn events_come_back_in_tables() {
     });
     let shown = text(&server.run(&["find", "add/event", "--days", "3", "--per-bucket"]).stdout);
     assert!(shown.contains("3 buckets") && shown.contains('█'), "{shown}");
+    // And for programs: a row per bucket and value.
+    let find = ["find", "add/event", "--from", "now-1d", "--per-bucket", "--csv"];
+    let csv = text(&server.run(&find).stdout);
+    let lines: Vec<&str> = csv.split_terminator("\r\n").collect();
+    assert_eq!(lines.len(), 3, "{csv}");
+    assert!(lines[0].starts_with("time,time_ms,") && lines[2].contains(",buy,false,2,2,1,false,"), "{csv}");
+    let csv = text(
+        &server.run(&["query", "--from", "1700000000000", "--to", "1700000000001", "--align", "out", "--csv"]).stdout,
+    );
+    assert!(csv.starts_with("time,") && csv.contains(",2023-11-15T00:00:00Z,add,event,"), "{csv}");
+    let inside = server.run(&["query", "--from", "1700000000000", "--to", "1700000000001"]);
+    assert!(inside.status.code() == Some(1) && complaint(&inside).contains("align=out"), "{}", complaint(&inside));
+    let both = server.run(&["query", "--csv", "--json"]);
+    assert_eq!(both.status.code(), Some(2));
 }
 
 /// The configuration says where the server is and what its token is.

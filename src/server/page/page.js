@@ -1290,7 +1290,7 @@ function showNumbers(model) {
   }));
 }
 
-// ---- Copying --------------------------------------------------------------------------------------------------------
+// ---- Copying and keeping --------------------------------------------------------------------------------------------------------
 
 /** A line for a shell. The token is not in it: it would end up in somebody's history. */
 function curlOf(path) {
@@ -1313,12 +1313,47 @@ async function copy(text, button) {
     area.remove();
     button.focus();
   }
+  tell(button, isDone, isDone ? "Copied" : "Not allowed", isDone ? "Copied." : "The browser does not allow copying here.");
+}
+
+/** The answer as a file for a spreadsheet, in which no value of an event is a formula. A link could not send the token. */
+async function download(path, button) {
+  let response;
+  let blob;
+  try {
+    const headers = token() ? { authorization: `Bearer ${token()}` } : {};
+    response = await fetch(`${path}&format=spreadsheet`, { headers, cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS_MAX) });
+    blob = await response.blob();
+  } catch {
+    tell(button, false, "Failed", "The file could not be downloaded.");
+    failed(new Unreachable());
+    return;
+  }
+  if (response.ok) {
+    const link = make("a", { href: URL.createObjectURL(blob), download: /filename="([^"]+)"/.exec(response.headers.get("content-disposition"))?.[1] ?? "traqq.csv" });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    tell(button, true, "Downloaded", "Downloaded.");
+    return;
+  }
+  tell(button, false, "Failed", "The file could not be downloaded.");
+  if (response.status === 401) {
+    failed(new Unauthorized());
+    return;
+  }
+  let detail = `The server answered ${response.status}.`;
+  try { ({ detail } = JSON.parse(await blob.text())); } catch { /* not ours: a proxy's page */ }
+  showProblem(detail);
+}
+
+/** A word on the button for a moment, and a sentence for who does not see it. */
+function tell(button, isDone, text, sentence) {
   const label = button.dataset.text ?? button.textContent;
   button.dataset.text = label;
   button.classList.toggle("done", isDone);
-  setText(button, isDone ? "Copied" : "Not allowed");
+  setText(button, text);
   announce("");
-  announce(isDone ? "Copied." : "The browser does not allow copying here.");
+  announce(sentence);
   clearTimeout(button.timer);
   button.timer = setTimeout(() => {
     setText(button, label);
@@ -1539,6 +1574,8 @@ function start() {
   $("numbers").addEventListener("toggle", () => { if ($("numbers").open && chart) showNumbers(chart.model); });
   $("copy-chart").addEventListener("click", () => { if (shown) copy(curlOf(shown.paths.base), $("copy-chart")); });
   $("copy-ranking").addEventListener("click", () => { if (shown?.paths.ranking) copy(curlOf(shown.paths.ranking), $("copy-ranking")); });
+  $("download-chart").addEventListener("click", () => { if (shown) download(shown.paths.base, $("download-chart")); });
+  $("download-ranking").addEventListener("click", () => { if (shown?.paths.ranking) download(shown.paths.ranking, $("download-ranking")); });
   for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy($(button.dataset.copy).textContent, button));
   $("token-form").addEventListener("submit", giveToken);
   $("token-dialog").addEventListener("cancel", (event) => event.preventDefault());
