@@ -1,10 +1,12 @@
 //! What a person may look at while a worker runs: readiness and partitions.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::Serialize;
 
+use super::gauges;
+use super::pulse::Pulse;
 use crate::model::TopicPartition;
 use crate::telemetry::names;
 
@@ -12,13 +14,14 @@ use crate::telemetry::names;
 pub struct PartitionStatus {
     pub topic: String,
     pub partition: i32,
+    /// `opening`, `running`, `unreadable`, or `stopped`, which ends only when somebody acts.
     pub state: &'static str,
     /// Next offset to apply.
     pub position: i64,
     pub end: i64,
     pub lag_records: i64,
     pub lag_seconds: f64,
-    /// Why it waits for an operator.
+    /// Why it is not read.
     pub reason: Option<String>,
 }
 
@@ -34,11 +37,12 @@ struct Inner {
 
 pub struct Status {
     inner: Mutex<Inner>,
+    pub(super) pulse: Pulse,
 }
 
 impl Default for Status {
     fn default() -> Self {
-        let status = Self { inner: Mutex::default() };
+        let status = Self { inner: Mutex::default(), pulse: Pulse::default() };
         status.obstruct("worker", "starting");
         status
     }
@@ -71,6 +75,29 @@ impl Status {
         Err(lines.join("; "))
     }
 
+    /// `Err` says what hangs; only a restart helps.
+    pub fn liveness(&self) -> Result<(), String> {
+        self.pulse.check()
+    }
+
+    /// Counts the seconds in which this process runs, for [`Status::liveness`].
+    pub fn watch(self: &Arc<Self>) {
+        let status = Arc::downgrade(self);
+        let count = move || {
+            loop {
+                std::thread::sleep(Pulse::TICK);
+                let Some(status) = status.upgrade() else { return };
+                status.tick();
+            }
+        };
+        std::thread::Builder::new().name("pulse".to_owned()).spawn(count).expect("a thread can be started");
+    }
+
+    /// One second has gone by, as [`Status::watch`] counts them.
+    pub fn tick(&self) {
+        self.pulse.tick();
+    }
+
     pub(super) fn applied(&self, records: u64, events: u64) {
         let mut inner = self.lock();
         inner.records += records;
@@ -85,6 +112,17 @@ impl Status {
 
     pub(super) fn set_partitions(&self, partitions: BTreeMap<TopicPartition, PartitionStatus>) {
         self.lock().partitions = partitions;
+    }
+
+    /// A partition that was given back is not shown any more.
+    pub(super) fn forget(&self, partition: &TopicPartition) {
+        self.clear(&partition.to_string());
+        self.lock().partitions.remove(partition);
+    }
+
+    /// What is measured of each partition, as `/metrics` has it.
+    pub fn partition_gauges(&self) -> String {
+        gauges::render(self.lock().partitions.values())
     }
 
     pub fn partitions(&self) -> Vec<PartitionStatus> {

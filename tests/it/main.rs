@@ -14,6 +14,7 @@ mod mapping;
 mod model;
 mod nats;
 mod nats_access;
+mod nats_unread;
 mod process;
 mod protocol;
 mod proxy;

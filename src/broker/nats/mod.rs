@@ -9,9 +9,11 @@ mod config;
 mod doctor;
 mod fetch;
 mod lease;
+mod limits;
 mod link;
 mod producer;
 mod raw;
+mod trouble;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -21,18 +23,20 @@ use std::time::{Duration, Instant};
 use async_nats::Subject;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{kv, stream};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use config::{Config, Create};
 pub use doctor::{checks, create};
+pub use limits::limits;
 pub use producer::NatsProducer;
 
 use self::fetch::Reader;
 use self::lease::Group;
 use self::link::Link;
+use self::trouble::Trouble;
 use super::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
 use crate::model::{RecordBatch, TopicPartition};
 
@@ -40,8 +44,12 @@ use crate::model::{RecordBatch, TopicPartition};
 const ACKS_MAX: usize = 10_000;
 /// Batches of records on their way from the readers to the worker.
 const ARRIVALS_MAX: usize = 16;
-/// How often the stream's ends are looked at.
+/// How often the stream's ends are looked at,
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// how often that of a partition whose reader stands still (the answer is a whole message),
+const END_EVERY: Duration = Duration::from_secs(5);
+/// and of how many at the same time.
+const ENDS_IN_FLIGHT: usize = 16;
 /// A stream that ends before what we have read has lost messages, unless its leader is new and does not know better yet.
 const REGRESSION_MAX: Duration = Duration::from_secs(5);
 /// How often a mark is written while positions move.
@@ -70,13 +78,35 @@ struct Open {
     generation: u64,
     next: Arc<AtomicI64>,
     pending: Arc<AtomicI64>,
+    trouble: Arc<Trouble>,
     reader: JoinHandle<()>,
+    end: End,
     /// What acknowledges everything before an offset.
     acks: VecDeque<(i64, Subject)>,
     /// What acknowledges the mark before.
     acked: Option<Subject>,
     /// The position and time of the mark written last.
     marked: Option<(i64, Instant)>,
+}
+
+/// The end of a partition as the log has it, which is asked for while its reader stands still.
+#[derive(Default)]
+struct End {
+    /// Behind its last message.
+    known: i64,
+    /// When it was asked for last, and the end of the stream then.
+    asked: Option<(Instant, i64)>,
+    /// How far the reader was at the last look.
+    next: i64,
+}
+
+impl Open {
+    /// Whether the log must be asked where the partition ends: its reader says nothing of it, and the stream has grown.
+    fn is_end_due(&mut self, high: i64) -> bool {
+        let next = self.next.load(Ordering::Relaxed);
+        let is_still = std::mem::replace(&mut self.end.next, next) == next || self.trouble.get().is_some();
+        is_still && self.end.asked.is_none_or(|(at, asked)| at.elapsed() >= END_EVERY && asked < high)
+    }
 }
 
 impl Drop for Open {
@@ -88,7 +118,13 @@ impl Drop for Open {
 /// A question for the stream's ends on its way, and how far each reader was before it.
 struct Look {
     before: Vec<(i32, i64)>,
-    answer: oneshot::Receiver<BrokerResult<stream::Stream>>,
+    answer: oneshot::Receiver<BrokerResult<Seen>>,
+}
+
+struct Seen {
+    watermarks: Watermarks,
+    /// Of the partitions that it was asked for.
+    ends: Vec<(i32, i64)>,
 }
 
 pub struct NatsConsumer {
@@ -102,6 +138,10 @@ pub struct NatsConsumer {
     out: mpsc::Sender<Arrival>,
     paused: watch::Sender<bool>,
     group: Option<mpsc::UnboundedSender<lease::Command>>,
+    /// Why no partitions can be had,
+    group_trouble: Arc<Trouble>,
+    /// and why the stream cannot be looked at.
+    stream_trouble: Trouble,
     open: BTreeMap<i32, Open>,
     bucket: Option<kv::Store>,
     looked_at: Instant,
@@ -129,6 +169,8 @@ impl NatsConsumer {
             out,
             paused: watch::channel(false).0,
             group: None,
+            group_trouble: Arc::default(),
+            stream_trouble: Trouble::default(),
             open: BTreeMap::new(),
             bucket: None,
             looked_at: Instant::now(),
@@ -158,8 +200,8 @@ impl NatsConsumer {
         }
         if self.group.is_none() {
             let (commands, queue) = mpsc::unbounded_channel();
-            let group =
-                Group::new(Arc::clone(&self.link), self.id.clone(), self.filters.len() as i32, self.out.clone());
+            let (link, trouble) = (Arc::clone(&self.link), Arc::clone(&self.group_trouble));
+            let group = Group::new(link, self.id.clone(), self.filters.len() as i32, self.out.clone(), trouble);
             self.runtime.spawn(group.run(queue));
             self.group = Some(commands);
         }
@@ -210,27 +252,29 @@ impl NatsConsumer {
 
     /// Whether the stream still holds what is being read: not trimmed beneath a reader, and not shorter than it was.
     fn look(&mut self) -> BrokerResult<Option<Event>> {
-        if self.look.is_none() && self.looked_at.elapsed() >= LOOK_EVERY && !self.open.is_empty() {
+        if self.look.is_none() && self.looked_at.elapsed() >= LOOK_EVERY {
             self.looked_at = Instant::now();
-            let before = self.open.iter().map(|(number, open)| (*number, open.next.load(Ordering::Relaxed))).collect();
-            let (asked, answer) = oneshot::channel();
-            let link = Arc::clone(&self.link);
-            // In a task: a server without a leader takes its time.
-            self.runtime.spawn(async move { asked.send(link.stream().await) });
-            self.look = Some(Look { before, answer });
+            self.look = Some(self.begin_look());
         }
         let Some(mut look) = self.look.take() else { return Ok(None) };
-        let stream = match look.answer.try_recv() {
-            Ok(stream) => stream?,
+        let seen = match look.answer.try_recv() {
+            Ok(seen) => seen,
             Err(_) => {
                 self.look = Some(look);
                 return Ok(None);
             }
         };
+        let Seen { watermarks: Watermarks { low, high }, ends } =
+            seen.inspect_err(|error| self.stream_trouble.set(&error.to_string()))?;
+        self.stream_trouble.clear();
+        for (number, end) in ends {
+            if let Some(open) = self.open.get_mut(&number) {
+                open.end.known = open.end.known.max(end);
+            }
+        }
         // One that was given back or opened anew meanwhile is none of ours, or begins somewhere else.
         let before: Vec<(i32, i64)> =
             look.before.into_iter().filter(|(number, _)| self.open.contains_key(number)).collect();
-        let Watermarks { low, high } = watermarks(&stream);
         self.high = self.high.max(high);
         let furthest = before.iter().map(|(_, next)| *next).max().unwrap_or(low);
         let trimmed = before.iter().find(|(_, next)| *next < low);
@@ -249,6 +293,23 @@ impl NatsConsumer {
         let Some(reason) = reason.filter(|_| !self.is_alarmed) else { return Ok(None) };
         self.is_alarmed = true;
         Ok(self.event(Arrival::OutOfRange(reason)))
+    }
+
+    /// Asks for the ends of the stream, and of partitions whose reader says nothing of theirs.
+    fn begin_look(&mut self) -> Look {
+        let before = self.open.iter().map(|(number, open)| (*number, open.next.load(Ordering::Relaxed))).collect();
+        let mut filters = Vec::new();
+        for (number, open) in &mut self.open {
+            if open.is_end_due(self.high) {
+                open.end.asked = Some((Instant::now(), self.high));
+                filters.push((*number, self.filters[*number as usize].clone()));
+            }
+        }
+        let (asked, answer) = oneshot::channel();
+        let link = Arc::clone(&self.link);
+        // In a task: a server without a leader takes its time.
+        self.runtime.spawn(async move { asked.send(see(&link, filters).await) });
+        Look { before, answer }
     }
 
     fn mark_key(partition: i32) -> String {
@@ -294,6 +355,19 @@ impl NatsConsumer {
     }
 }
 
+/// Looks at the stream, and where these partitions of it end.
+async fn see(link: &Link, filters: Vec<(i32, Option<String>)>) -> BrokerResult<Seen> {
+    let watermarks = watermarks(&link.stream().await?);
+    let ask = |(number, filter): (i32, Option<String>)| async move {
+        match filter {
+            None => BrokerResult::Ok((number, watermarks.high)),
+            Some(filter) => Ok((number, link.last(&filter).await?.map_or(0, |last| last + 1))),
+        }
+    };
+    let asks = futures_util::stream::iter(filters).map(ask).buffer_unordered(ENDS_IN_FLIGHT);
+    Ok(Seen { watermarks, ends: asks.try_collect().await? })
+}
+
 /// What the stream holds. An empty one ends where it begins.
 fn watermarks(stream: &stream::Stream) -> Watermarks {
     let state = &stream.cached_info().state;
@@ -336,6 +410,7 @@ impl Consumer for NatsConsumer {
                 )));
             };
             let (next, pending) = (Arc::new(AtomicI64::new(opening.position)), Arc::new(AtomicI64::new(0)));
+            let trouble = Arc::new(Trouble::default());
             let reader = Reader {
                 link: Arc::clone(&self.link),
                 partition: opening.partition.clone(),
@@ -343,6 +418,7 @@ impl Consumer for NatsConsumer {
                 generation: opening.generation,
                 next: Arc::clone(&next),
                 pending: Arc::clone(&pending),
+                trouble: Arc::clone(&trouble),
                 verify: (opening.offset < opening.position).then_some(opening.offset),
                 last: None,
                 is_again: false,
@@ -354,7 +430,17 @@ impl Consumer for NatsConsumer {
             let generation = opening.generation;
             self.open.insert(
                 number,
-                Open { generation, next, pending, reader, acks: VecDeque::new(), acked: None, marked: None },
+                Open {
+                    generation,
+                    next,
+                    pending,
+                    trouble,
+                    reader,
+                    end: End::default(),
+                    acks: VecDeque::new(),
+                    acked: None,
+                    marked: None,
+                },
             );
         }
         self.is_alarmed = false;
@@ -390,15 +476,27 @@ impl Consumer for NatsConsumer {
         Ok(found)
     }
 
-    /// What was delivered, and what the server has left for us: sequences of other partitions are not counted behind the last delivery.
+    /// What was delivered, and what the consumer had left for us then: sequences of other partitions are not counted behind the last
+    /// delivery. Where nothing is delivered the log says where it ends.
     fn ends(&self) -> Vec<(TopicPartition, i64)> {
-        let end = |open: &Open| open.next.load(Ordering::Relaxed) + open.pending.load(Ordering::Relaxed);
+        let end = |open: &Open| {
+            let delivered = open.next.load(Ordering::Relaxed) + open.pending.load(Ordering::Relaxed);
+            delivered.max(open.end.known)
+        };
         self.open.iter().map(|(number, open)| (self.name(*number), end(open))).collect()
     }
 
     fn away(&self) -> Option<String> {
-        let is_connected = self.link.client.connection_state() == async_nats::connection::State::Connected;
-        (!is_connected).then(|| format!("{}: no server can be reached", self.link.config.place()))
+        if self.link.client.connection_state() != async_nats::connection::State::Connected {
+            let text = self.link.explain(&"no server can be reached");
+            return Some(format!("{}: {text}", self.link.config.place()));
+        }
+        self.stream_trouble.get().or_else(|| self.group_trouble.get())
+    }
+
+    fn unread(&self) -> Vec<(TopicPartition, String)> {
+        let each = self.open.iter().filter_map(|(number, open)| Some((self.name(*number), open.trouble.get()?)));
+        each.collect()
     }
 
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
