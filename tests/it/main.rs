@@ -9,6 +9,7 @@ mod environment;
 mod hll;
 mod kafka;
 mod kafka_faults;
+mod liveness;
 mod local;
 mod mapping;
 mod model;
