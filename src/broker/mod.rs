@@ -142,8 +142,8 @@ pub trait Consumer: Send {
         None
     }
 
-    /// Partitions that are open and cannot be read, each with the reason, as far as that is known without asking. One that is being
-    /// read, or has nothing to read, is not among them.
+    /// Partitions that are open and cannot be read, each with the reason, as far as that is known
+    /// without asking. One that is being read, or has nothing to read, is not among them.
     fn unread(&self) -> Vec<(TopicPartition, String)> {
         Vec::new()
     }
@@ -272,7 +272,8 @@ pub enum AppendError {
     /// This log cannot remember keys.
     #[error("{0}")]
     KeysUnsupported(String),
-    /// As this log is configured it takes no events, however often they are sent; the text says what a person must change.
+    /// As this log is configured it takes no events, however often they are sent; the text says
+    /// what a person must change.
     #[error("{0}")]
     Impossible(String),
 }

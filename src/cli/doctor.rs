@@ -47,7 +47,9 @@ impl Doctor {
             BrokerKind::Kafka => sections.push(("kafka", kafka::checks(&config.broker.kafka))),
             BrokerKind::Nats => {
                 let mut checks = block_on(nats::checks(&config.broker.nats))?;
-                checks.extend(block_on(nats::limits(&config.broker.nats))?);
+                if !checks[0].is_bad() {
+                    checks.extend(block_on(nats::limits(&config.broker.nats))?);
+                }
                 sections.push(("nats", checks));
             }
             BrokerKind::Auto | BrokerKind::Local => {}

@@ -24,7 +24,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// How long opening partitions may keep the others from being polled; those that are left are asked for again.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const KNOWN_EVERY: Duration = Duration::from_secs(1);
-/// No call to the consumer takes this long, whatever the broker does: their own timeouts are a tenth of it.
+/// No call to the consumer takes this long, whatever the broker does: their own timeouts are a
+/// tenth of it.
 const POLL_MAX: Duration = Duration::from_secs(60);
 /// Questions go over all partitions, one by one, and each may meet a broker that does not answer.
 const ASK_MAX: Duration = Duration::from_secs(600);

@@ -1,5 +1,6 @@
-//! What is measured of each partition, in Prometheus' text format. Written from the partitions that this worker has, so that one
-//! which was given back takes its series with it: the recorder keeps what it has seen once for ever.
+//! What is measured of each partition, in Prometheus' text format. Written from the partitions that
+//! this worker has, so that one which was given back takes its series with it: the recorder keeps
+//! what it has seen once for ever.
 
 use std::fmt::Write;
 

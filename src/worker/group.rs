@@ -15,7 +15,8 @@ use crate::model::TopicPartition;
 use crate::telemetry::names;
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// The loop waits for nobody: a tick comes every 10 ms, on a machine that is overloaded within seconds.
+/// The loop waits for nobody: a tick comes every 10 ms, on a machine that is overloaded within
+/// seconds.
 const TICK_MAX: Duration = Duration::from_secs(60);
 /// Positions are committed to the broker again now and then even if they have not moved: a commit that met a rebalance may be gone
 /// without a word, and the broker forgets offsets that nobody renews.

@@ -1,9 +1,10 @@
-//! Whether the loop and the driver still go round. Each says, before it does anything, within which time it will be back; who is not
-//! back by then hangs, and only a restart helps.
+//! Whether the loop and the driver still go round. Each says, before it does anything, within which
+//! time it will be back; who is not back by then hangs, and only a restart helps.
 //!
-//! Seconds are counted by a thread that sleeps one after the other, and not read from a clock: a machine that was suspended or a
-//! process that was stopped or frozen finds hours gone on any clock, and nobody hangs. Here it finds one second more, at most; and where
-//! the processors are overloaded the count is late with everything else.
+//! Seconds are counted by a thread that sleeps one after the other, and not read from a clock: a
+//! machine that was suspended or a process that was stopped or frozen finds hours gone on any
+//! clock, and nobody hangs. Here it finds one second more, at most; and where the processors are
+//! overloaded the count is late with everything else.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;

@@ -1,5 +1,6 @@
-//! Whether the log can be read, as a whole and partition by partition. A worker that cannot read what it was given is not ready, and
-//! says why: to somebody who looks at lag alone, a log that cannot be read has nothing in it.
+//! Whether the log can be read, as a whole and partition by partition. A worker that cannot read
+//! what it was given is not ready, and says why: to somebody who looks at lag alone, a log that
+//! cannot be read has nothing in it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use super::run::{Loop, UNREADY_AFTER};
 use crate::model::TopicPartition;
 use crate::telemetry::names;
 
-/// A partition may be without a reader for so long before it is worth a word: its leader moves, its consumer is made anew.
+/// A partition may be without a reader for so long before it is worth a word: its leader moves, its
+/// consumer is made anew.
 pub(super) const UNREAD_AFTER: Duration = Duration::from_secs(10);
 
 /// What the consumer says of itself.
@@ -78,7 +80,8 @@ impl Loop {
         self.on_away(away);
     }
 
-    /// A log that cannot be reached for a while makes the worker unready; a leader that moves does not.
+    /// A log that cannot be reached for a while makes the worker unready; a leader that moves does
+    /// not.
     pub(super) fn on_away(&mut self, away: Option<String>) {
         let Some(why) = away else {
             self.reading.away = None;

@@ -1,4 +1,5 @@
-//! `/livez` tells a worker that hangs from one that waits. The loop and the thread that reads the log are made to hang by what they call.
+//! `/livez` tells a worker that hangs from one that waits. The loop and the thread that reads the
+//! log are made to hang by what they call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,5 @@
-//! A worker that cannot read its stream says so and why, whatever keeps it from reading, and what comes in over it is refused for good
-//! only where it could never be taken.
+//! A worker that cannot read its stream says so and why, whatever keeps it from reading, and what
+//! comes in over it is refused for good only where it could never be taken.
 
 use async_nats::jetstream::stream;
 use serde_json::Value;
@@ -22,9 +22,11 @@ fn make(scene: &Scene, change: impl FnOnce(&mut stream::Config)) {
         ..stream::Config::default()
     };
     change(&mut config);
-    with(&scene.nats, |jetstream| async move { _ = jetstream.create_stream(config).await.unwrap() });
-    // The one of dead letters.
-    scene.create();
+    let letters = stream::Config { name: "letters".to_owned(), ..plain(&["dead"]) };
+    with(&scene.nats, |jetstream| async move {
+        jetstream.create_stream(config).await.unwrap();
+        jetstream.create_stream(letters).await.unwrap();
+    });
 }
 
 fn not_ready(worker: &Process) -> Option<String> {
@@ -104,7 +106,8 @@ fn counts_all(scene: &Scene) {
     assert_eq!(worker.stop(), 0);
 }
 
-/// A consumer that somebody paused, or made into another one under its name, delivers nothing and says nothing.
+/// A consumer that somebody paused, or made into another one under its name, delivers nothing and
+/// says nothing.
 #[test]
 fn a_consumer_that_does_not_deliver_is_made_anew() {
     let scene = Scene::without_stream(4, "");
@@ -134,7 +137,8 @@ fn a_consumer_that_does_not_deliver_is_made_anew() {
     assert_eq!(worker.stop(), 0);
 }
 
-/// The server refuses to the connection and not to who asks; a worker that saw no answer went on waiting, and was ready.
+/// The server refuses to the connection and not to who asks; a worker that saw no answer went on
+/// waiting, and was ready.
 #[test]
 fn a_user_who_may_not_read_is_unready_and_doctor_names_the_subject() {
     let denied = [
@@ -163,7 +167,8 @@ fn a_user_who_may_not_read_is_unready_and_doctor_names_the_subject() {
     }
 }
 
-/// Also of a worker that has nothing to read, because there are more workers than partitions: that alone is no reason.
+/// Also of a worker that has nothing to read, because there are more workers than partitions: that
+/// alone is no reason.
 #[test]
 fn a_stream_that_is_deleted_leaves_every_worker_unready() {
     let scene = Scene::new(1, "");
@@ -174,7 +179,9 @@ fn a_stream_that_is_deleted_leaves_every_worker_unready() {
         worker.wait_for_line("listening");
         wait_until_ready(worker);
     }
-    assert_eq!(workers.iter().map(|worker| partitions(worker).len()).sum::<usize>(), 1);
+    let held = || workers.iter().map(|worker| partitions(worker).len()).sum::<usize>();
+    poll_until(PATIENCE, "one has the partition", || (held() == 1).then_some(()));
+    assert!(workers.iter().all(Process::is_ready));
     with(&scene.nats, |jetstream| async move { _ = jetstream.delete_stream(STREAM).await.unwrap() });
     for worker in &workers {
         wait_for_reason(worker, "there is no stream \\\"events\\\"");

@@ -47,7 +47,8 @@ pub async fn checks(config: &Config) -> Vec<Check> {
     checks
 }
 
-/// Dead letters that come back into the stream that is counted become dead letters again, without an end.
+/// Dead letters that come back into the stream that is counted become dead letters again, without
+/// an end.
 pub fn feeds_itself(subject: &str, stream: &str) -> String {
     format!(
         "dead-letter subject {subject} leads into {stream}, the stream that is counted: each dead letter would be read and become another one; \

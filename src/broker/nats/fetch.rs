@@ -292,8 +292,9 @@ impl Reader {
         let is = |error: &ConsumerErrorKind, code| matches!(error, ConsumerErrorKind::JetStream(error) if error.error_code() == code);
         let mut made = stream.create_consumer(config.clone()).await;
         if made.as_ref().is_err_and(|error| is(&error.kind(), ErrorCode::CONSUMER_MAX_PENDING_ACK_EXCESS)) {
-            // A limit of the stream, the account or the server. Acknowledgements are housekeeping: without them there is nothing to limit,
-            // and NATS's own tools show what was delivered instead of what was counted.
+            // A limit of the stream, the account or the server. Acknowledgements are housekeeping:
+            // without them there is nothing to limit, and NATS's own tools show what was delivered
+            // instead of what was counted.
             let config = pull::Config { ack_policy: AckPolicy::None, max_ack_pending: 0, ..config };
             made = stream.create_consumer(config).await;
         }
@@ -332,9 +333,10 @@ impl Reader {
         sent.map_err(|_| self.link.retry("consumer", &"closed"))
     }
 
-    /// Nothing has come for a while. Either there is nothing: other partitions fill the stream while this one is quiet, and its position
-    /// follows, or trimming would look like a loss. Or there is something, and the server does not deliver it: somebody paused the
-    /// consumer, or acknowledgements do not reach it.
+    /// Nothing has come for a while. Either there is nothing: other partitions fill the stream
+    /// while this one is quiet, and its position follows, or trimming would look like a loss. Or
+    /// there is something, and the server does not deliver it: somebody paused the consumer, or
+    /// acknowledgements do not reach it.
     async fn settle(&mut self, since: Option<(Instant, i64)>) -> BrokerResult<Option<(Instant, i64)>> {
         if self.trouble.get().is_some() && self.first(self.next()).await?.is_none() {
             self.trouble.clear();

@@ -1,5 +1,6 @@
-//! What would keep a worker from reading all of its stream: limits and permissions. They are not asked at the start: a worker reads what
-//! it can, is unready, and says why. `traqq doctor` knows before.
+//! What would keep a worker from reading all of its stream: limits and permissions. They are not
+//! asked at the start: a worker reads what it can, is unready, and says why. `traqq doctor` knows
+//! before.
 
 use std::time::Duration;
 
@@ -113,7 +114,8 @@ fn full(stream: &stream::Config) -> Option<String> {
     })
 }
 
-/// Asks in vain for everything that a worker asks for: a server says at once what a user may not, whatever the question.
+/// Asks in vain for everything that a worker asks for: a server says at once what a user may not,
+/// whatever the question.
 async fn permissions(link: &Link, filter: Option<&str>) -> Finding {
     let config = &link.config;
     let (stream, name) = (&config.stream, consumer_name(&config.group, 0));

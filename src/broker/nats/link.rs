@@ -8,7 +8,7 @@ use async_nats::jetstream::context::{
 };
 use async_nats::jetstream::stream::{self, Stream};
 use async_nats::jetstream::{self, Context, kv};
-use async_nats::{Client, ConnectError, ConnectOptions, Event};
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 
 use super::config::Config;
 use super::trouble::Complaints;
@@ -39,6 +39,12 @@ impl Link {
     pub async fn reach(config: &Config) -> Result<Self, Finding> {
         let options = config.connect_options().await.map_err(Finding::Bad)?;
         Self::connect(config, options).await.map_err(|error| {
+            if error.kind() == ConnectErrorKind::TimedOut {
+                return Finding::Unavailable(format!(
+                    "{}: nobody answers as nats-server does: is the host up, and is this its port for clients (4222), not that of HTTP (8222)?",
+                    config.place()
+                ));
+            }
             // The innermost reason is the one that says something.
             let mut reason: &dyn std::error::Error = &error;
             while let Some(source) = reason.source() {
@@ -186,7 +192,8 @@ fn parse_transform(destination: &str) -> Result<Option<(i32, String)>, String> {
     Ok(partitions.map(|partitions| (partitions, tokens.join("."))))
 }
 
-/// Why nobody can publish to a stream so that it is known to have the message, whatever the subject.
+/// Why nobody can publish to a stream so that it is known to have the message, whatever the
+/// subject.
 pub fn takes_nothing(stream: &stream::Config) -> Option<String> {
     let name = &stream.name;
     if stream.sealed {
@@ -199,8 +206,8 @@ pub fn takes_nothing(stream: &stream::Config) -> Option<String> {
     })
 }
 
-/// Where events go that come in here: a subject, or one whose last token is their key. An error is for good: as stream and configuration
-/// are, no event can come in.
+/// Where events go that come in here: a subject, or one whose last token is their key. An error is
+/// for good: as stream and configuration are, no event can come in.
 pub fn ingest_subject(stream: &stream::Config, config: &Config) -> Result<String, String> {
     if let Some(reason) = takes_nothing(stream) {
         return Err(reason);

@@ -135,7 +135,8 @@ impl NatsProducer {
         if let Err(reason) = ingest_subject(stream, &self.link.config) {
             return Some(reason);
         }
-        // A mapping of the server may lead from a subject that no stream takes to one that the stream does.
+        // A mapping of the server may lead from a subject that no stream takes to one that the
+        // stream does.
         if error.kind() != PublishErrorKind::StreamNotFound || self.link.config.partition_subject.is_some() {
             return None;
         }
@@ -149,8 +150,8 @@ impl NatsProducer {
         })
     }
 
-    /// Dead letters that the counted stream takes are read, and become dead letters again. Asked once, before the first one goes: at the
-    /// start the server may not have answered.
+    /// Dead letters that the counted stream takes are read, and become dead letters again. Asked
+    /// once, before the first one goes: at the start the server may not have answered.
     async fn check_letters(&self, subject: &str) -> Result<(), ProduceError> {
         match self.link.jetstream.stream_by_subject(subject).await {
             Ok(stream) if stream == self.link.config.stream => {

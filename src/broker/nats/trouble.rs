@@ -32,8 +32,8 @@ impl Trouble {
     }
 }
 
-/// What the client complained of lately. A server answers what it does not permit with a line to the connection and not to whoever
-/// asked, who only sees that no answer comes.
+/// What the client complained of lately. A server answers what it does not permit with a line to
+/// the connection and not to whoever asked, who only sees that no answer comes.
 #[derive(Default)]
 pub struct Complaints(Mutex<VecDeque<(Instant, String)>>);
 
