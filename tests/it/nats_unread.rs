@@ -249,6 +249,7 @@ fn events_that_can_never_come_in_are_refused_for_good_with_the_reason() {
     let mirror = stream::Config { mirror: Some(source()), ..plain(&[]) };
     let sourced = stream::Config { sources: Some(vec![source()]), ..plain(&[]) };
     let silent = stream::Config { no_ack: true, ..plain(&["e.*"]) };
+    let other = stream::Config { name: "other".to_owned(), ..plain(&["elsewhere.*"]) };
     let elsewhere = "ingest_subject = \"elsewhere.*\"";
     let cases = [
         ("ingest_subject", "", vec![plain(&["a", "b"])], false),
@@ -256,6 +257,7 @@ fn events_that_can_never_come_in_are_refused_for_good_with_the_reason() {
         ("other streams only", "", vec![origin, sourced], false),
         ("is sealed", "", vec![plain(&["e.*"])], true),
         ("no_ack", "", vec![silent], false),
+        ("taken by stream other, and events is counted", elsewhere, vec![other, plain(&["e.*"])], false),
         ("no stream takes subject elsewhere.", elsewhere, vec![plain(&["e.*"])], false),
     ];
     for (reason, access, streams, seal) in cases {

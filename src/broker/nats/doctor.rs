@@ -7,7 +7,9 @@ use async_nats::jetstream::context::{AccountError, AccountErrorKind};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 
 use super::config::Config;
-use super::link::{Link, confirmed, ingest_subject, is_missing, nobody_takes, partition_filters, takes_nothing};
+use super::link::{
+    Link, confirmed, ingest_subject, is_missing, nobody_takes, origins, partition_filters, takes_nothing,
+};
 use crate::model::{Check, Finding};
 
 /// The first version with subject transforms in streams and metadata on consumers.
@@ -38,6 +40,7 @@ pub async fn checks(config: &Config) -> Vec<Check> {
         Ok(stream) => {
             let stream = &stream.cached_info().config;
             checks.extend(stream_checks(stream, config));
+            checks.push(Check { name: "ingestion", finding: ingestion(&link, stream).await });
             if let Some(subject) = config.dead_letters() {
                 checks.push(Check { name: "dead letters", finding: dead_letters(&link, &subject, stream).await });
             }
@@ -54,6 +57,29 @@ pub fn feeds_itself(subject: &str, stream: &str) -> String {
         "dead-letter subject {subject} leads into {stream}, the stream that is counted: each dead letter would be read and become another one; \
          set broker.nats.dead_letter_subject to one that a stream of its own takes"
     )
+}
+
+/// Where events go that come in here. It is no fault of a worker that only counts.
+async fn ingestion(link: &Link, counted: &stream::Config) -> Finding {
+    let subject = match ingest_subject(counted, &link.config) {
+        Ok(subject) => subject,
+        Err(text) => return Finding::Warning(text),
+    };
+    let good = Finding::Good(format!("events that come in go to {subject}"));
+    // A mapping of the server may lead elsewhere.
+    if link.config.ingest_subject.is_none() || link.config.partition_subject.is_some() {
+        return good;
+    }
+    let taker = match confirmed(|| link.jetstream.stream_by_subject(&*subject), nobody_takes).await {
+        Ok(taker) if taker == counted.name || origins(counted).next().is_some() => return good,
+        Ok(taker) => format!("stream {taker} takes it"),
+        Err(error) if nobody_takes(&error) => "no stream takes it".to_owned(),
+        Err(_) => return good,
+    };
+    let name = &counted.name;
+    Finding::Warning(format!(
+        "events that come in go to {subject}, and {taker}, not {name}: correct broker.nats.ingest_subject"
+    ))
 }
 
 async fn dead_letters(link: &Link, subject: &str, counted: &stream::Config) -> Finding {
@@ -75,12 +101,6 @@ async fn dead_letters(link: &Link, subject: &str, counted: &stream::Config) -> F
         Ok(None) => Finding::Good(format!("{subject}, taken by stream {taker}")),
         Err(error) => Finding::Unavailable(link.explain(&format!("stream {taker}: {error}"))),
     }
-}
-
-/// The streams whose messages a stream has besides its own.
-fn origins(stream: &stream::Config) -> impl Iterator<Item = &str> {
-    let sources = stream.sources.iter().flatten().chain(&stream.mirror);
-    sources.map(|source| &*source.name)
 }
 
 /// Servers without a leader do not answer, and find one again.
@@ -151,11 +171,6 @@ fn stream_checks(stream: &stream::Config, config: &Config) -> Vec<Check> {
         Finding::Good(stream.num_replicas.to_string())
     };
     checks.push(Check { name: "replicas", finding: replicas });
-    let ingest = match ingest_subject(stream, config) {
-        Ok(subject) => Finding::Good(format!("events that come in go to {subject}")),
-        Err(text) => Finding::Warning(text),
-    };
-    checks.push(Check { name: "ingestion", finding: ingest });
     checks
 }
 

@@ -192,6 +192,12 @@ fn parse_transform(destination: &str) -> Result<Option<(i32, String)>, String> {
     Ok(partitions.map(|partitions| (partitions, tokens.join("."))))
 }
 
+/// The streams whose messages a stream has besides its own.
+pub fn origins(stream: &stream::Config) -> impl Iterator<Item = &str> {
+    let sources = stream.sources.iter().flatten().chain(&stream.mirror);
+    sources.map(|source| &*source.name)
+}
+
 /// Why nobody can publish to a stream so that it is known to have the message, whatever the
 /// subject.
 pub fn takes_nothing(stream: &stream::Config) -> Option<String> {

@@ -1,5 +1,5 @@
-//! Looking at the stream now and then: whether it still holds what is being read, and where partitions
-//! end whose readers say nothing of it.
+//! Looking at the stream now and then: whether it still holds what is being read, and where
+//! partitions end whose readers say nothing of it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +19,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const END_EVERY: Duration = Duration::from_secs(5);
 /// and of how many at the same time.
 const ENDS_IN_FLIGHT: usize = 16;
-/// A stream that ends before what we have read has lost messages, unless its leader is new and does not know better yet.
+/// A stream that ends before what we have read has lost messages, unless its leader is new and does
+/// not know better yet.
 pub const REGRESSION_MAX: Duration = Duration::from_secs(5);
 /// A question for the stream's ends on its way, and how far each reader was before it.
 pub struct Look {
@@ -45,7 +46,8 @@ pub struct End {
 }
 
 impl Open {
-    /// Whether the log must be asked where the partition ends: its reader says nothing of it, and the stream has grown.
+    /// Whether the log must be asked where the partition ends: its reader says nothing of it, and
+    /// the stream has grown.
     fn is_end_due(&mut self, high: i64) -> bool {
         let next = self.next.load(Ordering::Relaxed);
         let is_still = std::mem::replace(&mut self.end.next, next) == next || self.trouble.get().is_some();
@@ -54,7 +56,8 @@ impl Open {
 }
 
 impl NatsConsumer {
-    /// Whether the stream still holds what is being read: not trimmed beneath a reader, and not shorter than it was.
+    /// Whether the stream still holds what is being read: not trimmed beneath a reader, and not
+    /// shorter than it was.
     pub fn look(&mut self) -> BrokerResult<Option<Event>> {
         if self.look.is_none() && self.looked_at.elapsed() >= LOOK_EVERY {
             self.looked_at = Instant::now();
@@ -76,7 +79,8 @@ impl NatsConsumer {
                 open.end.known = open.end.known.max(end);
             }
         }
-        // One that was given back or opened anew meanwhile is none of ours, or begins somewhere else.
+        // One that was given back or opened anew meanwhile is none of ours, or begins somewhere
+        // else.
         let before: Vec<(i32, i64)> =
             look.before.into_iter().filter(|(number, _)| self.open.contains_key(number)).collect();
         self.high = self.high.max(high);

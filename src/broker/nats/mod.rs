@@ -48,6 +48,8 @@ const ACKS_MAX: usize = 10_000;
 const ARRIVALS_MAX: usize = 16;
 /// How often a mark is written while positions move.
 const MARK_EVERY: Duration = Duration::from_secs(5);
+/// How long the thread that reads waits for an answer, at most: longer than any takes.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the first message at or after a time is waited for.
 const TIME_TIMEOUT: Duration = Duration::from_secs(2);
@@ -148,8 +150,19 @@ impl NatsConsumer {
         TopicPartition { topic: Arc::clone(&self.topic), partition }
     }
 
+    fn is_connected(&self) -> bool {
+        self.link.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Asks the server. A client without a connection takes requests until its queue is full, and
+    /// then none until it is connected again: the thread that reads must not wait for that.
+    fn wait<T>(&self, what: &str, asked: impl Future<Output = BrokerResult<T>>) -> BrokerResult<T> {
+        let answer = self.runtime.block_on(async { tokio::time::timeout(ANSWER_MAX, asked).await });
+        answer.unwrap_or_else(|_| Err(self.link.retry(what, &"no answer")))
+    }
+
     fn stream(&self) -> BrokerResult<stream::Stream> {
-        self.runtime.block_on(self.link.stream())
+        self.wait("stream", self.link.stream())
     }
 
     /// Learns the partitions, and joins the others who read them.
@@ -175,7 +188,7 @@ impl NatsConsumer {
             return Ok(bucket.clone());
         }
         let replicas = self.stream()?.cached_info().config.num_replicas;
-        let bucket = self.runtime.block_on(self.link.bucket(replicas))?;
+        let bucket = self.wait("leases", self.link.bucket(replicas))?;
         self.bucket = Some(bucket.clone());
         Ok(bucket)
     }
@@ -218,8 +231,9 @@ impl NatsConsumer {
 
     fn mark_of(&mut self, partition: i32) -> BrokerResult<Option<(i64, String)>> {
         let bucket = self.bucket()?;
-        let value = self.runtime.block_on(bucket.get(Self::mark_key(partition)));
-        let value = value.map_err(|error| self.link.retry("marks", &error))?;
+        let value = self.wait("marks", async {
+            bucket.get(Self::mark_key(partition)).await.map_err(|error| self.link.retry("marks", &error))
+        })?;
         Ok(value.and_then(|value| {
             let text = std::str::from_utf8(&value).ok()?;
             let (position, note) = text.split_once(' ')?;
@@ -237,7 +251,7 @@ impl NatsConsumer {
             inactive_threshold: Duration::from_secs(10),
             ..pull::Config::default()
         };
-        self.runtime.block_on(async {
+        self.wait("start time", async {
             let failed = |error: &dyn std::fmt::Display| self.link.retry("start time", error);
             let consumer = stream.create_consumer(config).await.map_err(|error| failed(&error))?;
             let mut messages = consumer
@@ -367,7 +381,7 @@ impl Consumer for NatsConsumer {
     }
 
     fn away(&self) -> Option<String> {
-        if self.link.client.connection_state() != async_nats::connection::State::Connected {
+        if !self.is_connected() {
             let text = self.link.explain(&"no server can be reached");
             return Some(format!("{}: {text}", self.link.config.place()));
         }
@@ -380,18 +394,30 @@ impl Consumer for NatsConsumer {
     }
 
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
+        if !self.is_connected() {
+            return Err(self.link.retry("acknowledging", &"no server can be reached"));
+        }
+        let mut replies = Vec::new();
+        for mark in marks {
+            let Some(open) = self.open.get_mut(&mark.partition.partition) else { continue };
+            while open.acks.front().is_some_and(|(end, _)| *end <= mark.position) {
+                open.acked = open.acks.pop_front().map(|(_, reply)| reply);
+            }
+            // Nobody answers an acknowledgement. One that met a server without a leader is gone, so
+            // the last one is sent with every mark.
+            replies.extend(open.acked.clone());
+        }
+        self.wait("acknowledging", async {
+            for reply in replies {
+                let acked = self.link.client.publish(reply, "+ACK".into()).await;
+                acked.map_err(|error| self.link.retry("acknowledging", &error))?;
+            }
+            Ok(())
+        })?;
         let mut puts = Vec::new();
         for mark in marks {
             let number = mark.partition.partition;
             let Some(open) = self.open.get_mut(&number) else { continue };
-            while open.acks.front().is_some_and(|(end, _)| *end <= mark.position) {
-                open.acked = open.acks.pop_front().map(|(_, reply)| reply);
-            }
-            // Nobody answers an acknowledgement. One that met a server without a leader is gone, so the last one is sent with every mark.
-            if let Some(reply) = open.acked.clone() {
-                let ack = self.runtime.block_on(self.link.client.publish(reply, "+ACK".into()));
-                ack.map_err(|error| self.link.retry("acknowledging", &error))?;
-            }
             let is_due = open
                 .marked
                 .is_none_or(|(position, at)| position != mark.position && (wait || at.elapsed() >= MARK_EVERY));

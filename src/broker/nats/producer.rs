@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::{self, ErrorCode};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::OnceCell;
 
 use super::config::Config;
-use super::link::{Link, confirmed, ingest_subject, nobody_takes};
+use super::link::{Link, confirmed, ingest_subject, nobody_takes, origins};
 use crate::broker::{AppendError, Appended, Appender, Events, Idempotency, Message, ProduceError, Producer};
 use crate::hll::murmur64a;
 
@@ -51,6 +52,13 @@ struct Outgoing {
     payload: Bytes,
 }
 
+/// Where events go.
+struct Target {
+    subject: String,
+    /// The stream has messages of others, which may be those that events come into.
+    has_origins: bool,
+}
+
 enum To {
     DeadLetters {
         subject: String,
@@ -59,7 +67,7 @@ enum To {
     },
     Events {
         /// Known once the stream was seen.
-        subject: OnceCell<String>,
+        target: OnceCell<Target>,
         /// What ids begin with, and how many were given.
         run: String,
         ids: AtomicU64,
@@ -74,7 +82,7 @@ impl NatsProducer {
     }
 
     pub async fn ingest(config: &Config) -> Result<Self, String> {
-        let to = To::Events { subject: OnceCell::new(), run: nuid(), ids: AtomicU64::new(0) };
+        let to = To::Events { target: OnceCell::new(), run: nuid(), ids: AtomicU64::new(0) };
         Ok(Self { link: Link::new(config).await?, to })
     }
 
@@ -85,29 +93,44 @@ impl NatsProducer {
 
     /// Returns when the stream has the message. Whoever begins it must go on polling it: it has a place among the publishes in flight,
     /// of which there are only so many, until it is answered.
-    async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<(), PublishError> {
-        self.link.jetstream.publish_with_headers(subject, headers, payload).await?.await.map(|_| ())
+    async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<PublishAck, PublishError> {
+        self.link.jetstream.publish_with_headers(subject, headers, payload).await?.await
     }
 
-    async fn publish_event(&self, event: &Outgoing) -> Result<(), PublishError> {
+    async fn publish_event(&self, event: &Outgoing) -> Result<PublishAck, PublishError> {
         let mut headers = HeaderMap::new();
         headers.insert(MESSAGE_ID, event.id.as_str());
         self.publish(event.subject.clone(), headers, event.payload.clone()).await
     }
 
     /// All of them, those that failed again unless that is in vain; why the last ones did not go.
-    async fn publish_all(&self, mut left: Vec<Outgoing>) -> Result<(), AppendError> {
+    async fn publish_all(&self, target: &Target, mut left: Vec<Outgoing>) -> Result<(), AppendError> {
         let mut failure = String::new();
+        let counted = &self.link.config.stream;
+        let astray = OnceCell::new();
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 tokio::time::sleep(RETRY).await;
             }
+            let astray = &astray;
             let sends = left.into_iter().map(|event| async move {
-                let sent = self.publish_event(&event).await;
-                sent.err().map(|error| (event, error))
+                match self.publish_event(&event).await {
+                    Ok(ack) if ack.stream != *counted && !target.has_origins => {
+                        _ = astray.set((event.subject, ack.stream))
+                    }
+                    Ok(_) => {}
+                    Err(error) => return Some((event, error)),
+                }
+                None
             });
             let failed: Vec<(Outgoing, PublishError)> =
                 stream::iter(sends).buffered(EVENTS_IN_FLIGHT).filter_map(future::ready).collect().await;
+            if let Some((subject, taker)) = astray.get() {
+                return Err(AppendError::Impossible(format!(
+                    "subject {subject} is taken by stream {taker}, and {counted} is counted: correct broker.nats.ingest_subject; \
+                     events of this request are in {taker}"
+                )));
+            }
             let Some((event, error)) = failed.last() else { return Ok(()) };
             failure = full(error);
             if let Some((event, error)) = failed.iter().find(|(_, error)| is_too_large(error)) {
@@ -237,7 +260,8 @@ impl Producer for NatsProducer {
                 self.bytes_max()
             )));
         }
-        self.publish(subject.clone(), headers, payload).await.map_err(|error| match error.kind() {
+        let sent = self.publish(subject.clone(), headers, payload).await.map(|_| ());
+        sent.map_err(|error| match error.kind() {
             _ if is_too_large(&error) => ProduceError::TooLarge(full(&error)),
             PublishErrorKind::StreamNotFound => ProduceError::Retry(format!(
                 "no stream takes dead-letter subject {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
@@ -272,11 +296,13 @@ impl Appender for NatsProducer {
         if idempotency.is_some() {
             return Err(AppendError::KeysUnsupported(NO_KEYS.to_owned()));
         }
-        let To::Events { subject, run, ids } = &self.to else { unreachable!("dead letters are sent") };
-        let subject = subject
+        let To::Events { target, run, ids } = &self.to else { unreachable!("dead letters are sent") };
+        let target = target
             .get_or_try_init(|| async {
                 let stream = self.link.stream().await.map_err(|error| AppendError::Retry(error.to_string()))?;
-                ingest_subject(&stream.cached_info().config, &self.link.config).map_err(AppendError::Impossible)
+                let stream = &stream.cached_info().config;
+                let subject = ingest_subject(stream, &self.link.config).map_err(AppendError::Impossible)?;
+                Ok::<_, AppendError>(Target { subject, has_origins: origins(stream).next().is_some() })
             })
             .await?;
         let bytes_max = self.bytes_max();
@@ -292,14 +318,14 @@ impl Appender for NatsProducer {
             let number = ids.fetch_add(1, Ordering::Relaxed);
             rest.push(Outgoing {
                 index,
-                subject: subject_of(subject, key, number),
+                subject: subject_of(&target.subject, key, number),
                 id: format!("{run}-{number}"),
                 payload: Bytes::copy_from_slice(value),
             });
         }
         let place = &self.link.config.stream;
         let in_part = "some of these events may be in it";
-        match tokio::time::timeout(APPEND_TIMEOUT, self.publish_all(rest)).await {
+        match tokio::time::timeout(APPEND_TIMEOUT, self.publish_all(target, rest)).await {
             Ok(Ok(())) => Ok(Appended::New),
             Ok(Err(AppendError::Retry(failure))) => {
                 Err(AppendError::Retry(format!("stream {place}: {failure}; {in_part}")))
