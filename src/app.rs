@@ -256,6 +256,7 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
     });
     let plan = Arc::new(Plan::new(rules));
     let status = Arc::new(Status::new(&backends.dead_letters_to));
+    status.watch();
     let worker = Worker {
         config: config.worker.clone(),
         plan,
@@ -363,11 +364,12 @@ fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>) -
             upkeep.run_upkeep();
         }
     });
-    let readiness = Arc::clone(&status);
+    let (liveness, readiness, measured) = (Arc::clone(&status), Arc::clone(&status), Arc::clone(&status));
     Live {
+        liveness: Box::new(move || liveness.liveness()),
         readiness: Box::new(move || readiness.readiness()),
+        metrics: Box::new(move || metrics.render() + &measured.partition_gauges() + &telemetry::render_process()),
         stats: Box::new(move || status.to_json(now_ms())),
-        metrics: Box::new(move || metrics.render() + &telemetry::render_process()),
         dead_letters: log.map(|log| Box::new(move |limit| dead_letters(&log, limit)) as DeadLetters),
     }
 }

@@ -142,6 +142,12 @@ pub trait Consumer: Send {
         None
     }
 
+    /// Partitions that are open and cannot be read, each with the reason, as far as that is known
+    /// without asking. One that is being read, or has nothing to read, is not among them.
+    fn unread(&self) -> Vec<(TopicPartition, String)> {
+        Vec::new()
+    }
+
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()>;
 
     /// Every partition of the topics that are subscribed to.
@@ -266,6 +272,10 @@ pub enum AppendError {
     /// This log cannot remember keys.
     #[error("{0}")]
     KeysUnsupported(String),
+    /// As this log is configured it takes no events, however often they are sent; the text says
+    /// what a person must change.
+    #[error("{0}")]
+    Impossible(String),
 }
 
 /// The end of the log where events come in.

@@ -58,7 +58,13 @@ impl Doctor {
         }
         match broker {
             BrokerKind::Kafka => sections.push(("kafka", kafka::checks(&config.broker.kafka))),
-            BrokerKind::Nats => sections.push(("nats", block_on(nats::checks(&config.broker.nats))?)),
+            BrokerKind::Nats => {
+                let mut checks = block_on(nats::checks(&config.broker.nats))?;
+                if !checks[0].is_bad() {
+                    checks.extend(block_on(nats::limits(&config.broker.nats))?);
+                }
+                sections.push(("nats", checks));
+            }
             BrokerKind::Auto | BrokerKind::Local => {}
         }
         let bad = sections.iter().flat_map(|(_, checks)| checks).filter(|check| check.is_bad()).count();

@@ -83,7 +83,7 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
         AppendError::KeyReused => {
             (Kind::KeyReused, "this Idempotency-Key came with another body before; use a new one".to_owned())
         }
-        AppendError::KeysUnsupported(text) => (Kind::NotImplemented, text),
+        AppendError::KeysUnsupported(text) | AppendError::Impossible(text) => (Kind::NotImplemented, text),
     })?;
     if report.accepted == 0 {
         return Ok(refused(&report));

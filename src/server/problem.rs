@@ -17,6 +17,8 @@ pub(super) enum Kind {
     QuestionTooLarge,
     Unavailable,
     NotReady,
+    /// Something hangs, and only a restart helps.
+    NotLive,
     Timeout,
     /// There is no room for the request at the moment.
     Busy,
@@ -52,6 +54,7 @@ impl Kind {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The store or the log does not answer")
             }
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The process is not ready"),
+            Self::NotLive => (StatusCode::SERVICE_UNAVAILABLE, "not-live", "The process hangs"),
             Self::Busy => (StatusCode::TOO_MANY_REQUESTS, "busy", "The process has its hands full"),
             Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "This may not be done from there"),
             Self::UnsupportedMediaType => (

@@ -29,6 +29,8 @@ pub type DeadLetters = Box<dyn Fn(usize) -> Result<Value, String> + Send + Sync>
 
 /// What the process says about itself.
 pub struct Live {
+    /// `Err` says what hangs.
+    pub liveness: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// `Err` says why it is not ready.
     pub readiness: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// The document of `/api/v1/stats`.
@@ -63,8 +65,8 @@ pub(super) const ROUTES: [(&str, Method); 12] = [
     ("/api/v1/dead-letters", || get(dead_letters)),
     ("/api/v1/openapi.json", || get(openapi)),
     ("/metrics", || get(metrics)),
-    ("/health", || get(health)),
-    ("/livez", || get(health)),
+    ("/health", || get(livez)),
+    ("/livez", || get(livez)),
     ("/readyz", || get(readyz)),
 ];
 
@@ -185,8 +187,11 @@ async fn metrics(State(context): Shared) -> Response {
     ([(header::CONTENT_TYPE, kind)], (context.live.metrics)()).into_response()
 }
 
-async fn health() -> Response {
-    "ok\n".into_response()
+async fn livez(State(context): Shared, uri: Uri) -> Response {
+    match (context.live.liveness)() {
+        Ok(()) => "ok\n".into_response(),
+        Err(reason) => Problem::new(Kind::NotLive, reason, uri.path()).into_response(),
+    }
 }
 
 async fn readyz(State(context): Shared, uri: Uri) -> Response {

@@ -128,6 +128,7 @@ async fn start(config: &Config) -> Server {
     let is_ready = Arc::new(AtomicBool::new(true));
     let ready = Arc::clone(&is_ready);
     let live = Live {
+        liveness: Box::new(|| Ok(())),
         readiness: Box::new(move || if ready.load(Ordering::Relaxed) { Ok(()) } else { Err("draining".to_owned()) }),
         stats: Box::new(|| json!({"records": 7})),
         metrics: Box::new(|| "traqq_up 1\n".to_owned()),

@@ -63,6 +63,7 @@ metrics! {
     BROKER_INFO = Gauge "traqq_broker_info" ["broker"] "1 for the kind of log that is read: local, kafka, nats.";
     PARTITIONS = Gauge "traqq_partitions" [""] "Partitions this worker has.";
     PARTITIONS_STOPPED = Gauge "traqq_partitions_stopped" [""] "Partitions that wait for an operator.";
+    PARTITIONS_UNREADABLE = Gauge "traqq_partitions_unreadable" [""] "Partitions whose log cannot be read at the moment; /readyz says why.";
     POSITION = Gauge "traqq_position" ["topic,partition"] "Next offset to apply, as the store has it.";
     LAG_RECORDS = Gauge "traqq_lag_records" ["topic,partition"] "Offsets between the stored position and the end of the log.";
     LAG_SECONDS = Gauge "traqq_lag_seconds" ["topic,partition"] "Age of the last applied record while there is lag; 0 without.";

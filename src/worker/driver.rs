@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 use super::budget::{Budget, Permit};
 use super::execution::Execution;
+use super::pulse::{Pulse, Who};
+use super::status::Status;
 use crate::broker::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Watermarks};
 use crate::model::{Checkpoint, TopicPartition};
 use crate::telemetry::names;
@@ -22,6 +24,11 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// How long opening partitions may keep the others from being polled; those that are left are asked for again.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const KNOWN_EVERY: Duration = Duration::from_secs(1);
+/// No call to the consumer takes this long, whatever the broker does: their own timeouts are a
+/// tenth of it.
+const POLL_MAX: Duration = Duration::from_secs(60);
+/// Questions go over all partitions, one by one, and each may meet a broker that does not answer.
+const ASK_MAX: Duration = Duration::from_secs(600);
 
 /// What the loop asks of the driver.
 pub enum Command {
@@ -57,6 +64,7 @@ pub enum Notice {
     Known {
         ends: Vec<(TopicPartition, i64)>,
         away: Option<String>,
+        unread: Vec<(TopicPartition, String)>,
     },
     Failed(BrokerError),
 }
@@ -72,17 +80,21 @@ impl Driver {
         budget: Arc<Budget>,
         notices: Sender<Notice>,
         execution: Execution,
+        status: Arc<Status>,
     ) -> Self {
         let (commands, queue) = mpsc::channel();
         if execution == Execution::Tasks {
-            tokio::spawn(async move { drive(consumer.as_mut(), &budget, queue, &notices, execution).await });
+            tokio::spawn(async move {
+                drive(consumer.as_mut(), &budget, queue, &notices, execution, &status.pulse).await;
+            });
             return Self { commands };
         }
         let run = move || {
-            let drive = AssertUnwindSafe(|| {
-                drive(consumer.as_mut(), &budget, queue, &notices, execution).now_or_never().expect("a thread blocks");
+            let run = AssertUnwindSafe(|| {
+                let drive = drive(consumer.as_mut(), &budget, queue, &notices, execution, &status.pulse);
+                drive.now_or_never().expect("a thread blocks");
             });
-            if catch_unwind(drive).is_err() {
+            if catch_unwind(run).is_err() {
                 let text = "the consumer thread panicked; this is a bug, please report it with the log above";
                 let _ = notices.blocking_send(Notice::Failed(BrokerError::Stop(text.to_owned())));
                 consumer.close();
@@ -113,10 +125,12 @@ async fn drive(
     commands: mpsc::Receiver<Command>,
     notices: &Sender<Notice>,
     execution: Execution,
+    pulse: &Pulse,
 ) {
     let mut pacer = Pacer { full_since: None, is_paused: false };
     let mut known_at = Instant::now();
     loop {
+        pulse.expect(Who::Driver, POLL_MAX);
         loop {
             match commands.try_recv() {
                 Ok(Command::Close(marks, closed)) => {
@@ -129,6 +143,7 @@ async fn drive(
                 }
                 Ok(command) => {
                     let is_slow = matches!(command, Command::Open(_) | Command::Ask(_));
+                    pulse.expect(Who::Driver, if is_slow { ASK_MAX } else { POLL_MAX });
                     for notice in obey(consumer, command) {
                         execution.send(notices, notice).await;
                     }
@@ -162,7 +177,7 @@ async fn drive(
         }
         if known_at.elapsed() >= KNOWN_EVERY {
             known_at = Instant::now();
-            let known = Notice::Known { ends: consumer.ends(), away: consumer.away() };
+            let known = Notice::Known { ends: consumer.ends(), away: consumer.away(), unread: consumer.unread() };
             execution.send(notices, known).await;
         }
         execution.pass(POLL).await;

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::driver::Command;
 use super::partition::{Partition, State};
+use super::pulse::Who;
 use super::run::{Leaving, Loop, UNREADY_AFTER, WorkerError, lane_name};
 use super::status::PartitionStatus;
 use crate::broker::Mark;
@@ -14,6 +15,9 @@ use crate::model::TopicPartition;
 use crate::telemetry::names;
 
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// The loop waits for nobody: a tick comes every 10 ms, on a machine that is overloaded within
+/// seconds.
+const TICK_MAX: Duration = Duration::from_secs(60);
 /// Positions are committed to the broker again now and then even if they have not moved: a commit that met a rebalance may be gone
 /// without a word, and the broker forgets offsets that nobody renews.
 const MARK_ALL_EVERY: Duration = Duration::from_secs(5);
@@ -99,10 +103,7 @@ impl Loop {
             if let Some(partition) = self.partitions.remove(name) {
                 self.lanes[partition.lane].pending.forget(name);
             }
-            self.worker.status.clear(&name.to_string());
-            for (gauge, value) in [(names::POSITION, 0.0), (names::LAG_RECORDS, 0.0), (names::LAG_SECONDS, 0.0)] {
-                gauge_of(gauge, name).set(value);
-            }
+            self.worker.status.forget(name);
         }
     }
 
@@ -136,6 +137,9 @@ impl Loop {
     }
 
     pub(super) fn on_tick(&mut self) -> Result<(), WorkerError> {
+        if !self.is_draining {
+            self.worker.status.pulse.expect(Who::Loop, TICK_MAX);
+        }
         for lane in 0..self.lanes.len() {
             self.cut_if_due(lane);
             self.check_positions(lane);
@@ -156,6 +160,7 @@ impl Loop {
         }
         if self.status_at.elapsed() >= STATUS_EVERY {
             self.status_at = Instant::now();
+            self.judge_reading();
             self.publish_status();
         }
         Ok(())
@@ -170,13 +175,11 @@ impl Loop {
             let seen_ms = partition.committed.last.map_or(now_ms, |last| last.timestamp_ms);
             let lag_seconds = if lag_records > 0 { (now_ms - seen_ms).max(0) as f64 / 1000.0 } else { 0.0 };
             let (state, reason) = match &partition.state {
+                State::Stopped(reason) => ("stopped", Some(reason.clone())),
+                _ if partition.is_unread() => ("unreadable", partition.unread.as_ref().map(|(_, why)| why.clone())),
                 State::Waiting | State::Opening | State::Verifying(_) => ("opening", None),
                 State::Running => ("running", None),
-                State::Stopped(reason) => ("stopped", Some(reason.clone())),
             };
-            gauge_of(names::POSITION, name).set(position as f64);
-            gauge_of(names::LAG_RECORDS, name).set(lag_records as f64);
-            gauge_of(names::LAG_SECONDS, name).set(lag_seconds);
             statuses.insert(
                 name.clone(),
                 PartitionStatus {
@@ -191,13 +194,11 @@ impl Loop {
                 },
             );
         }
-        let stopped = statuses.values().filter(|status| status.reason.is_some()).count();
         metrics::gauge!(names::PARTITIONS).set(statuses.len() as f64);
-        metrics::gauge!(names::PARTITIONS_STOPPED).set(stopped as f64);
+        for (gauge, state) in [(names::PARTITIONS_STOPPED, "stopped"), (names::PARTITIONS_UNREADABLE, "unreadable")] {
+            let count = statuses.values().filter(|status| status.state == state).count();
+            metrics::gauge!(gauge).set(count as f64);
+        }
         self.worker.status.set_partitions(statuses);
     }
-}
-
-fn gauge_of(name: &'static str, partition: &TopicPartition) -> metrics::Gauge {
-    metrics::gauge!(name, "topic" => partition.topic.to_string(), "partition" => partition.partition.to_string())
 }

@@ -9,7 +9,9 @@
 //! - `resync`     the one rule for every doubt: go back to the stored positions
 //! - `group`      partitions that come and go, what is shown of them, what the broker is told
 //! - `partition`  what is known of one partition, and whether the log is still the one it was
-//! - `status`     what a person may look at
+//! - `reading`    whether the log can be read, as a whole and partition by partition
+//! - `status`     what a person may look at; `gauges` what is measured of each partition
+//! - `pulse`      whether loop and driver still go round
 //! - `backoff`    how long to wait before the next try; `chance` what it is spread by
 //! - `budget`     the bound on what is in flight
 //! - `repeats`    what is said again and again, kept back for a while
@@ -21,10 +23,13 @@ mod chance;
 mod config;
 mod driver;
 mod execution;
+mod gauges;
 mod group;
 mod lane;
 mod partition;
 mod pool;
+mod pulse;
+mod reading;
 mod repeats;
 mod resync;
 mod run;

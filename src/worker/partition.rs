@@ -1,5 +1,7 @@
 //! What the worker knows of one partition, and whether the log is still the one it was.
 
+use tokio::time::Instant;
+
 use super::backoff::Backoff;
 use crate::broker::Watermarks;
 use crate::model::{Checkpoint, Fingerprint, RecordBatch, TopicPartition};
@@ -36,6 +38,10 @@ pub struct Partition {
     pub end: i64,
     /// Between attempts to open it.
     pub backoff: Backoff,
+    /// Why the last attempt to open it failed.
+    pub unopened: Option<String>,
+    /// Since when it cannot be read, and why.
+    pub unread: Option<(Instant, String)>,
 }
 
 /// What to do with records that arrived.
@@ -61,6 +67,8 @@ impl Partition {
             watermarks: Watermarks { low: 0, high: 0 },
             end: 0,
             backoff: Backoff::default(),
+            unopened: None,
+            unread: None,
         }
     }
 
@@ -82,18 +90,19 @@ impl Partition {
         self.end = high;
         if position < low {
             return Err(format!(
-                "{partition}: the log begins at {low}, but the store stands at {position}: {} records were removed before they were counted; \
+                "the log begins at {low}, but the store stands at {position}: {} records were removed before they were counted; \
                  restore them, or set worker.on_log_gap = \"skip\" to go on without them",
                 low - position
             ));
         }
         if position > high {
             return Err(format!(
-                "{partition}: the log ends at {high}, but the store stands at {position}: the topic was re-created, or lost its tail; \
+                "the log ends at {high}, but the store stands at {position}: the topic was re-created, or lost its tail; \
                  count it under a new store.redis.prefix, or move on with `traqq position set {partition} {low}`"
             ));
         }
         self.is_open = true;
+        self.unopened = None;
         self.backoff.reset();
         self.state = match self.from.last {
             Some(last) if last.offset >= low => State::Verifying(last),
@@ -135,8 +144,7 @@ impl Partition {
         }
         if !records.is_empty() && records.get(0).offset < self.from.position {
             return Arrival::Stop(format!(
-                "{}: the broker delivered offset {} again below position {}; this is a bug, please report it",
-                records.partition,
+                "the broker delivered offset {} again below position {}; this is a bug, please report it",
                 records.get(0).offset,
                 self.from.position
             ));
@@ -148,7 +156,7 @@ impl Partition {
         let partition = &records.partition;
         let first = records.get(0).fingerprint();
         format!(
-            "{partition}: the record at offset {} (timestamp {}, hash {:016x}) is not the one that was counted last (offset {}, timestamp {}, hash {:016x}): \
+            "the record at offset {} (timestamp {}, hash {:016x}) is not the one that was counted last (offset {}, timestamp {}, hash {:016x}): \
              the topic was re-created, another cluster stands behind the name, or an unclean election lost records; \
              count it under a new store.redis.prefix, or move on with `traqq position set {partition} OFFSET`",
             first.offset, first.timestamp_ms, first.hash, last.offset, last.timestamp_ms, last.hash

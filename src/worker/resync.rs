@@ -156,7 +156,7 @@ impl Loop {
             self.stop_partition(
                 &name,
                 format!(
-                    "{name}: its checkpoint is gone from the store though its counts may be there: somebody deleted it; \
+                    "its checkpoint is gone from the store though its counts may be there: somebody deleted it; \
                      restore it, set one with `traqq position set {name} OFFSET`, or count under a new store.redis.prefix"
                 ),
             );
@@ -198,6 +198,7 @@ impl Loop {
             Err(BrokerError::Stop(text)) => return Err(WorkerError(text)),
             Err(BrokerError::Retry(text)) => {
                 tracing::warn!(text, partition = %name, "cannot open a partition yet");
+                partition.unopened = Some(text);
                 let (internal, wait) = (self.internal.clone(), partition.backoff.next());
                 tokio::spawn(async move {
                     tokio::time::sleep(wait).await;

@@ -20,6 +20,7 @@ use super::execution::Execution;
 use super::lane::{Committed, Sending};
 use super::partition::{Arrival, Partition};
 use super::pool::{Done, HeldPart, Job, Pool};
+use super::reading::Reading;
 use super::repeats::Repeats;
 use super::start::Starter;
 use super::status::Status;
@@ -245,9 +246,8 @@ pub(super) struct Loop {
     pub(super) internal: mpsc::UnboundedSender<Internal>,
     pub(super) marked_at: Instant,
     pub(super) marked_all_at: Instant,
-    /// Since when the log cannot be reached.
-    pub(super) away_since: Option<Instant>,
-    troubles: Repeats,
+    pub(super) reading: Reading,
+    pub(super) troubles: Repeats,
     pub(super) status_at: Instant,
     pub(super) is_draining: bool,
 }
@@ -287,7 +287,7 @@ impl Worker {
         let (done_in, mut done) = mpsc::unbounded_channel();
         let (answers, mut committed) = mpsc::unbounded_channel();
         let (internal_in, mut internal) = mpsc::unbounded_channel();
-        let driver = Driver::start(consumer, Arc::clone(&budget), notices_in, execution);
+        let driver = Driver::start(consumer, Arc::clone(&budget), notices_in, execution, Arc::clone(&status));
         let lanes = store.lanes();
         let folded = Budget::part_of(&budget, config.folded_bytes_max());
         let pool = Pool::start(&plan, &config, lanes, &folded, &done_in, execution);
@@ -317,7 +317,7 @@ impl Worker {
             internal: internal_in,
             marked_at: Instant::now(),
             marked_all_at: Instant::now(),
-            away_since: None,
+            reading: Reading::default(),
             troubles: Repeats::default(),
             status_at: Instant::now(),
             is_draining: false,
@@ -373,37 +373,18 @@ impl Loop {
                 tracing::debug!(text, "commit to the broker");
                 self.partitions.values_mut().for_each(|partition| partition.marked = None);
             }
-            Notice::Event(Event::Trouble(text), _) | Notice::Failed(BrokerError::Retry(text)) => {
-                metrics::counter!(names::BROKER_ERRORS).increment(1);
-                if let Some(kept_back) = self.troubles.hear(&text) {
-                    tracing::warn!(text, kept_back, "broker");
-                }
+            Notice::Event(Event::Trouble(text), _) => self.on_trouble(&text),
+            Notice::Failed(BrokerError::Retry(text)) => {
+                self.on_trouble(&text);
+                self.on_away(Some(text));
             }
             Notice::Opened { partition, generation, result } => {
                 return self.on_opened(partition, generation, result);
             }
-            Notice::Known { ends, away } => {
-                for (partition, end) in ends {
-                    if let Some(known) = self.partitions.get_mut(&partition) {
-                        known.end = end;
-                    }
-                }
-                self.on_away(away);
-            }
+            Notice::Known { ends, away, unread } => self.on_known(ends, away, unread),
             Notice::Failed(BrokerError::Stop(text)) => return Err(WorkerError(text)),
         }
         Ok(())
-    }
-
-    /// A log that cannot be reached for a while makes the worker unready; a leader that moves does not.
-    fn on_away(&mut self, away: Option<String>) {
-        let Some(why) = away else {
-            self.away_since = None;
-            return self.worker.status.clear("broker");
-        };
-        if self.away_since.get_or_insert_with(Instant::now).elapsed() >= UNREADY_AFTER {
-            self.worker.status.obstruct("broker", &why);
-        }
     }
 
     fn on_records(&mut self, records: RecordBatch, permit: Option<Permit>) {
@@ -569,6 +550,8 @@ impl Loop {
         tracing::info!("draining");
         self.is_draining = true;
         self.worker.status.obstruct("worker", "draining");
+        // It has a bound of its own.
+        self.worker.status.pulse.end();
         let names = self.partitions.keys().cloned().collect();
         self.leave(names);
     }

@@ -1,10 +1,12 @@
 //! What a person may look at while a worker runs: readiness and partitions.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::Serialize;
 
+use super::gauges;
+use super::pulse::Pulse;
 use super::uncounted::{Line, Sighting, Tally, Uncounted};
 use crate::compile::FoldStats;
 use crate::model::TopicPartition;
@@ -15,13 +17,14 @@ use crate::telemetry::names;
 pub struct PartitionStatus {
     pub topic: String,
     pub partition: i32,
+    /// `opening`, `running`, `unreadable`, or `stopped`, which ends only when somebody acts.
     pub state: &'static str,
     /// Next offset to apply.
     pub position: i64,
     pub end: i64,
     pub lag_records: i64,
     pub lag_seconds: f64,
-    /// Why it waits for an operator.
+    /// Why it is not read.
     pub reason: Option<String>,
 }
 
@@ -55,6 +58,7 @@ pub struct Status {
     inner: Mutex<Inner>,
     /// Where dead letters go, for a person.
     dead_letters_to: String,
+    pub(super) pulse: Pulse,
 }
 
 impl Default for Status {
@@ -66,7 +70,8 @@ impl Default for Status {
 impl Status {
     /// `dead_letters_to` says where dead letters go.
     pub fn new(dead_letters_to: &str) -> Self {
-        let status = Self { inner: Mutex::default(), dead_letters_to: dead_letters_to.to_owned() };
+        let inner = Mutex::default();
+        let status = Self { inner, dead_letters_to: dead_letters_to.to_owned(), pulse: Pulse::default() };
         status.obstruct("worker", "starting");
         status
     }
@@ -95,6 +100,29 @@ impl Status {
         }
         let lines: Vec<String> = inner.obstacles.iter().map(|(what, why)| format!("{what}: {why}")).collect();
         Err(lines.join("; "))
+    }
+
+    /// `Err` says what hangs; only a restart helps.
+    pub fn liveness(&self) -> Result<(), String> {
+        self.pulse.check()
+    }
+
+    /// Counts the seconds in which this process runs, for [`Status::liveness`].
+    pub fn watch(self: &Arc<Self>) {
+        let status = Arc::downgrade(self);
+        let count = move || {
+            loop {
+                std::thread::sleep(Pulse::TICK);
+                let Some(status) = status.upgrade() else { return };
+                status.tick();
+            }
+        };
+        std::thread::Builder::new().name("pulse".to_owned()).spawn(count).expect("a thread can be started");
+    }
+
+    /// One second has gone by, as [`Status::watch`] counts them.
+    pub fn tick(&self) {
+        self.pulse.tick();
     }
 
     /// Accounts for a batch, and says what of it was not counted.
@@ -142,6 +170,17 @@ impl Status {
 
     pub(super) fn set_partitions(&self, partitions: BTreeMap<TopicPartition, PartitionStatus>) {
         self.lock().partitions = partitions;
+    }
+
+    /// A partition that was given back is not shown any more.
+    pub(super) fn forget(&self, partition: &TopicPartition) {
+        self.clear(&partition.to_string());
+        self.lock().partitions.remove(partition);
+    }
+
+    /// What is measured of each partition, as `/metrics` has it.
+    pub fn partition_gauges(&self) -> String {
+        gauges::render(self.lock().partitions.values())
     }
 
     pub fn partitions(&self) -> Vec<PartitionStatus> {

@@ -302,6 +302,9 @@ fn the_runbooks_quote_messages_as_they_are() {
         "refuses the user name or password",
         "lacks a permission",
         "there is no topic",
+        "there is no stream",
+        "is there and does not come",
+        "what is written to the bucket does not come back",
     ] {
         assert!(readme.contains(message), "deploy/README.md does not have {message:?}");
         assert!(sources.contains(message), "src does not say {message:?} any more");

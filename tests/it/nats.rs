@@ -16,7 +16,7 @@ use crate::process::{PATIENCE, Process, post, total, wait_for_total};
 use crate::servers::{Nats, Redis, free_port, poll_until};
 
 /// Runs against a server.
-fn with<T, F: Future<Output = T>>(nats: &Nats, work: impl FnOnce(jetstream::Context) -> F) -> T {
+pub fn with<T, F: Future<Output = T>>(nats: &Nats, work: impl FnOnce(jetstream::Context) -> F) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { work(jetstream::new(async_nats::connect(nats.url()).await.unwrap())).await })
 }
@@ -33,13 +33,13 @@ pub const STREAM: &str = "events";
 
 impl Scene {
     /// With a stream as `doctor --create` makes it; `more` is appended to the configuration.
-    fn new(partitions: i32, more: &str) -> Self {
+    pub fn new(partitions: i32, more: &str) -> Self {
         let scene = Self::without_stream(partitions, more);
         scene.create();
         scene
     }
 
-    fn without_stream(partitions: i32, more: &str) -> Self {
+    pub fn without_stream(partitions: i32, more: &str) -> Self {
         Self::on(Nats::start(), partitions, "", "127.0.0.1:0", more)
     }
 
@@ -71,7 +71,7 @@ impl Scene {
     }
 
     /// Events with keys that spread over the partitions.
-    fn publish(&self, count: usize) {
+    pub fn publish(&self, count: usize) {
         self.publish_to(count, |number| format!("{STREAM}.k{}", number % 101));
     }
 

@@ -129,6 +129,15 @@ impl Config {
                 "broker.nats.partition_subject has no {} for the partition's number, as in \"events.{}.>\"".to_owned()
             );
         }
+        if self.dead_letter_subject.contains(['*', '>']) {
+            return Err(format!(
+                "broker.nats.dead_letter_subject = {:?} has a wildcard; name one subject that a stream takes",
+                self.dead_letter_subject
+            ));
+        }
+        if self.ingest_subject.as_ref() == Some(&self.dead_letter_subject) {
+            return Err(super::doctor::feeds_itself(&self.dead_letter_subject, &self.stream));
+        }
         let subjects = [Some(&self.dead_letter_subject), self.ingest_subject.as_ref()];
         if let Some(subject) = subjects.into_iter().flatten().find(|subject| subject.contains(char::is_whitespace)) {
             return Err(format!("broker.nats: a subject has no white space: {subject:?}"));

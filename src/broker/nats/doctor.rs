@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{AccountError, AccountErrorKind, GetStreamByNameError, GetStreamByNameErrorKind};
+use async_nats::jetstream::context::{AccountError, AccountErrorKind};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 
 use super::config::Config;
-use super::link::{Link, confirmed, ingest_subject, is_missing, partition_filters};
+use super::link::{
+    Link, confirmed, ingest_subject, is_missing, nobody_takes, origins, partition_filters, takes_nothing,
+};
 use crate::model::{Check, Finding};
 
 /// The first version with subject transforms in streams and metadata on consumers.
@@ -30,37 +32,79 @@ pub async fn checks(config: &Config) -> Vec<Check> {
     match link.jetstream.query_account().await {
         Ok(_) => {}
         Err(error) => {
-            checks.push(Check { name: "jetstream", finding: no_answer(&error, &link.trouble()) });
+            checks.push(Check { name: "jetstream", finding: no_answer(&link, &error) });
             return checks;
         }
     }
     match link.stream().await {
-        Ok(stream) => checks.extend(stream_checks(&stream.cached_info().config, config)),
+        Ok(stream) => {
+            let stream = &stream.cached_info().config;
+            checks.extend(stream_checks(stream, config));
+            checks.push(Check { name: "ingestion", finding: ingestion(&link, stream).await });
+            if let Some(subject) = config.dead_letters() {
+                checks.push(Check { name: "dead letters", finding: dead_letters(&link, &subject, stream).await });
+            }
+        }
         Err(error) => checks.push(Check { name: "stream", finding: error.into() }),
-    }
-    if let Some(subject) = config.dead_letters() {
-        let taken_by = confirmed(|| link.jetstream.stream_by_subject(subject.clone()), nobody_takes);
-        let finding = match taken_by.await {
-            Ok(stream) if stream == config.stream => Finding::Bad(format!(
-                "{subject} is taken by {stream}, the stream that is counted: dead letters would be counted; set broker.nats.dead_letter_subject"
-            )),
-            Ok(stream) => Finding::Good(format!("{subject}, taken by stream {stream}")),
-            Err(error) if nobody_takes(&error) => Finding::Bad(format!(
-                "no stream takes {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
-            )),
-            Err(error) => Finding::Unavailable(format!("{subject}: {error}")),
-        };
-        checks.push(Check { name: "dead letters", finding });
     }
     checks
 }
 
-fn nobody_takes(error: &GetStreamByNameError) -> bool {
-    error.kind() == GetStreamByNameErrorKind::NotFound
+/// Dead letters that come back into the stream that is counted become dead letters again, without
+/// an end.
+pub fn feeds_itself(subject: &str, stream: &str) -> String {
+    format!(
+        "dead-letter subject {subject} leads into {stream}, the stream that is counted: each dead letter would be read and become another one; \
+         set broker.nats.dead_letter_subject to one that a stream of its own takes"
+    )
+}
+
+/// Where events go that come in here. It is no fault of a worker that only counts.
+async fn ingestion(link: &Link, counted: &stream::Config) -> Finding {
+    let subject = match ingest_subject(counted, &link.config) {
+        Ok(subject) => subject,
+        Err(text) => return Finding::Warning(text),
+    };
+    let good = Finding::Good(format!("events that come in go to {subject}"));
+    // A mapping of the server may lead elsewhere.
+    if link.config.ingest_subject.is_none() || link.config.partition_subject.is_some() {
+        return good;
+    }
+    let taker = match confirmed(|| link.jetstream.stream_by_subject(&*subject), nobody_takes).await {
+        Ok(taker) if taker == counted.name || origins(counted).next().is_some() => return good,
+        Ok(taker) => format!("stream {taker} takes it"),
+        Err(error) if nobody_takes(&error) => "no stream takes it".to_owned(),
+        Err(_) => return good,
+    };
+    let name = &counted.name;
+    Finding::Warning(format!(
+        "events that come in go to {subject}, and {taker}, not {name}: correct broker.nats.ingest_subject"
+    ))
+}
+
+async fn dead_letters(link: &Link, subject: &str, counted: &stream::Config) -> Finding {
+    let taken_by = confirmed(|| link.jetstream.stream_by_subject(subject), nobody_takes);
+    let taker = match taken_by.await {
+        Ok(taker) => taker,
+        Err(error) if nobody_takes(&error) => {
+            return Finding::Bad(format!(
+                "no stream takes {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
+            ));
+        }
+        Err(error) => return Finding::Unavailable(link.explain(&format!("{subject}: {error}"))),
+    };
+    if taker == counted.name || origins(counted).any(|origin| origin == taker) {
+        return Finding::Bad(feeds_itself(subject, &counted.name));
+    }
+    match link.jetstream.get_stream(&taker).await.map(|stream| takes_nothing(&stream.cached_info().config)) {
+        Ok(Some(reason)) => Finding::Bad(format!("{subject}: {reason}")),
+        Ok(None) => Finding::Good(format!("{subject}, taken by stream {taker}")),
+        Err(error) => Finding::Unavailable(link.explain(&format!("stream {taker}: {error}"))),
+    }
 }
 
 /// Servers without a leader do not answer, and find one again.
-fn no_answer(error: &AccountError, trouble: &str) -> Finding {
+fn no_answer(link: &Link, error: &AccountError) -> Finding {
     let is_off = match error.kind() {
         AccountErrorKind::JetStream(error) => {
             [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT]
@@ -74,7 +118,8 @@ fn no_answer(error: &AccountError, trouble: &str) -> Finding {
         ));
     }
     Finding::Unavailable(format!(
-        "JetStream does not answer: {error} {trouble}; have its servers a leader, and may this user use $JS.API.>?"
+        "JetStream does not answer: {}; have its servers a leader, and may this user use $JS.API.>?",
+        link.explain(error)
     ))
 }
 
@@ -126,11 +171,6 @@ fn stream_checks(stream: &stream::Config, config: &Config) -> Vec<Check> {
         Finding::Good(stream.num_replicas.to_string())
     };
     checks.push(Check { name: "replicas", finding: replicas });
-    let ingest = match ingest_subject(stream, config) {
-        Ok(subject) => Finding::Good(format!("events that come in go to {subject}")),
-        Err(text) => Finding::Warning(text),
-    };
-    checks.push(Check { name: "ingestion", finding: ingest });
     checks
 }
 

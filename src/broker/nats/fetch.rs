@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
+use async_nats::jetstream::{ErrorCode, consumer::Consumer};
 use async_nats::{HeaderMap, StatusCode, Subject};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -25,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use super::Arrival;
 use super::link::Link;
 use super::raw::Stored;
+use super::trouble::Trouble;
 use crate::broker::{BrokerError, BrokerResult};
 use crate::model::{Fingerprint, RecordBatch, TopicPartition};
 
@@ -37,7 +39,7 @@ const PULL_EXPIRES: Duration = Duration::from_secs(30);
 /// and the server is heard at least this often meanwhile.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Unacknowledged messages: what the worker may have in flight, and more.
-const ACK_PENDING_MAX: i64 = 2_000_000;
+pub const ACK_PENDING_MAX: i64 = 2_000_000;
 /// Redelivery serves nobody: whoever reads next says where to begin.
 const ACK_WAIT: Duration = Duration::from_secs(24 * 3600);
 /// A partition without a message moves its position to where the stream ended so long ago, which is longer than any replica lags.
@@ -57,6 +59,8 @@ pub struct Reader {
     pub next: Arc<AtomicI64>,
     /// Messages that the server still has for us.
     pub pending: Arc<AtomicI64>,
+    /// Why it cannot be read, until a message comes or there is none.
+    pub trouble: Arc<Trouble>,
     /// The record applied last, to be delivered whatever it is now: the worker compares it.
     pub verify: Option<i64>,
     /// What was handed over last.
@@ -69,7 +73,7 @@ pub struct Reader {
 }
 
 /// The name of a partition's consumer.
-fn consumer_name(group: &str, partition: i32) -> String {
+pub fn consumer_name(group: &str, partition: i32) -> String {
     format!("{group}-{partition}")
 }
 
@@ -77,6 +81,7 @@ impl Reader {
     pub async fn run(mut self) {
         loop {
             let Err(error) = self.read().await;
+            self.trouble.set(&error.to_string());
             let (is_over, arrival) = match error {
                 BrokerError::Retry(text) => (false, Arrival::Trouble(format!("{}: {text}", self.partition))),
                 // The worker opens it again, or stops it.
@@ -165,20 +170,9 @@ impl Reader {
         if std::mem::replace(&mut self.is_again, true) {
             self.pass_unreadable().await?;
         }
-        let name = consumer_name(&link.config.group, self.partition.partition);
-        // It stands wherever somebody left it; the store knows better.
-        let _ = stream.delete_consumer(&name).await;
-        let config = pull::Config {
-            durable_name: Some(name),
-            description: Some("traqq".to_owned()),
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next() as u64 },
-            ack_policy: AckPolicy::All,
-            ack_wait: ACK_WAIT,
-            max_ack_pending: ACK_PENDING_MAX,
-            filter_subject: self.filter.clone().unwrap_or_default(),
-            ..pull::Config::default()
-        };
-        let consumer = stream.create_consumer(config).await.map_err(|error| failed("consumer", &error))?;
+        let consumer = self.consumer(&stream).await?;
+        // The server may bound what one pull asks for.
+        let pull_max = usize::try_from(consumer.cached_info().config.max_batch).ok().filter(|max| *max > 0);
         let inbox = link.client.new_inbox();
         let subscribed = link.client.subscribe(format!("{inbox}.*")).await;
         let mut messages = subscribed.map_err(|error| failed("consumer", &error))?;
@@ -194,6 +188,7 @@ impl Reader {
             // What the server says of a pull comes here, and may come late.
             let here = Subject::from(format!("{inbox}.{pulls}"));
             let asked = if is_alone { 1 } else { average.messages_in(self.pull_bytes) };
+            let asked = asked.min(pull_max.unwrap_or(asked));
             let mut left = asked;
             let mut is_compared = false;
             let pull = pull::BatchConfig {
@@ -245,6 +240,7 @@ impl Reader {
                     }
                 }
                 quiet_since = None;
+                self.trouble.clear();
                 let place = place.ok_or_else(|| failed("pull", &"a message without coordinates"))?;
                 delivered += 1;
                 if place.delivery != delivered {
@@ -278,6 +274,43 @@ impl Reader {
         }
     }
 
+    /// The partition's consumer, made anew to begin at the next message.
+    async fn consumer(&self, stream: &Stream) -> BrokerResult<Consumer<pull::Config>> {
+        let name = consumer_name(&self.link.config.group, self.partition.partition);
+        // It stands wherever somebody left it; the store knows better.
+        let _ = stream.delete_consumer(&name).await;
+        let config = pull::Config {
+            durable_name: Some(name),
+            description: Some("traqq".to_owned()),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next() as u64 },
+            ack_policy: AckPolicy::All,
+            ack_wait: ACK_WAIT,
+            max_ack_pending: ACK_PENDING_MAX,
+            filter_subject: self.filter.clone().unwrap_or_default(),
+            ..pull::Config::default()
+        };
+        let is = |error: &ConsumerErrorKind, code| matches!(error, ConsumerErrorKind::JetStream(error) if error.error_code() == code);
+        let mut made = stream.create_consumer(config.clone()).await;
+        if made.as_ref().is_err_and(|error| is(&error.kind(), ErrorCode::CONSUMER_MAX_PENDING_ACK_EXCESS)) {
+            // A limit of the stream, the account or the server. Acknowledgements are housekeeping:
+            // without them there is nothing to limit, and NATS's own tools show what was delivered
+            // instead of what was counted.
+            let config = pull::Config { ack_policy: AckPolicy::None, max_ack_pending: 0, ..config };
+            made = stream.create_consumer(config).await;
+        }
+        made.map_err(|error| {
+            let place = &self.link.config.stream;
+            if is(&error.kind(), ErrorCode::MAXIMUM_CONSUMERS_LIMIT) {
+                let text = format!(
+                    "{error}; raise max_consumers of stream {place} or of the account, or delete consumers that nobody needs \
+                     (`nats consumer ls {place}`)"
+                );
+                return self.link.retry("consumer", &text);
+            }
+            self.link.retry("consumer", &error)
+        })
+    }
+
     fn next(&self) -> i64 {
         self.next.load(Ordering::Relaxed)
     }
@@ -300,10 +333,13 @@ impl Reader {
         sent.map_err(|_| self.link.retry("consumer", &"closed"))
     }
 
-    /// Other partitions fill the stream while this one is quiet. Its position follows, or trimming would look like a loss.
+    /// Nothing has come for a while. Either there is nothing: other partitions fill the stream
+    /// while this one is quiet, and its position follows, or trimming would look like a loss. Or
+    /// there is something, and the server does not deliver it: somebody paused the consumer, or
+    /// acknowledgements do not reach it.
     async fn settle(&mut self, since: Option<(Instant, i64)>) -> BrokerResult<Option<(Instant, i64)>> {
-        if self.filter.is_none() {
-            return Ok(None);
+        if self.trouble.get().is_some() && self.first(self.next()).await?.is_none() {
+            self.trouble.clear();
         }
         let Some((at, end)) = since else {
             let end = self.link.stream().await?.cached_info().state.last_sequence as i64 + 1;
@@ -324,8 +360,8 @@ impl Reader {
                 Ok(None)
             }
             Some(first) if first.sequence < end => {
-                let text = format!("message {} is there and does not come; reading again", first.sequence);
-                Err(self.link.retry("a quiet partition", &text))
+                let text = format!("message {} is there and does not come; making the consumer anew", first.sequence);
+                Err(self.link.retry("consumer", &text))
             }
             // It has just been published.
             Some(_) => Ok(None),

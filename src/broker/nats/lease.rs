@@ -18,12 +18,15 @@ use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 
 use super::link::Link;
+use super::trouble::Trouble;
 use super::{Arrival, Change};
 use crate::broker::BrokerResult;
 
 const BEAT: Duration = Duration::from_millis(500);
 /// Beats of ours in which another worker must be heard once: three seconds.
 const SILENT_MAX: u64 = 6;
+/// Beats of ours that may be on their way: ten seconds. Then the watch is dead, whatever it says.
+const UNHEARD_MAX: u64 = 20;
 /// Between attempts to reach the bucket.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -143,12 +146,20 @@ impl View {
 pub struct Group {
     link: Arc<Link>,
     out: mpsc::Sender<Arrival>,
+    /// Why no partitions can be had, for the consumer.
+    trouble: Arc<Trouble>,
     view: View,
 }
 
 impl Group {
-    pub fn new(link: Arc<Link>, id: String, partitions: i32, out: mpsc::Sender<Arrival>) -> Self {
-        Self { link, out, view: View { me: id, partitions, ..View::default() } }
+    pub fn new(
+        link: Arc<Link>,
+        id: String,
+        partitions: i32,
+        out: mpsc::Sender<Arrival>,
+        trouble: Arc<Trouble>,
+    ) -> Self {
+        Self { link, out, trouble, view: View { me: id, partitions, ..View::default() } }
     }
 
     pub async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
@@ -156,6 +167,7 @@ impl Group {
             match self.follow(&mut commands).await {
                 Ok(closed) => break closed,
                 Err(error) => {
+                    self.trouble.set(&error.to_string());
                     if self.out.send(Arrival::Trouble(error.to_string())).await.is_err() {
                         return;
                     }
@@ -181,7 +193,7 @@ impl Group {
         let mut watch = bucket.watch_with_history(">").await.map_err(|error| failed(&error))?;
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut written = 0;
+        let (mut written, mut unheard) = (0, 0);
         loop {
             // Cancel safety: nothing is taken from a branch that loses.
             tokio::select! {
@@ -190,6 +202,8 @@ impl Group {
                     self.view.hear(&entry);
                     if entry.key == own && entry.revision >= written {
                         self.view.beat += 1;
+                        unheard = 0;
+                        self.trouble.clear();
                         self.view.heard.insert(self.view.me.clone(), self.view.beat);
                     }
                     // Until our own beat has come back we have not seen all that was there before it.
@@ -198,6 +212,10 @@ impl Group {
                     }
                 }
                 _ = beats.tick() => {
+                    unheard += 1;
+                    if unheard > UNHEARD_MAX {
+                        return Err(failed(&"what is written to the bucket does not come back; watching it again"));
+                    }
                     written = bucket.put(&own, "".into()).await.map_err(|error| failed(&error))?;
                 }
                 command = commands.recv() => match command {

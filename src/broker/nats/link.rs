@@ -1,14 +1,17 @@
 //! The connection, and what the stream looks like.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::context::{
+    GetStreamByNameError, GetStreamByNameErrorKind, GetStreamError, GetStreamErrorKind,
+};
 use async_nats::jetstream::stream::{self, Stream};
 use async_nats::jetstream::{self, Context, kv};
-use async_nats::{Client, ConnectError, ConnectOptions, Event};
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 
 use super::config::Config;
+use super::trouble::Complaints;
 use crate::broker::{BrokerError, BrokerResult};
 use crate::model::Finding;
 
@@ -22,7 +25,7 @@ pub struct Link {
     pub client: Client,
     pub jetstream: Context,
     pub config: Config,
-    trouble: Arc<Mutex<String>>,
+    pub complaints: Arc<Complaints>,
 }
 
 impl Link {
@@ -36,6 +39,12 @@ impl Link {
     pub async fn reach(config: &Config) -> Result<Self, Finding> {
         let options = config.connect_options().await.map_err(Finding::Bad)?;
         Self::connect(config, options).await.map_err(|error| {
+            if error.kind() == ConnectErrorKind::TimedOut {
+                return Finding::Unavailable(format!(
+                    "{}: nobody answers as nats-server does: is the host up, and is this its port for clients (4222), not that of HTTP (8222)?",
+                    config.place()
+                ));
+            }
             // The innermost reason is the one that says something.
             let mut reason: &dyn std::error::Error = &error;
             while let Some(source) = reason.source() {
@@ -49,18 +58,17 @@ impl Link {
     }
 
     async fn connect(config: &Config, options: ConnectOptions) -> Result<Self, ConnectError> {
-        let trouble = Arc::new(Mutex::new(String::new()));
-        let noted = Arc::clone(&trouble);
+        let complaints = Arc::new(Complaints::default());
+        let heard = Arc::clone(&complaints);
         let options = options.event_callback(move |event| {
-            let mut noted = noted.lock().expect("no panic under this lock");
             match event {
-                Event::Connected => noted.clear(),
+                Event::Connected => heard.clear(),
                 Event::Closed | Event::Draining => tracing::debug!(%event, "nats"),
-                // The same again, with every attempt to connect, is not news.
-                event if *noted == event.to_string() => {}
                 event => {
-                    tracing::warn!(%event, "nats");
-                    *noted = event.to_string();
+                    // The same again, with every attempt to connect, is not news.
+                    if heard.hear(&event.to_string()) {
+                        tracing::warn!(%event, "nats");
+                    }
                 }
             }
             std::future::ready(())
@@ -74,16 +82,17 @@ impl Link {
             Some(domain) => context.domain(domain.clone()).build(client.clone()),
             None => context.build(client.clone()),
         };
-        Ok(Self { client, jetstream, config: config.clone(), trouble })
+        Ok(Self { client, jetstream, config: config.clone(), complaints })
     }
 
-    /// What the client complains of, for a message; nothing once it is connected again.
-    pub fn trouble(&self) -> String {
-        self.trouble.lock().expect("no panic under this lock").clone()
+    /// An error with what the server said besides, which may be the reason.
+    pub fn explain(&self, error: &dyn std::fmt::Display) -> String {
+        let said = self.complaints.last().map(|text| format!("; the client reports: {text}"));
+        format!("{error}{}", said.unwrap_or_default())
     }
 
     pub fn retry(&self, what: &str, error: &dyn std::fmt::Display) -> BrokerError {
-        BrokerError::Retry(format!("{}: {what}: {error}", self.config.place()))
+        BrokerError::Retry(format!("{}: {what}: {}", self.config.place(), self.explain(error)))
     }
 
     /// The stream as its leader has it now.
@@ -130,6 +139,10 @@ pub async fn confirmed<T, E, F: Future<Output = Result<T, E>>>(
         }
     }
     ask().await
+}
+
+pub fn nobody_takes(error: &GetStreamByNameError) -> bool {
+    error.kind() == GetStreamByNameErrorKind::NotFound
 }
 
 pub fn is_missing(error: &GetStreamError) -> bool {
@@ -179,10 +192,45 @@ fn parse_transform(destination: &str) -> Result<Option<(i32, String)>, String> {
     Ok(partitions.map(|partitions| (partitions, tokens.join("."))))
 }
 
-/// Where events go that come in here: a subject, or one whose last token is their key.
+/// The streams whose messages a stream has besides its own.
+pub fn origins(stream: &stream::Config) -> impl Iterator<Item = &str> {
+    let sources = stream.sources.iter().flatten().chain(&stream.mirror);
+    sources.map(|source| &*source.name)
+}
+
+/// Why nobody can publish to a stream so that it is known to have the message, whatever the
+/// subject.
+pub fn takes_nothing(stream: &stream::Config) -> Option<String> {
+    let name = &stream.name;
+    if stream.sealed {
+        return Some(format!("stream {name} is sealed: it takes no messages any more; count another one"));
+    }
+    stream.no_ack.then(|| {
+        format!(
+            "stream {name} does not acknowledge messages (no_ack): nobody can tell whether an event is in it; set no_ack to false"
+        )
+    })
+}
+
+/// Where events go that come in here: a subject, or one whose last token is their key. An error is
+/// for good: as stream and configuration are, no event can come in.
 pub fn ingest_subject(stream: &stream::Config, config: &Config) -> Result<String, String> {
+    if let Some(reason) = takes_nothing(stream) {
+        return Err(reason);
+    }
     if let Some(subject) = &config.ingest_subject {
         return Ok(subject.clone());
+    }
+    let name = &stream.name;
+    if let Some(origin) = stream.mirror.as_ref().map(|mirror| &mirror.name) {
+        return Err(format!(
+            "stream {name} is a mirror of {origin} and takes no messages itself: set broker.nats.ingest_subject to a subject of {origin}"
+        ));
+    }
+    if stream.subjects.is_empty() {
+        return Err(format!(
+            "stream {name} takes messages from other streams only: set broker.nats.ingest_subject to a subject of one of them"
+        ));
     }
     let subject = match (&stream.subject_transform, &stream.subjects[..]) {
         (Some(transform), _) if !transform.source.is_empty() => Some(&transform.source),
@@ -196,7 +244,7 @@ pub fn ingest_subject(stream: &stream::Config, config: &Config) -> Result<String
     subject.filter(is_usable).cloned().ok_or_else(|| {
         format!(
             "stream {} takes {}: set broker.nats.ingest_subject to the one events go to",
-            stream.name,
+            name,
             stream.subjects.join(", ")
         )
     })
@@ -238,5 +286,24 @@ mod tests {
         assert_eq!(to(stream(&["events.>"], None)).unwrap(), "events.>");
         assert!(to(stream(&["a", "b"], None)).unwrap_err().contains("ingest_subject"));
         assert!(to(stream(&["a.*.b"], None)).is_err());
+    }
+
+    #[test]
+    fn a_stream_that_takes_no_events_says_why() {
+        let plain = || stream(&["events"], None);
+        let origin = || stream::Source { name: "origin".to_owned(), ..stream::Source::default() };
+        let sealed = stream::Config { sealed: true, ..plain() };
+        let silent = stream::Config { no_ack: true, ..plain() };
+        let mirror = stream::Config { mirror: Some(origin()), ..stream(&[], None) };
+        let sourced = stream::Config { sources: Some(vec![origin()]), ..stream(&[], None) };
+        let named = Config { ingest_subject: Some("elsewhere.*".to_owned()), ..Config::default() };
+        for (stream, reason) in [(&sealed, "is sealed"), (&silent, "no_ack")] {
+            assert!(ingest_subject(stream, &Config::default()).unwrap_err().contains(reason), "{reason}");
+            assert!(ingest_subject(stream, &named).unwrap_err().contains(reason), "{reason}");
+        }
+        for (stream, reason) in [(&mirror, "mirror of origin"), (&sourced, "other streams only")] {
+            assert!(ingest_subject(stream, &Config::default()).unwrap_err().contains(reason), "{reason}");
+            assert_eq!(ingest_subject(stream, &named).unwrap(), "elsewhere.*");
+        }
     }
 }

@@ -9,9 +9,12 @@ mod config;
 mod doctor;
 mod fetch;
 mod lease;
+mod limits;
 mod link;
+mod look;
 mod producer;
 mod raw;
+mod trouble;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -28,11 +31,14 @@ use tokio::task::JoinHandle;
 
 pub use config::{Config, Create};
 pub use doctor::{checks, create};
+pub use limits::limits;
 pub use producer::NatsProducer;
 
 use self::fetch::Reader;
 use self::lease::Group;
 use self::link::Link;
+use self::look::{End, Look, REGRESSION_MAX, watermarks};
+use self::trouble::Trouble;
 use super::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
 use crate::model::{RecordBatch, TopicPartition};
 
@@ -40,12 +46,10 @@ use crate::model::{RecordBatch, TopicPartition};
 const ACKS_MAX: usize = 10_000;
 /// Batches of records on their way from the readers to the worker.
 const ARRIVALS_MAX: usize = 16;
-/// How often the stream's ends are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A stream that ends before what we have read has lost messages, unless its leader is new and does not know better yet.
-const REGRESSION_MAX: Duration = Duration::from_secs(5);
 /// How often a mark is written while positions move.
 const MARK_EVERY: Duration = Duration::from_secs(5);
+/// How long the thread that reads waits for an answer, at most: longer than any takes.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the first message at or after a time is waited for.
 const TIME_TIMEOUT: Duration = Duration::from_secs(2);
@@ -70,7 +74,9 @@ struct Open {
     generation: u64,
     next: Arc<AtomicI64>,
     pending: Arc<AtomicI64>,
+    trouble: Arc<Trouble>,
     reader: JoinHandle<()>,
+    end: End,
     /// What acknowledges everything before an offset.
     acks: VecDeque<(i64, Subject)>,
     /// What acknowledges the mark before.
@@ -85,12 +91,6 @@ impl Drop for Open {
     }
 }
 
-/// A question for the stream's ends on its way, and how far each reader was before it.
-struct Look {
-    before: Vec<(i32, i64)>,
-    answer: oneshot::Receiver<BrokerResult<stream::Stream>>,
-}
-
 pub struct NatsConsumer {
     runtime: Handle,
     link: Arc<Link>,
@@ -102,6 +102,10 @@ pub struct NatsConsumer {
     out: mpsc::Sender<Arrival>,
     paused: watch::Sender<bool>,
     group: Option<mpsc::UnboundedSender<lease::Command>>,
+    /// Why no partitions can be had,
+    group_trouble: Arc<Trouble>,
+    /// and why the stream cannot be looked at.
+    stream_trouble: Trouble,
     open: BTreeMap<i32, Open>,
     bucket: Option<kv::Store>,
     looked_at: Instant,
@@ -129,6 +133,8 @@ impl NatsConsumer {
             out,
             paused: watch::channel(false).0,
             group: None,
+            group_trouble: Arc::default(),
+            stream_trouble: Trouble::default(),
             open: BTreeMap::new(),
             bucket: None,
             looked_at: Instant::now(),
@@ -144,8 +150,19 @@ impl NatsConsumer {
         TopicPartition { topic: Arc::clone(&self.topic), partition }
     }
 
+    fn is_connected(&self) -> bool {
+        self.link.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    /// Asks the server. A client without a connection takes requests until its queue is full, and
+    /// then none until it is connected again: the thread that reads must not wait for that.
+    fn wait<T>(&self, what: &str, asked: impl Future<Output = BrokerResult<T>>) -> BrokerResult<T> {
+        let answer = self.runtime.block_on(async { tokio::time::timeout(ANSWER_MAX, asked).await });
+        answer.unwrap_or_else(|_| Err(self.link.retry(what, &"no answer")))
+    }
+
     fn stream(&self) -> BrokerResult<stream::Stream> {
-        self.runtime.block_on(self.link.stream())
+        self.wait("stream", self.link.stream())
     }
 
     /// Learns the partitions, and joins the others who read them.
@@ -158,8 +175,8 @@ impl NatsConsumer {
         }
         if self.group.is_none() {
             let (commands, queue) = mpsc::unbounded_channel();
-            let group =
-                Group::new(Arc::clone(&self.link), self.id.clone(), self.filters.len() as i32, self.out.clone());
+            let (link, trouble) = (Arc::clone(&self.link), Arc::clone(&self.group_trouble));
+            let group = Group::new(link, self.id.clone(), self.filters.len() as i32, self.out.clone(), trouble);
             self.runtime.spawn(group.run(queue));
             self.group = Some(commands);
         }
@@ -171,7 +188,7 @@ impl NatsConsumer {
             return Ok(bucket.clone());
         }
         let replicas = self.stream()?.cached_info().config.num_replicas;
-        let bucket = self.runtime.block_on(self.link.bucket(replicas))?;
+        let bucket = self.wait("leases", self.link.bucket(replicas))?;
         self.bucket = Some(bucket.clone());
         Ok(bucket)
     }
@@ -208,57 +225,15 @@ impl NatsConsumer {
         }
     }
 
-    /// Whether the stream still holds what is being read: not trimmed beneath a reader, and not shorter than it was.
-    fn look(&mut self) -> BrokerResult<Option<Event>> {
-        if self.look.is_none() && self.looked_at.elapsed() >= LOOK_EVERY && !self.open.is_empty() {
-            self.looked_at = Instant::now();
-            let before = self.open.iter().map(|(number, open)| (*number, open.next.load(Ordering::Relaxed))).collect();
-            let (asked, answer) = oneshot::channel();
-            let link = Arc::clone(&self.link);
-            // In a task: a server without a leader takes its time.
-            self.runtime.spawn(async move { asked.send(link.stream().await) });
-            self.look = Some(Look { before, answer });
-        }
-        let Some(mut look) = self.look.take() else { return Ok(None) };
-        let stream = match look.answer.try_recv() {
-            Ok(stream) => stream?,
-            Err(_) => {
-                self.look = Some(look);
-                return Ok(None);
-            }
-        };
-        // One that was given back or opened anew meanwhile is none of ours, or begins somewhere else.
-        let before: Vec<(i32, i64)> =
-            look.before.into_iter().filter(|(number, _)| self.open.contains_key(number)).collect();
-        let Watermarks { low, high } = watermarks(&stream);
-        self.high = self.high.max(high);
-        let furthest = before.iter().map(|(_, next)| *next).max().unwrap_or(low);
-        let trimmed = before.iter().find(|(_, next)| *next < low);
-        if high >= furthest {
-            self.regressed = None;
-        }
-        let reason = if high < furthest {
-            let since = *self.regressed.get_or_insert_with(Instant::now);
-            (since.elapsed() >= REGRESSION_MAX)
-                .then(|| format!("the stream ends at {high}, but was read up to {furthest}: the server lost messages"))
-        } else {
-            trimmed.map(|(number, next)| {
-                format!("the stream begins at {low}, but partition {number} was read up to {next}")
-            })
-        };
-        let Some(reason) = reason.filter(|_| !self.is_alarmed) else { return Ok(None) };
-        self.is_alarmed = true;
-        Ok(self.event(Arrival::OutOfRange(reason)))
-    }
-
     fn mark_key(partition: i32) -> String {
         format!("mark.{partition}")
     }
 
     fn mark_of(&mut self, partition: i32) -> BrokerResult<Option<(i64, String)>> {
         let bucket = self.bucket()?;
-        let value = self.runtime.block_on(bucket.get(Self::mark_key(partition)));
-        let value = value.map_err(|error| self.link.retry("marks", &error))?;
+        let value = self.wait("marks", async {
+            bucket.get(Self::mark_key(partition)).await.map_err(|error| self.link.retry("marks", &error))
+        })?;
         Ok(value.and_then(|value| {
             let text = std::str::from_utf8(&value).ok()?;
             let (position, note) = text.split_once(' ')?;
@@ -276,7 +251,7 @@ impl NatsConsumer {
             inactive_threshold: Duration::from_secs(10),
             ..pull::Config::default()
         };
-        self.runtime.block_on(async {
+        self.wait("start time", async {
             let failed = |error: &dyn std::fmt::Display| self.link.retry("start time", error);
             let consumer = stream.create_consumer(config).await.map_err(|error| failed(&error))?;
             let mut messages = consumer
@@ -292,14 +267,6 @@ impl NatsConsumer {
             Ok(Some(info.stream_sequence as i64))
         })
     }
-}
-
-/// What the stream holds. An empty one ends where it begins.
-fn watermarks(stream: &stream::Stream) -> Watermarks {
-    let state = &stream.cached_info().state;
-    let high = state.last_sequence as i64 + 1;
-    let low = if state.messages == 0 { high } else { state.first_sequence as i64 };
-    Watermarks { low, high }
 }
 
 impl Consumer for NatsConsumer {
@@ -336,6 +303,7 @@ impl Consumer for NatsConsumer {
                 )));
             };
             let (next, pending) = (Arc::new(AtomicI64::new(opening.position)), Arc::new(AtomicI64::new(0)));
+            let trouble = Arc::new(Trouble::default());
             let reader = Reader {
                 link: Arc::clone(&self.link),
                 partition: opening.partition.clone(),
@@ -343,6 +311,7 @@ impl Consumer for NatsConsumer {
                 generation: opening.generation,
                 next: Arc::clone(&next),
                 pending: Arc::clone(&pending),
+                trouble: Arc::clone(&trouble),
                 verify: (opening.offset < opening.position).then_some(opening.offset),
                 last: None,
                 is_again: false,
@@ -354,7 +323,17 @@ impl Consumer for NatsConsumer {
             let generation = opening.generation;
             self.open.insert(
                 number,
-                Open { generation, next, pending, reader, acks: VecDeque::new(), acked: None, marked: None },
+                Open {
+                    generation,
+                    next,
+                    pending,
+                    trouble,
+                    reader,
+                    end: End::default(),
+                    acks: VecDeque::new(),
+                    acked: None,
+                    marked: None,
+                },
             );
         }
         self.is_alarmed = false;
@@ -390,30 +369,55 @@ impl Consumer for NatsConsumer {
         Ok(found)
     }
 
-    /// What was delivered, and what the server has left for us: sequences of other partitions are not counted behind the last delivery.
+    /// What was delivered, and what the consumer had left for us then: sequences of other
+    /// partitions are not counted behind the last delivery. Where nothing is delivered the log says
+    /// where it ends.
     fn ends(&self) -> Vec<(TopicPartition, i64)> {
-        let end = |open: &Open| open.next.load(Ordering::Relaxed) + open.pending.load(Ordering::Relaxed);
+        let end = |open: &Open| {
+            let delivered = open.next.load(Ordering::Relaxed) + open.pending.load(Ordering::Relaxed);
+            delivered.max(open.end.known)
+        };
         self.open.iter().map(|(number, open)| (self.name(*number), end(open))).collect()
     }
 
     fn away(&self) -> Option<String> {
-        let is_connected = self.link.client.connection_state() == async_nats::connection::State::Connected;
-        (!is_connected).then(|| format!("{}: no server can be reached", self.link.config.place()))
+        if !self.is_connected() {
+            let text = self.link.explain(&"no server can be reached");
+            return Some(format!("{}: {text}", self.link.config.place()));
+        }
+        self.stream_trouble.get().or_else(|| self.group_trouble.get())
+    }
+
+    fn unread(&self) -> Vec<(TopicPartition, String)> {
+        let each = self.open.iter().filter_map(|(number, open)| Some((self.name(*number), open.trouble.get()?)));
+        each.collect()
     }
 
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
+        if !self.is_connected() {
+            return Err(self.link.retry("acknowledging", &"no server can be reached"));
+        }
+        let mut replies = Vec::new();
+        for mark in marks {
+            let Some(open) = self.open.get_mut(&mark.partition.partition) else { continue };
+            while open.acks.front().is_some_and(|(end, _)| *end <= mark.position) {
+                open.acked = open.acks.pop_front().map(|(_, reply)| reply);
+            }
+            // Nobody answers an acknowledgement. One that met a server without a leader is gone, so
+            // the last one is sent with every mark.
+            replies.extend(open.acked.clone());
+        }
+        self.wait("acknowledging", async {
+            for reply in replies {
+                let acked = self.link.client.publish(reply, "+ACK".into()).await;
+                acked.map_err(|error| self.link.retry("acknowledging", &error))?;
+            }
+            Ok(())
+        })?;
         let mut puts = Vec::new();
         for mark in marks {
             let number = mark.partition.partition;
             let Some(open) = self.open.get_mut(&number) else { continue };
-            while open.acks.front().is_some_and(|(end, _)| *end <= mark.position) {
-                open.acked = open.acks.pop_front().map(|(_, reply)| reply);
-            }
-            // Nobody answers an acknowledgement. One that met a server without a leader is gone, so the last one is sent with every mark.
-            if let Some(reply) = open.acked.clone() {
-                let ack = self.runtime.block_on(self.link.client.publish(reply, "+ACK".into()));
-                ack.map_err(|error| self.link.retry("acknowledging", &error))?;
-            }
             let is_due = open
                 .marked
                 .is_none_or(|(position, at)| position != mark.position && (wait || at.elapsed() >= MARK_EVERY));

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::{self, ErrorCode};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future;
@@ -13,7 +15,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::OnceCell;
 
 use super::config::Config;
-use super::link::{Link, ingest_subject};
+use super::link::{Link, confirmed, ingest_subject, nobody_takes, origins};
 use crate::broker::{AppendError, Appended, Appender, Events, Idempotency, Message, ProduceError, Producer};
 use crate::hll::murmur64a;
 
@@ -43,16 +45,29 @@ pub struct NatsProducer {
 
 /// An event as a message.
 struct Outgoing {
+    /// Of the request's events.
+    index: usize,
     subject: String,
     id: String,
     payload: Bytes,
 }
 
+/// Where events go.
+struct Target {
+    subject: String,
+    /// The stream has messages of others, which may be those that events come into.
+    has_origins: bool,
+}
+
 enum To {
-    DeadLetters(String),
+    DeadLetters {
+        subject: String,
+        /// It was asked that they do not come back to us.
+        checked: OnceCell<()>,
+    },
     Events {
         /// Known once the stream was seen.
-        subject: OnceCell<String>,
+        target: OnceCell<Target>,
         /// What ids begin with, and how many were given.
         run: String,
         ids: AtomicU64,
@@ -63,11 +78,11 @@ impl NatsProducer {
     /// `None` when dead letters are discarded.
     pub async fn dead_letters(config: &Config) -> Result<Option<Self>, String> {
         let Some(subject) = config.dead_letters() else { return Ok(None) };
-        Ok(Some(Self { link: Link::new(config).await?, to: To::DeadLetters(subject) }))
+        Ok(Some(Self { link: Link::new(config).await?, to: To::DeadLetters { subject, checked: OnceCell::new() } }))
     }
 
     pub async fn ingest(config: &Config) -> Result<Self, String> {
-        let to = To::Events { subject: OnceCell::new(), run: nuid(), ids: AtomicU64::new(0) };
+        let to = To::Events { target: OnceCell::new(), run: nuid(), ids: AtomicU64::new(0) };
         Ok(Self { link: Link::new(config).await?, to })
     }
 
@@ -78,39 +93,111 @@ impl NatsProducer {
 
     /// Returns when the stream has the message. Whoever begins it must go on polling it: it has a place among the publishes in flight,
     /// of which there are only so many, until it is answered.
-    async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<(), PublishError> {
-        self.link.jetstream.publish_with_headers(subject, headers, payload).await?.await.map(|_| ())
+    async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<PublishAck, PublishError> {
+        self.link.jetstream.publish_with_headers(subject, headers, payload).await?.await
     }
 
-    async fn publish_event(&self, event: &Outgoing) -> Result<(), PublishError> {
+    async fn publish_event(&self, event: &Outgoing) -> Result<PublishAck, PublishError> {
         let mut headers = HeaderMap::new();
         headers.insert(MESSAGE_ID, event.id.as_str());
         self.publish(event.subject.clone(), headers, event.payload.clone()).await
     }
 
-    /// All of them, those that failed again; why the last ones did not go.
-    async fn publish_all(&self, mut left: Vec<Outgoing>) -> Result<(), String> {
+    /// All of them, those that failed again unless that is in vain; why the last ones did not go.
+    async fn publish_all(&self, target: &Target, mut left: Vec<Outgoing>) -> Result<(), AppendError> {
         let mut failure = String::new();
+        let counted = &self.link.config.stream;
+        let astray = OnceCell::new();
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 tokio::time::sleep(RETRY).await;
             }
+            let astray = &astray;
             let sends = left.into_iter().map(|event| async move {
-                let sent = self.publish_event(&event).await;
-                sent.err().map(|error| (event, error))
+                match self.publish_event(&event).await {
+                    Ok(ack) if ack.stream != *counted && !target.has_origins => {
+                        _ = astray.set((event.subject, ack.stream))
+                    }
+                    Ok(_) => {}
+                    Err(error) => return Some((event, error)),
+                }
+                None
             });
             let failed: Vec<(Outgoing, PublishError)> =
                 stream::iter(sends).buffered(EVENTS_IN_FLIGHT).filter_map(future::ready).collect().await;
-            if let Some((_, error)) = failed.last() {
-                failure = error.to_string();
+            if let Some((subject, taker)) = astray.get() {
+                return Err(AppendError::Impossible(format!(
+                    "subject {subject} is taken by stream {taker}, and {counted} is counted: correct broker.nats.ingest_subject; \
+                     events of this request are in {taker}"
+                )));
+            }
+            let Some((event, error)) = failed.last() else { return Ok(()) };
+            failure = full(error);
+            if let Some((event, error)) = failed.iter().find(|(_, error)| is_too_large(error)) {
+                return Err(AppendError::Refused { index: event.index, reason: full(error) });
+            }
+            if let Some(refusal) = self.link.complaints.refusal(&event.subject) {
+                let (place, subject) = (self.link.config.place(), &event.subject);
+                return Err(AppendError::Impossible(format!("{place}: {refusal}; let this user publish to {subject}")));
+            }
+            if attempt + 1 == ATTEMPTS
+                && let Some(reason) = self.never(&event.subject, error).await
+            {
+                return Err(AppendError::Impossible(reason));
             }
             left = failed.into_iter().map(|(event, _)| event).collect();
-            if left.is_empty() {
-                return Ok(());
-            }
         }
-        Err(failure)
+        Err(AppendError::Retry(failure))
     }
+
+    /// Why no event will ever go this way, should that be what an error comes from.
+    async fn never(&self, subject: &str, error: &PublishError) -> Option<String> {
+        // A server that does not answer this has no leader, or is gone, and comes back.
+        let stream = self.link.stream().await.ok()?;
+        let stream = &stream.cached_info().config;
+        if let Err(reason) = ingest_subject(stream, &self.link.config) {
+            return Some(reason);
+        }
+        // A mapping of the server may lead from a subject that no stream takes to one that the
+        // stream does.
+        if error.kind() != PublishErrorKind::StreamNotFound || self.link.config.partition_subject.is_some() {
+            return None;
+        }
+        let taken_by = confirmed(|| self.link.jetstream.stream_by_subject(subject), nobody_takes).await;
+        taken_by.is_err_and(|error| nobody_takes(&error)).then(|| {
+            format!(
+                "no stream takes subject {subject}, and stream {} takes {}: correct broker.nats.ingest_subject",
+                stream.name,
+                stream.subjects.join(", ")
+            )
+        })
+    }
+
+    /// Dead letters that the counted stream takes are read, and become dead letters again. Asked
+    /// once, before the first one goes: at the start the server may not have answered.
+    async fn check_letters(&self, subject: &str) -> Result<(), ProduceError> {
+        match self.link.jetstream.stream_by_subject(subject).await {
+            Ok(stream) if stream == self.link.config.stream => {
+                Err(ProduceError::Retry(super::doctor::feeds_itself(subject, &stream)))
+            }
+            // Whoever publishes is told what is wrong.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An error with what the server answered.
+fn full(error: &PublishError) -> String {
+    let source = std::error::Error::source(error);
+    source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}
+
+/// Whether the stream will never take this very message.
+fn is_too_large(error: &PublishError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
+    let codes = [ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM, ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM];
+    error.kind() == PublishErrorKind::MaxPayloadExceeded
+        || source.is_some_and(|error| codes.contains(&error.error_code()))
 }
 
 /// Something no other process has.
@@ -146,7 +233,8 @@ fn put(headers: &mut HeaderMap, name: &str, value: &[u8]) {
 #[async_trait]
 impl Producer for NatsProducer {
     async fn send(&self, message: &Message) -> Result<(), ProduceError> {
-        let To::DeadLetters(subject) = &self.to else { unreachable!("events are appended") };
+        let To::DeadLetters { subject, checked } = &self.to else { unreachable!("events are appended") };
+        checked.get_or_try_init(|| self.check_letters(subject)).await?;
         let mut headers = HeaderMap::new();
         let mut id = String::new();
         for (name, value) in &message.headers {
@@ -172,12 +260,13 @@ impl Producer for NatsProducer {
                 self.bytes_max()
             )));
         }
-        self.publish(subject.clone(), headers, payload).await.map_err(|error| match error.kind() {
-            PublishErrorKind::MaxPayloadExceeded => ProduceError::TooLarge(error.to_string()),
+        let sent = self.publish(subject.clone(), headers, payload).await.map(|_| ());
+        sent.map_err(|error| match error.kind() {
+            _ if is_too_large(&error) => ProduceError::TooLarge(full(&error)),
             PublishErrorKind::StreamNotFound => ProduceError::Retry(format!(
                 "no stream takes dead-letter subject {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
             )),
-            _ => ProduceError::Retry(format!("dead-letter subject {subject}: {error}")),
+            _ => ProduceError::Retry(self.link.explain(&format!("dead-letter subject {subject}: {}", full(&error)))),
         })
     }
 }
@@ -207,14 +296,15 @@ impl Appender for NatsProducer {
         if idempotency.is_some() {
             return Err(AppendError::KeysUnsupported(NO_KEYS.to_owned()));
         }
-        let To::Events { subject, run, ids } = &self.to else { unreachable!("dead letters are sent") };
-        let subject = subject
+        let To::Events { target, run, ids } = &self.to else { unreachable!("dead letters are sent") };
+        let target = target
             .get_or_try_init(|| async {
-                let stream = self.link.stream().await.map_err(|error| error.to_string())?;
-                ingest_subject(&stream.cached_info().config, &self.link.config)
+                let stream = self.link.stream().await.map_err(|error| AppendError::Retry(error.to_string()))?;
+                let stream = &stream.cached_info().config;
+                let subject = ingest_subject(stream, &self.link.config).map_err(AppendError::Impossible)?;
+                Ok::<_, AppendError>(Target { subject, has_origins: origins(stream).next().is_some() })
             })
-            .await
-            .map_err(AppendError::Retry)?;
+            .await?;
         let bytes_max = self.bytes_max();
         // One copy of the request's bytes, of which every message is a part.
         let mut rest = Vec::with_capacity(events.len());
@@ -227,16 +317,20 @@ impl Appender for NatsProducer {
             }
             let number = ids.fetch_add(1, Ordering::Relaxed);
             rest.push(Outgoing {
-                subject: subject_of(subject, key, number),
+                index,
+                subject: subject_of(&target.subject, key, number),
                 id: format!("{run}-{number}"),
                 payload: Bytes::copy_from_slice(value),
             });
         }
         let place = &self.link.config.stream;
         let in_part = "some of these events may be in it";
-        match tokio::time::timeout(APPEND_TIMEOUT, self.publish_all(rest)).await {
+        match tokio::time::timeout(APPEND_TIMEOUT, self.publish_all(target, rest)).await {
             Ok(Ok(())) => Ok(Appended::New),
-            Ok(Err(failure)) => Err(AppendError::Retry(format!("stream {place}: {failure}; {in_part}"))),
+            Ok(Err(AppendError::Retry(failure))) => {
+                Err(AppendError::Retry(format!("stream {place}: {failure}; {in_part}")))
+            }
+            Ok(Err(error)) => Err(error),
             Err(_) => Err(AppendError::Retry(format!(
                 "stream {place}: not all events were acknowledged in {} s; {in_part}",
                 APPEND_TIMEOUT.as_secs()

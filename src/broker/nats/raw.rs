@@ -26,6 +26,12 @@ struct Question<'a> {
     next_by_subj: Option<&'a str>,
 }
 
+/// The last message that a filter lets through.
+#[derive(Serialize)]
+struct LastQuestion<'a> {
+    last_by_subj: &'a str,
+}
+
 #[derive(Deserialize)]
 struct Found {
     message: RawMessage,
@@ -41,13 +47,10 @@ pub struct Stored {
 impl Link {
     /// `None` when there is none.
     pub async fn stored(&self, sequence: i64, filter: Option<&str>) -> BrokerResult<Option<Stored>> {
-        let failed = |error: &dyn std::fmt::Display| self.retry(&format!("message {sequence}"), error);
-        let question = Question { seq: sequence, next_by_subj: filter };
-        let subject = format!("STREAM.MSG.GET.{}", self.config.stream);
-        let message = match self.jetstream.request(subject, &question).await.map_err(|error| failed(&error))? {
-            Response::Ok(Found { message }) => message,
-            Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => return Ok(None),
-            Response::Err { error } => return Err(failed(&error)),
+        let what = format!("message {sequence}");
+        let failed = |error: &dyn std::fmt::Display| self.retry(&what, error);
+        let Some(message) = self.message(&what, &Question { seq: sequence, next_by_subj: filter }).await? else {
+            return Ok(None);
         };
         let decode = |text: &str| STANDARD.decode(text).map_err(|error| failed(&error));
         Ok(Some(Stored {
@@ -56,6 +59,22 @@ impl Link {
             payload: decode(&message.payload)?,
             headers: decode(message.headers.as_deref().unwrap_or_default())?,
         }))
+    }
+
+    /// The sequence of the last message that a filter lets through.
+    pub async fn last(&self, filter: &str) -> BrokerResult<Option<i64>> {
+        let message = self.message("the last message", &LastQuestion { last_by_subj: filter }).await?;
+        Ok(message.map(|message| message.sequence as i64))
+    }
+
+    async fn message<Q: Serialize>(&self, what: &str, question: &Q) -> BrokerResult<Option<RawMessage>> {
+        let failed = |error: &dyn std::fmt::Display| self.retry(what, error);
+        let subject = format!("STREAM.MSG.GET.{}", self.config.stream);
+        match self.jetstream.request(subject, question).await.map_err(|error| failed(&error))? {
+            Response::Ok(Found { message }) => Ok(Some(message)),
+            Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
+            Response::Err { error } => Err(failed(&error)),
+        }
     }
 }
 
