@@ -49,12 +49,8 @@ impl Doctor {
             BrokerKind::Auto | BrokerKind::Local => {}
         }
         let bad = sections.iter().flat_map(|(_, checks)| checks).filter(|check| check.is_bad()).count();
-        if self.json {
-            print_json(&to_json(&sections))?;
-        } else {
-            print(&sections);
-        }
-        if bad > 0 { Err(Failure::Failed(format!("{bad} of the checks above must be mended"))) } else { Ok(()) }
+        let printed = if self.json { print_json(&to_json(&sections)) } else { print(&sections) };
+        if bad > 0 { Err(Failure::Failed(format!("{bad} of the checks above must be mended"))) } else { printed }
     }
 }
 
@@ -67,10 +63,10 @@ fn create(config: &Config) -> Outcome {
     config.broker.nats.check().map_err(Failure::Failed)?;
     let made = block_on(nats::create(&config.broker.nats))?.map_err(Failure::Failed)?;
     for what in &made {
-        eprintln!("created {what}");
+        complain!("created {what}");
     }
     if made.is_empty() {
-        eprintln!("nothing to create: the streams are there");
+        complain!("nothing to create: the streams are there");
     }
     Ok(())
 }
@@ -181,7 +177,7 @@ fn way_back(config: &Config, lane: usize, key: &str) -> String {
     )
 }
 
-fn print(sections: &[(&str, Vec<Check>)]) {
+fn print(sections: &[(&str, Vec<Check>)]) -> Outcome {
     let terminal = Terminal::stdout();
     for (section, checks) in sections {
         say!("{section}");
@@ -195,6 +191,7 @@ fn print(sections: &[(&str, Vec<Check>)]) {
             say!("  {mark}  {name}: {text}");
         }
     }
+    Ok(())
 }
 
 fn to_json(sections: &[(&str, Vec<Check>)]) -> serde_json::Value {
