@@ -31,8 +31,10 @@ pub struct Config {
     pub allow_public_without_token: bool,
     /// `/metrics` needs no token.
     pub metrics_public: bool,
-    /// For the head of a request, and for a connection without one.
+    /// For the head of a request, and for a new connection without one.
     pub header_timeout_ms: u64,
+    /// For the next request on a connection.
+    pub keep_alive_ms: u64,
     /// From the head of a request to its answer; also how long a client may leave an answer unread.
     pub request_timeout_ms: u64,
     /// Of a request.
@@ -59,6 +61,7 @@ impl Default for Config {
             allow_public_without_token: false,
             metrics_public: false,
             header_timeout_ms: 10_000,
+            keep_alive_ms: 75_000,
             request_timeout_ms: 30_000,
             body_bytes_max: 8 << 20,
             connections_max: 16_384,
@@ -77,6 +80,7 @@ impl Config {
         }
         for (name, value) in [
             ("header_timeout_ms", self.header_timeout_ms),
+            ("keep_alive_ms", self.keep_alive_ms),
             ("request_timeout_ms", self.request_timeout_ms),
             ("connections_max", self.connections_max as u64),
             ("max_buckets", self.max_buckets as u64),

@@ -11,6 +11,7 @@ mod config;
 mod events;
 mod guard;
 pub mod ingest;
+mod keep_alive;
 mod listen;
 mod page;
 pub mod params;
