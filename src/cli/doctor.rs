@@ -43,7 +43,18 @@ impl Doctor {
         if has_counts {
             sections.push(("counts", block_on(counts(config))?));
         }
+        let addresses = match broker {
+            BrokerKind::Kafka => config.broker.kafka.check_brokers(),
+            BrokerKind::Nats => config.broker.nats.check_servers(),
+            BrokerKind::Auto | BrokerKind::Local => Ok(()),
+        };
+        // Nothing is asked for at an address that may have a password in it: others would show it.
+        let is_usable = addresses.is_ok();
+        if let Err(text) = addresses {
+            sections.push(("broker", vec![Check { name: "addresses", finding: Finding::Bad(text) }]));
+        }
         match broker {
+            _ if !is_usable => {}
             BrokerKind::Kafka => sections.push(("kafka", kafka::checks(&config.broker.kafka))),
             BrokerKind::Nats => sections.push(("nats", block_on(nats::checks(&config.broker.nats))?)),
             BrokerKind::Auto | BrokerKind::Local => {}

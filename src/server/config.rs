@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Secret;
+use crate::model::address::has_credentials;
 
 use crate::query::Limits;
 
@@ -136,6 +137,9 @@ impl Config {
     }
 
     fn check_address(&self, name: &str, address: &str) -> Result<(), String> {
+        if has_credentials(address) {
+            return Err(format!("server.{name}: only an address and a port belong into it; a token is server.token"));
+        }
         let Some((host, port)) = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()) else {
             return Err(format!("server.{name} = {address:?} is not host:port; write it like \"127.0.0.1:9877\""));
         };

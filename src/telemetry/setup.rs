@@ -56,8 +56,9 @@ impl Write for Lines {
 
 /// Logs go to standard error.
 pub fn init_logs(config: &Config) -> Result<(), String> {
-    // The client of NATS says that it is connected, in three lines.
-    let filter = EnvFilter::try_new(format!("async_nats=warn,{}", config.level)).map_err(|error| {
+    // The client of NATS says that it is connected, in three lines; and whatever is asked for, never what it sends, where a password is.
+    let filter = format!("async_nats=warn,{},async_nats::connection=info", config.level);
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
         format!("log.level = {:?} is not a filter: {error}; write error, warn, info, debug or trace", config.level)
     })?;
     let is_terminal = io::stderr().is_terminal();
