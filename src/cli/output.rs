@@ -75,3 +75,33 @@ pub fn unwritten(error: &io::Error) -> Failure {
 pub fn complain(text: &str) {
     _ = Stderr.write_all(text.as_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// Some programs that start others make a pipe non-blocking that both have: "Resource temporarily unavailable".
+    #[test]
+    fn a_pipe_that_does_not_block_is_waited_for() {
+        struct Pipe(io::PipeWriter);
+        impl Write for Pipe {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                write(&self.0, bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (mut reader, writer) = io::pipe().unwrap();
+        rustix::fs::fcntl_setfl(&writer, rustix::fs::OFlags::NONBLOCK).unwrap();
+        let answer = vec![b'a'; 4 << 20];
+        let expected = answer.len();
+        let written = std::thread::spawn(move || Pipe(writer).write_all(&answer));
+        let mut read = Vec::new();
+        reader.read_to_end(&mut read).unwrap();
+        written.join().unwrap().unwrap();
+        assert_eq!(read.len(), expected);
+    }
+}

@@ -5,9 +5,9 @@ pub fn shown(address: &str) -> &str {
     if has_credentials(address) { "********" } else { address }
 }
 
-/// Whether there may be credentials in it: in front of an `@`, or as a parameter.
+/// Whether there may be credentials in it: in front of an `@`, as a parameter, or cut off by a `#`.
 pub fn has_credentials(address: &str) -> bool {
-    address.contains(['@', '?'])
+    address.contains(['@', '?', '#'])
 }
 
 /// Refuses what none of our clients would look at; `keys` are where credentials belong.
@@ -37,7 +37,7 @@ mod tests {
             ("us%40er:sec%3Fret@host:1", false, false),
             ("nats://host?token=secret", false, false),
             ("nats://host:4222/path", true, false),
-            ("nats://host#fragment", true, false),
+            ("nats://host#fragment", false, false),
         ] {
             assert_eq!(shown(address) == address, is_shown, "{address}");
             let checked = refuse_more_than_hosts("key", address, "keys");

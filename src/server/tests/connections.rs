@@ -65,8 +65,9 @@ async fn a_client_that_has_said_all_is_answered_and_one_that_has_gone_holds_noth
     let router = axum::Router::new().route("/slow", get(slow));
     let router = router.route("/never", get(|| async { std::future::pending::<&str>().await })).layer(layer);
     let listening = serve(&config, None, router, std::future::pending()).await.unwrap();
+    let address = listening.address();
     let half_closed = |path: &'static str| async move {
-        let mut stream = TcpStream::connect(listening.address()).await.unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
         stream
