@@ -229,7 +229,7 @@ impl Local {
     }
 }
 
-/// Worker and server in one process, until SIGTERM or SIGINT.
+/// Worker and server in one process, until SIGTERM, SIGINT or SIGHUP.
 pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> anyhow::Result<()> {
     let rules = config.check_worker().map_err(|error| anyhow!(error))?;
     raise_open_files();
@@ -409,19 +409,36 @@ pub async fn pending_mapping(config: &Config, store: &dyn Store) -> anyhow::Resu
     Ok(other.and_then(|meta| crate::worker::plan_difference(&meta, &rules)))
 }
 
-/// Becomes true with SIGTERM or SIGINT, from now on.
+/// Becomes true with SIGTERM or SIGINT, from now on; and with SIGHUP, when a terminal closes, unless whoever started the process has
+/// it ignored, as `nohup` does.
 fn shutdown() -> watch::Receiver<bool> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be watched");
     let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be watched");
+    let mut hangup = (!ignores_hangup()).then(|| signal(SignalKind::hangup()).expect("signals can be watched"));
     let (asked, shutdown) = watch::channel(false);
     tokio::spawn(async move {
-        // Cancel safety: a signal that the other branch lost to is not needed any more.
+        let hung_up = async {
+            match &mut hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        // Cancel safety: a signal that the other branches lost to is not needed any more.
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hung_up => {}
         }
         asked.send_replace(true);
     });
     shutdown
+}
+
+/// Whether SIGHUP is ignored; `false` where the system does not say.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The lowest bit is signal 1.
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }

@@ -11,6 +11,9 @@
 //!
 //! `ARCHITECTURE.md` says which folder may import which, and why.
 
+// They panic where nothing can be written, and nobody learns that an answer is not whole: `cli/output` writes.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod app;
 pub mod broker;
 pub mod cli;

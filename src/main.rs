@@ -1,9 +1,7 @@
-//! Parses arguments and calls the command.
+//! Calls the command line.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    traqq::cli::Arguments::parse().run()
+    traqq::cli::main()
 }

@@ -23,6 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use super::Failure;
 use crate::model::Secret;
+use crate::model::address::{has_credentials, shown};
 use crate::server;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -85,7 +86,7 @@ fn local_url(config: &server::Config) -> Result<String, String> {
     let address = &config.http;
     let (host, port) = address.rsplit_once(':').unwrap_or((address.as_str(), ""));
     if port.parse::<u16>().unwrap_or(0) == 0 {
-        return Err(format!("server.http = {address:?} has no fixed port; say where traqq runs with --server"));
+        return Err(format!("server.http = {:?} has no fixed port; say where traqq runs with --server", shown(address)));
     }
     let host = match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         Ok(IpAddr::V4(address)) if address.is_unspecified() => "127.0.0.1",
@@ -113,6 +114,10 @@ struct Target {
 
 impl Target {
     fn parse(url: &str) -> Result<Self, String> {
+        if has_credentials(url) {
+            let text = "--server: credentials and parameters do not belong into the URL; set server.token, or TRAQQ_SERVER__TOKEN_FILE";
+            return Err(text.to_owned());
+        }
         let wrong = || format!("--server {url:?} is not a URL like http://127.0.0.1:9877");
         let uri: Uri = url.parse().map_err(|_| wrong())?;
         let has_tls = match uri.scheme_str() {
@@ -121,9 +126,6 @@ impl Target {
             _ => return Err(wrong()),
         };
         let authority = uri.authority().ok_or_else(wrong)?;
-        if authority.as_str().contains('@') || uri.query().is_some() {
-            return Err(wrong());
-        }
         Ok(Self {
             has_tls,
             host: authority.host().trim_start_matches('[').trim_end_matches(']').to_owned(),

@@ -55,7 +55,7 @@ impl ConfigCommand {
                 for (key, value, origin) in values {
                     table.row(vec![key, value, origin]);
                 }
-                table.print();
+                table.print()?;
             }
         }
         Ok(())

@@ -56,7 +56,18 @@ impl Doctor {
         if let Some(checks) = block_on(running(config))? {
             sections.push(("running traqq", checks));
         }
+        let addresses = match broker {
+            BrokerKind::Kafka => config.broker.kafka.check_brokers(),
+            BrokerKind::Nats => config.broker.nats.check_servers(),
+            BrokerKind::Auto | BrokerKind::Local => Ok(()),
+        };
+        // Nothing is asked for at an address that may have a password in it: others would show it.
+        let is_usable = addresses.is_ok();
+        if let Err(text) = addresses {
+            sections.push(("broker", vec![Check { name: "addresses", finding: Finding::Bad(text) }]));
+        }
         match broker {
+            _ if !is_usable => {}
             BrokerKind::Kafka => sections.push(("kafka", kafka::checks(&config.broker.kafka))),
             BrokerKind::Nats => {
                 let mut checks = block_on(nats::checks(&config.broker.nats))?;
@@ -68,12 +79,8 @@ impl Doctor {
             BrokerKind::Auto | BrokerKind::Local => {}
         }
         let bad = sections.iter().flat_map(|(_, checks)| checks).filter(|check| check.is_bad()).count();
-        if self.json {
-            print_json(&to_json(&sections))?;
-        } else {
-            print(&sections);
-        }
-        if bad > 0 { Err(Failure::Failed(format!("{bad} of the checks above must be mended"))) } else { Ok(()) }
+        let printed = if self.json { print_json(&to_json(&sections)) } else { print(&sections) };
+        if bad > 0 { Err(Failure::Failed(format!("{bad} of the checks above must be mended"))) } else { printed }
     }
 }
 
@@ -86,10 +93,10 @@ fn create(config: &Config) -> Outcome {
     config.broker.nats.check().map_err(Failure::Failed)?;
     let made = block_on(nats::create(&config.broker.nats))?.map_err(Failure::Failed)?;
     for what in &made {
-        eprintln!("created {what}");
+        complain!("created {what}");
     }
     if made.is_empty() {
-        eprintln!("nothing to create: the streams are there");
+        complain!("nothing to create: the streams are there");
     }
     Ok(())
 }
@@ -236,7 +243,7 @@ fn way_back(config: &Config, lane: usize, key: &str) -> String {
     )
 }
 
-fn print(sections: &[(&str, Vec<Check>)]) {
+fn print(sections: &[(&str, Vec<Check>)]) -> Outcome {
     let terminal = Terminal::stdout();
     for (section, checks) in sections {
         say!("{section}");
@@ -250,6 +257,7 @@ fn print(sections: &[(&str, Vec<Check>)]) {
             say!("  {mark}  {name}: {text}");
         }
     }
+    Ok(())
 }
 
 fn to_json(sections: &[(&str, Vec<Check>)]) -> serde_json::Value {

@@ -74,8 +74,10 @@ impl Find {
         }
         let answer: FindAnswer = read(&body)?;
         let metric = self.value.map_or_else(|| self.metric.clone(), |value| format!("{} {value}", self.metric));
-        show(&metric, &answer, &Terminal::stdout()).iter().for_each(|line| say!("{line}"));
-        Ok(())
+        show(&metric, &answer, &Terminal::stdout()).iter().try_for_each(|line| {
+            say!("{line}");
+            Ok(())
+        })
     }
 }
 

@@ -71,6 +71,5 @@ fn show(config: &Config, json: bool) -> Outcome {
             .map_or_else(|| "the start".to_owned(), |since| rules.zone.local(since.second).to_rfc3339());
         table.row(vec![name, since]);
     }
-    table.print();
-    Ok(())
+    table.print()
 }

@@ -1,14 +1,11 @@
 //! The command line: one file per subcommand.
 //!
-//! Exit codes: 0 done, 1 failed, 2 the command line or the configuration is wrong.
+//! Exit codes: 0 done, or the reader of the answer has seen enough; 1 failed, or the answer could not be written whole; 2 the
+//! command line or the configuration is wrong.
 
-/// Prints a line. A reader that has seen enough, such as `head`, is no error.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
-}
+// Before those that print.
+#[macro_use]
+mod output;
 
 mod answer;
 mod chart;
@@ -107,12 +104,16 @@ pub(crate) enum Failure {
     /// The command line or the configuration is wrong.
     Usage(String),
     Failed(String),
+    /// Whoever read the answer has closed the pipe.
+    NotRead,
 }
 
 impl Failure {
     pub(crate) fn text(&self) -> String {
-        let (Self::Usage(text) | Self::Failed(text)) = self;
-        text.clone()
+        match self {
+            Self::Usage(text) | Self::Failed(text) => text.clone(),
+            Self::NotRead => "nobody reads the answer".to_owned(),
+        }
     }
 }
 
@@ -124,25 +125,37 @@ impl From<anyhow::Error> for Failure {
 
 pub(crate) type Outcome = Result<(), Failure>;
 
-impl Arguments {
-    pub fn run(self) -> ExitCode {
-        match self.dispatch() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => {
-                let (text, code) = match failure {
-                    Failure::Usage(text) => (text, 2),
-                    Failure::Failed(text) => (text, 1),
-                };
-                eprintln!("{} {text}", Terminal::stderr().paint(Style::Red, "error:"));
-                ExitCode::from(code)
-            }
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let outcome = match Arguments::try_parse() {
+        Ok(arguments) => arguments.dispatch(),
+        Err(asked) if !asked.use_stderr() => output::print(&painted(&asked, &Terminal::stdout())),
+        Err(wrong) => {
+            output::complain(&painted(&wrong, &Terminal::stderr()));
+            return ExitCode::from(2);
         }
-    }
+    };
+    let (text, code) = match outcome {
+        Ok(()) | Err(Failure::NotRead) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(text)) => (text, 2),
+        Err(Failure::Failed(text)) => (text, 1),
+    };
+    complain!("{} {text}", Terminal::stderr().paint(Style::Red, "error:"));
+    ExitCode::from(code)
+}
 
+/// What the parser of the command line has to say: help, the version, or what is wrong.
+fn painted(said: &clap::Error, terminal: &Terminal) -> String {
+    let text = said.render();
+    if terminal.has_colors() { text.ansi().to_string() } else { text.to_string() }
+}
+
+impl Arguments {
     fn dispatch(self) -> Outcome {
         if let Some(Command::Completions { shell }) = self.command {
-            clap_complete::generate(shell, &mut Self::command(), "traqq", &mut std::io::stdout());
-            return Ok(());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Self::command(), "traqq", &mut script);
+            return output::print(&String::from_utf8_lossy(&script));
         }
         let loaded = load(self.config.as_deref(), &self.overrides).map_err(Failure::Usage)?;
         // TLS needs to know which implementation of cryptography to use, once in a process.

@@ -7,7 +7,7 @@ use super::{Failure, Outcome, block_on, print_json};
 use crate::app;
 use crate::config::Config;
 use crate::model::{Checkpoint, TopicPartition};
-use crate::store::{Store, StoreError, fitting_meta};
+use crate::store::{Store, StoreError, StoreResult, fitting_meta};
 
 #[derive(Subcommand)]
 pub enum Position {
@@ -28,20 +28,30 @@ pub enum Position {
 impl Position {
     pub fn run(self, config: &Config) -> Outcome {
         let store = app::store(config)?;
-        let done = match self {
-            Self::Show { json } => block_on(show(store.as_ref(), json))?,
-            Self::Set { partition, offset } => block_on(set(store.as_ref(), &partition, offset))?,
-        };
-        done.map_err(|error| Failure::Failed(error.to_string()))
+        let failed = |error: StoreError| Failure::Failed(error.to_string());
+        match self {
+            Self::Show { json } => show(&block_on(stored(store.as_ref()))?.map_err(failed)?, json),
+            Self::Set { partition, offset } => {
+                let from = block_on(set(store.as_ref(), &partition, offset))?.map_err(failed)?;
+                let from = from.map_or("nothing".to_owned(), |from| from.position.to_string());
+                say!("{partition}: {from} -> {offset}; restart the worker that has it");
+                Ok(())
+            }
+        }
     }
 }
 
-async fn show(store: &dyn Store, json: bool) -> Result<(), StoreError> {
+/// The stored position of every partition.
+async fn stored(store: &dyn Store) -> StoreResult<Vec<(TopicPartition, Checkpoint)>> {
     fitting_meta(store).await?;
     let mut rows = Vec::new();
     for lane in 0..store.lanes() {
         rows.extend(store.positions(lane).await?);
     }
+    Ok(rows)
+}
+
+fn show(rows: &[(TopicPartition, Checkpoint)], json: bool) -> Outcome {
     if json {
         let rows: Vec<_> = rows
             .iter()
@@ -51,8 +61,7 @@ async fn show(store: &dyn Store, json: bool) -> Result<(), StoreError> {
                 })
             })
             .collect();
-        let _ = print_json(&rows.into());
-        return Ok(());
+        return print_json(&rows.into());
     }
     let mut table = Table::new(&["partition", "position", "last record at", "its timestamp"]);
     for (partition, checkpoint) in rows {
@@ -63,11 +72,11 @@ async fn show(store: &dyn Store, json: bool) -> Result<(), StoreError> {
             .map_or(("-".to_owned(), "-".to_owned()), |last| (last.offset.to_string(), time(last.timestamp_ms)));
         table.row(vec![partition.to_string(), checkpoint.position.to_string(), offset, timestamp]);
     }
-    table.print();
-    Ok(())
+    table.print()
 }
 
-async fn set(store: &dyn Store, partition: &TopicPartition, offset: i64) -> Result<(), StoreError> {
+/// Moves a partition; where it stood.
+async fn set(store: &dyn Store, partition: &TopicPartition, offset: i64) -> StoreResult<Option<Checkpoint>> {
     fitting_meta(store).await?;
     let lane = partition.lane(store.lanes());
     let stored = store.positions(lane).await?.get(partition).copied();
@@ -76,7 +85,5 @@ async fn set(store: &dyn Store, partition: &TopicPartition, offset: i64) -> Resu
             "the position moved meanwhile; stop the worker that counts it, or try again".to_owned(),
         ));
     }
-    let from = stored.map_or("nothing".to_owned(), |stored| stored.position.to_string());
-    say!("{partition}: {from} -> {offset}; restart the worker that has it");
-    Ok(())
+    Ok(stored)
 }

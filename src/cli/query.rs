@@ -108,7 +108,9 @@ impl Query {
             say!("{}", terminal.paint(Style::Cyan, &bucket_name(&bucket.start, &answer.bucket)));
             for Both(name, cell) in &bucket.metrics {
                 say!("");
-                metric_lines(name, cell, &terminal).iter().for_each(|line| say!("{line}"));
+                for line in metric_lines(name, cell, &terminal) {
+                    say!("{line}");
+                }
             }
             say!("");
         }

@@ -1,8 +1,8 @@
 //! One line on standard error that says how far something is.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
+use super::output::complain as write;
 use super::terminal::{Terminal, printable};
 
 const REDRAW: Duration = Duration::from_millis(100);
@@ -63,11 +63,4 @@ impl Drop for StatusLine {
     fn drop(&mut self) {
         self.clear();
     }
-}
-
-/// Nobody to tell that nobody listens.
-fn write(text: &str) {
-    let mut stderr = std::io::stderr().lock();
-    let _ = stderr.write_all(text.as_bytes());
-    let _ = stderr.flush();
 }

@@ -1,11 +1,13 @@
 //! `traqq store`: a store's counts, moved to another store.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
-use std::path::PathBuf;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
+use super::output::Stdout;
+use super::terminal::Terminal;
 use super::{Failure, Outcome, block_on};
 use crate::app;
 use crate::config::Config;
@@ -18,45 +20,70 @@ const LEVEL: i32 = 3;
 pub enum Store {
     /// Write counts and positions to a file (zstd). Stop the workers first: it fails if they count meanwhile
     Export {
-        /// The file to be written; it must not exist
+        /// The file to be written; it must not exist. - is standard output
         file: PathBuf,
     },
     /// Fill an empty store from such a file. Workers go on where the other store stood
-    Import { file: PathBuf },
+    Import {
+        /// The file; - is standard input
+        file: PathBuf,
+    },
 }
 
 impl Store {
     pub fn run(self, config: &Config) -> Outcome {
-        let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
         match self {
+            Self::Export { file } if is_standard(&file) => {
+                if Terminal::stdout().is_terminal {
+                    let text = "an export is compressed, and no terminal shows it; name a file, or pipe it on";
+                    return Err(Failure::Usage(text.to_owned()));
+                }
+                let (_, moved) = write(config, Stdout, "standard output")?;
+                // Nothing else belongs among the bytes of the export.
+                complain!("{} exported", in_words(moved));
+            }
             Self::Export { file } => {
-                let store = app::store(config)?;
-                let named = |error: std::io::Error| Failure::Failed(format!("{}: {error}", file.display()));
+                let place = file.display().to_string();
+                let named = |error: io::Error| Failure::Failed(format!("{place}: {error}"));
                 let out = File::create_new(&file).map_err(named)?;
-                let mut out = zstd::stream::write::Encoder::new(BufWriter::new(out), LEVEL).map_err(named)?;
-                let moved = block_on(export(store.as_ref(), &mut out))?.map_err(|error| {
-                    // Half a file would only be taken for a whole one.
-                    let _ = std::fs::remove_file(&file);
-                    failed(&error)
-                })?;
-                let mut out = out.finish().map_err(named)?;
-                out.flush().map_err(named)?;
-                out.get_ref().sync_all().map_err(named)?;
-                say(moved, &format!("exported to {}", file.display()));
+                let written = write(config, out, &place);
+                let written = written.and_then(|(out, moved)| out.sync_all().map(|()| moved).map_err(named));
+                // Half a file would only be taken for a whole one.
+                let moved = written.inspect_err(|_| _ = std::fs::remove_file(&file))?;
+                say!("{} exported to {place}", in_words(moved));
             }
             Self::Import { file } => {
                 let store = app::open_store(config)?;
-                let named = |error: std::io::Error| Failure::Failed(format!("{}: {error}", file.display()));
-                let input = zstd::stream::read::Decoder::new(File::open(&file).map_err(named)?).map_err(named)?;
+                let is_standard = is_standard(&file);
+                let place = if is_standard { "standard input".to_owned() } else { file.display().to_string() };
+                let named = |error: io::Error| Failure::Failed(format!("{place}: {error}"));
+                let input: Box<dyn Read + Send> =
+                    if is_standard { Box::new(io::stdin()) } else { Box::new(File::open(&file).map_err(named)?) };
+                let input = zstd::stream::read::Decoder::new(input).map_err(named)?;
                 let input: Box<dyn BufRead + Send> = Box::new(BufReader::new(input));
-                let moved = block_on(import(store.as_ref(), input))?.map_err(|error| failed(&error))?;
-                say(moved, "imported; workers go on from the positions in it");
+                let moved = block_on(import(store.as_ref(), input))?;
+                let moved = moved.map_err(|error| Failure::Failed(error.to_string()))?;
+                say!("{} imported; workers go on from the positions in it", in_words(moved));
             }
         }
         Ok(())
     }
 }
 
-fn say(Moved { keys, values }: Moved, what: &str) {
-    say!("{keys} keys with {values} values {what}");
+fn is_standard(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
+/// Writes the whole store, compressed, to a place with a name.
+fn write<W: Write + Send>(config: &Config, out: W, place: &str) -> Result<(W, Moved), Failure> {
+    let named = |error: io::Error| Failure::Failed(format!("{place}: {error}"));
+    let store = app::store(config)?;
+    let mut out = zstd::stream::write::Encoder::new(BufWriter::new(out), LEVEL).map_err(named)?;
+    let moved = block_on(export(store.as_ref(), &mut out))?.map_err(|error| Failure::Failed(error.to_string()))?;
+    let out = out.finish().and_then(|out| out.into_inner().map_err(io::IntoInnerError::into_error));
+    Ok((out.map_err(named)?, moved))
+}
+
+fn in_words(Moved { keys, values }: Moved) -> String {
+    format!("{keys} keys with {values} values")
 }

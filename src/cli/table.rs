@@ -1,5 +1,6 @@
 //! Tables for a terminal.
 
+use super::Outcome;
 use super::chart::bar;
 use super::terminal::{Style, Terminal, cut, printable, width};
 
@@ -48,10 +49,11 @@ impl Table {
         self.rows.push(cells);
     }
 
-    pub fn print(&self) {
+    pub fn print(&self) -> Outcome {
         for line in self.lines(&Terminal::stdout()) {
             say!("{line}");
         }
+        Ok(())
     }
 
     pub fn lines(&self, terminal: &Terminal) -> Vec<String> {

@@ -1,9 +1,11 @@
 //! What a terminal is and can do.
 
-use std::io::{IsTerminal, Stderr, Stdin, Stdout, Write};
+use std::io::{IsTerminal, Stderr, Stdin, Write};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+use super::output::Stdout;
 
 /// Where nobody says how wide it is.
 const COLUMNS: usize = 80;
@@ -32,7 +34,7 @@ pub enum Style {
 
 impl Terminal {
     pub fn stdout() -> Self {
-        let stdout: Stdout = std::io::stdout();
+        let stdout = std::io::stdout();
         Self::of(stdout.is_terminal(), tcgetwinsize(&stdout).ok())
     }
 
@@ -54,6 +56,10 @@ impl Terminal {
     #[cfg(test)]
     pub const fn test(is_terminal: bool, columns: usize) -> Self {
         Self { is_terminal, columns, rows: ROWS, colors: false }
+    }
+
+    pub const fn has_colors(&self) -> bool {
+        self.colors
     }
 
     pub fn paint(&self, style: Style, text: &str) -> String {
@@ -153,9 +159,7 @@ impl Drop for Screen {
 
 /// A terminal that has gone away is noticed elsewhere.
 fn write(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes());
-    let _ = stdout.flush();
+    _ = Stdout.write_all(text.as_bytes());
 }
 
 #[cfg(test)]

@@ -6,7 +6,22 @@ use super::environment::PREFIX;
 use super::load::{FLAG, Loaded};
 
 /// What the name of a secret among a client's properties has in it.
-const HIDDEN: [&str; 5] = ["pass", "secret", ".pem", "private.key", "oauthbearer.config"];
+const HIDDEN: [&str; 7] = ["pass", "secret", ".pem", "private.key", "oauthbearer.config", "jaas", "kinit.cmd"];
+/// What begins the name of a client's property that is hidden because it may be a secret, if misspelled, and those that are none.
+const HIDDEN_PROPERTIES: [&str; 2] = ["broker.kafka.properties.sasl.", "broker.kafka.properties.ssl."];
+const SHOWN_PROPERTIES: [&str; 9] = [
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.username",
+    "sasl.oauthbearer.method",
+    "sasl.kerberos.service.name",
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.key.location",
+    "ssl.endpoint.identification.algorithm",
+];
+/// Lists of hosts and addresses without a scheme.
+const ADDRESSES: [&str; 4] = ["broker.kafka.brokers", "broker.nats.servers", "server.http", "server.tcp"];
 /// Set by the file that `NAME_FILE` points at, or by `NAME` itself, and never shown.
 pub(super) const SECRETS: [&str; 9] = [
     "store.redis.url",
@@ -21,7 +36,10 @@ pub(super) const SECRETS: [&str; 9] = [
 ];
 
 pub(super) fn is_secret(key: &str) -> bool {
-    SECRETS.contains(&key) || HIDDEN.iter().any(|part| key.contains(part))
+    let may_be_one = HIDDEN_PROPERTIES.iter().any(|start| key.starts_with(start));
+    SECRETS.contains(&key)
+        || HIDDEN.iter().any(|part| key.contains(part))
+        || may_be_one && !SHOWN_PROPERTIES.iter().any(|name| key.ends_with(name))
 }
 
 impl Loaded {
@@ -53,16 +71,17 @@ impl Loaded {
             .map(|(path, value)| {
                 let key = path.join(".");
                 let is_set = !matches!(value.as_str(), "\"\"" | "null");
-                let shown = if is_secret(&key) && is_set || has_user(&value) { hide(&key, &value) } else { value };
+                let shown = if is_secret(&key) && is_set || has_more(&key, &value) { hide(&key, &value) } else { value };
                 (key, shown, self.origin(&path))
             })
             .collect()
     }
 }
 
-/// Whether it holds an address with user information, which may stand where none belongs.
-fn has_user(value: &str) -> bool {
-    value.split_once("://").is_some_and(|(_, rest)| rest.contains('@'))
+/// Whether it holds an address with user information or parameters, which may stand where none belong.
+fn has_more(key: &str, value: &str) -> bool {
+    let address = value.split_once("://").map(|(_, rest)| rest).or(ADDRESSES.contains(&key).then_some(value));
+    address.is_some_and(|address| address.contains(['@', '?', '#']))
 }
 
 /// A URL is shown without its user information and its query.

@@ -1,5 +1,6 @@
 //! The nouns every layer shares. No I/O, no clock, no threads.
 
+pub mod address;
 mod bucket;
 mod check;
 mod pattern;

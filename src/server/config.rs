@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Secret;
+use crate::model::address::has_credentials;
 
 use crate::query::Limits;
 
@@ -31,8 +32,10 @@ pub struct Config {
     pub allow_public_without_token: bool,
     /// `/metrics` needs no token.
     pub metrics_public: bool,
-    /// For the head of a request, and for a connection without one.
+    /// For the head of a request, and for a new connection without one.
     pub header_timeout_ms: u64,
+    /// For the next request on a connection.
+    pub keep_alive_ms: u64,
     /// From the head of a request to its answer; also how long a client may leave an answer unread.
     pub request_timeout_ms: u64,
     /// Of a request.
@@ -59,6 +62,7 @@ impl Default for Config {
             allow_public_without_token: false,
             metrics_public: false,
             header_timeout_ms: 10_000,
+            keep_alive_ms: 75_000,
             request_timeout_ms: 30_000,
             body_bytes_max: 8 << 20,
             connections_max: 16_384,
@@ -77,6 +81,7 @@ impl Config {
         }
         for (name, value) in [
             ("header_timeout_ms", self.header_timeout_ms),
+            ("keep_alive_ms", self.keep_alive_ms),
             ("request_timeout_ms", self.request_timeout_ms),
             ("connections_max", self.connections_max as u64),
             ("max_buckets", self.max_buckets as u64),
@@ -143,6 +148,9 @@ impl Config {
     }
 
     fn check_address(&self, name: &str, address: &str) -> Result<(), String> {
+        if has_credentials(address) {
+            return Err(format!("server.{name}: only an address and a port belong into it; a token is server.token"));
+        }
         let Some((host, port)) = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()) else {
             return Err(format!("server.{name} = {address:?} is not host:port; write it like \"127.0.0.1:9877\""));
         };

@@ -1,7 +1,9 @@
 //! The listener: plain hyper, because `axum::serve` has no limit on how long a client may take for its headers.
 //!
-//! What a client can hold is bounded: so many connections, so long for the head of a request (and between two), so long for
-//! the answer, so long without reading it, so many bytes of headers.
+//! What a client can hold is bounded: so many connections, so long for the head of a request, so long between two, so long for
+//! the answer, so long without reading it, so many bytes of headers. A client that has said all it will say, and closed its
+//! half of the connection, is answered; one that has gone altogether looks the same until the answer is written, so that it
+//! holds no more than the deadline of an answer allows.
 
 use std::future::Future;
 use std::io;
@@ -13,7 +15,7 @@ use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,6 +23,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Sleep};
 
+use super::keep_alive::{HeadTimer, Heard};
 use super::{Config, Tls};
 
 /// Of the head of a request, and of what is read ahead.
@@ -39,8 +42,18 @@ struct Listener {
     socket: TcpListener,
     tls: Option<Tls>,
     connections_max: usize,
-    header_timeout: Duration,
-    write_timeout: Duration,
+    timeouts: Timeouts,
+}
+
+/// What is waited for on a connection.
+#[derive(Clone, Copy)]
+struct Timeouts {
+    /// The head of a request, or a session of TLS.
+    header: Duration,
+    /// The next request.
+    keep_alive: Duration,
+    /// That the client takes some of its answer.
+    write: Duration,
 }
 
 /// A server that is running; it stops when this is dropped.
@@ -103,8 +116,11 @@ impl Listener {
             socket,
             tls,
             connections_max: config.connections_max,
-            header_timeout: Duration::from_millis(config.header_timeout_ms),
-            write_timeout: Duration::from_millis(config.request_timeout_ms),
+            timeouts: Timeouts {
+                header: Duration::from_millis(config.header_timeout_ms),
+                keep_alive: Duration::from_millis(config.keep_alive_ms),
+                write: Duration::from_millis(config.request_timeout_ms),
+            },
         })
     }
 
@@ -154,19 +170,20 @@ impl Listener {
         closed: watch::Receiver<()>,
     ) -> impl Future<Output = ()> + Send + 'static {
         _ = stream.set_nodelay(true);
-        let (tls, write_timeout, header_timeout) = (self.tls.clone(), self.write_timeout, self.header_timeout);
+        let (tls, timeouts, heard) = (self.tls.clone(), self.timeouts, Heard::default());
+        let timer = HeadTimer::new(heard.clone(), timeouts.keep_alive, timeouts.header);
         async move {
             let Some(Tls { acceptor }) = tls else {
-                return answer(Written::new(stream, write_timeout), router, header_timeout, closed).await;
+                return answer(Watched::new(stream, timeouts, heard), router, timeouts, timer, closed).await;
             };
             let greet = async {
                 if speaks_http(&stream).await? {
                     return refuse(stream).await.map(|()| None);
                 }
-                acceptor.accept(Written::new(stream, write_timeout)).await.map(Some)
+                acceptor.accept(Watched::new(stream, timeouts, heard)).await.map(Some)
             };
-            match tokio::time::timeout(header_timeout, greet).await {
-                Ok(Ok(Some(stream))) => answer(stream, router, header_timeout, closed).await,
+            match tokio::time::timeout(timeouts.header, greet).await {
+                Ok(Ok(Some(stream))) => answer(stream, router, timeouts, timer, closed).await,
                 Ok(Ok(None)) => tracing::debug!("plain http refused"),
                 Ok(Err(error)) => tracing::debug!(%error, "no tls session"),
                 Err(_) => tracing::debug!("no tls session in time"),
@@ -193,12 +210,14 @@ async fn refuse(mut stream: TcpStream) -> io::Result<()> {
 async fn answer(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     router: Router,
-    header_timeout: Duration,
+    timeouts: Timeouts,
+    timer: HeadTimer,
     mut closed: watch::Receiver<()>,
 ) {
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
+        .timer(timer)
+        .header_read_timeout(timeouts.header)
+        .half_close(true)
         .max_buf_size(HEADER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
@@ -219,16 +238,17 @@ async fn answer(
     }
 }
 
-/// A stream whose writes fail when the other side has taken nothing for a while.
-struct Written {
+/// A stream that notes when something is read, and whose writes fail when the other side has taken nothing for a while.
+struct Watched {
     stream: TcpStream,
+    heard: Heard,
     timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl Written {
-    const fn new(stream: TcpStream, timeout: Duration) -> Self {
-        Self { stream, timeout, stalled: None }
+impl Watched {
+    const fn new(stream: TcpStream, timeouts: Timeouts, heard: Heard) -> Self {
+        Self { stream, heard, timeout: timeouts.write, stalled: None }
     }
 
     fn watched<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -243,17 +263,22 @@ impl Written {
     }
 }
 
-impl AsyncRead for Written {
+impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let filled = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > filled {
+            self.heard.note();
+        }
+        read
     }
 }
 
-impl AsyncWrite for Written {
+impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.watched(context, written)

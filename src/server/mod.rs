@@ -13,6 +13,7 @@ mod events;
 mod format;
 mod guard;
 pub mod ingest;
+mod keep_alive;
 mod listen;
 mod page;
 pub mod params;

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A connection that says anything else than commands, that leaves a line unfinished for `server.header_timeout_ms`, or that gives a wrong token, is
-//! closed; so is one that has been silent for ten minutes. Answers are `{"success":true}`, `{"success":true,"data":[...]}` or `{"success":false,"error":"..."}`. Consecutive records go to the log
+//! closed; so is one that has been silent for ten minutes. One that the client has closed for its part is answered to its last line, with a
+//! line feed behind it or without. Answers are `{"success":true}`, `{"success":true,"data":[...]}` or `{"success":false,"error":"..."}`. Consecutive records go to the log
 //! in one step.
 
 use std::net::SocketAddr;
@@ -177,6 +178,15 @@ impl Conversation {
         Some(answers)
     }
 
+    /// The answers to what was left when the other side said no more.
+    pub async fn end(mut self) -> Vec<u8> {
+        let mut answers = Vec::new();
+        if !self.0.is_over {
+            self.0.end(&mut answers).await.expect("memory takes what is written");
+        }
+        answers
+    }
+
     /// Bytes that were heard and are no line yet.
     pub fn held(&self) -> usize {
         self.0.input.len()
@@ -229,7 +239,7 @@ impl Connection {
             let read = tokio::time::timeout(patience, stream.read(&mut self.input, READ_BYTES)).await;
             let bytes = read.map_err(|_| std::io::ErrorKind::TimedOut)??;
             if bytes == 0 {
-                return Ok(());
+                return self.end(stream.writer()).await;
             }
             if scanned == 0 && self.access.is_some() {
                 self.begun_at = Instant::now();
@@ -238,6 +248,16 @@ impl Connection {
             self.flush(stream.writer()).await?;
         }
         Ok(())
+    }
+
+    /// The other side says no more, and may have left out the end of its last line: a command that is whole is one all the same.
+    async fn end(&mut self, stream: &mut (impl AsyncWrite + Unpin + ?Sized)) -> std::io::Result<()> {
+        let scanned = self.input.len();
+        if scanned > 0 {
+            self.input.push(b'\n');
+            self.understand(scanned, stream).await?;
+        }
+        self.flush(stream).await
     }
 
     async fn flush(&mut self, stream: &mut (impl AsyncWrite + Unpin + ?Sized)) -> std::io::Result<()> {

@@ -1,3 +1,4 @@
+mod connections;
 mod format;
 
 use std::collections::BTreeSet;
@@ -359,7 +360,7 @@ async fn the_openapi_document_describes_the_routes_that_there_are() {
 
 #[tokio::test]
 async fn a_slow_sender_of_headers_is_cut_off() {
-    let server = start(&Config { header_timeout_ms: 200, ..local() }).await;
+    let server = start(&Config { header_timeout_ms: 200, keep_alive_ms: 200, ..local() }).await;
     for opening in ["", "GET /health HTTP/1.1\r\nhost: tra", "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
         let stream = server.connect().await;
         write(&stream, opening.as_bytes()).await.unwrap();

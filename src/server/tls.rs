@@ -135,7 +135,8 @@ impl Stream {
         Ok(Self::Tls(Box::new(session.map_err(|_| io::ErrorKind::TimedOut)??)))
     }
 
-    /// Appends what comes next, up to so many bytes; 0 when the other side says no more. Cancel safe: what was read is in `input`.
+    /// Appends what comes next, up to so many bytes; 0 when the other side says no more, whether it says goodbye as TLS wants it or not: a
+    /// command shows by itself whether it is whole. Cancel safe: what was read is in `input`.
     pub async fn read(&mut self, input: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
         match self {
             // Nothing more is held for a connection until there is something to be read.
@@ -156,7 +157,10 @@ impl Stream {
                     input.shrink_to(room);
                 }
                 input.reserve(room);
-                stream.read_buf(input).await
+                match stream.read_buf(input).await {
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+                    read => read,
+                }
             }
         }
     }

@@ -70,6 +70,7 @@ metrics! {
     IN_FLIGHT_BYTES = Gauge "traqq_in_flight_bytes" [""] "Bytes of records read and not yet folded, and of what is folded and not yet committed.";
     PAUSED = Gauge "traqq_paused" [""] "1 while fetching is paused because the store is slower than the log.";
     READY = Gauge "traqq_ready" [""] "1 while the worker can count.";
+    LOG_LINES_LOST = Counter "traqq_log_lines_lost_total" [""] "Lines of the log that could not be written, because of a full disk or a closed pipe.";
     BUILD_INFO = Gauge "traqq_build_info" ["version"] "1 for the version that runs.";
 }
 

@@ -1,6 +1,6 @@
 //! Logs for a terminal or for a machine, and the Prometheus recorder.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
@@ -36,19 +36,40 @@ impl Default for Config {
 const COMMIT_SECONDS_BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
+/// Standard error. Where a line cannot be written, on a full disk or a terminal that has gone, counting goes on without it.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        io::stderr().write(bytes)
+    }
+
+    /// A whole event.
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        io::stderr().write_all(bytes).inspect_err(|_| metrics::counter!(names::LOG_LINES_LOST).increment(1))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Logs go to standard error.
 pub fn init_logs(config: &Config) -> Result<(), String> {
-    // The client of NATS says that it is connected, in three lines.
-    let filter = EnvFilter::try_new(format!("async_nats=warn,{}", config.level)).map_err(|error| {
+    // The client of NATS says that it is connected, in three lines; and whatever is asked for, never what it sends, where a password is.
+    let filter = format!("async_nats=warn,{},async_nats::connection=info", config.level);
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
         format!("log.level = {:?} is not a filter: {error}; write error, warn, info, debug or trace", config.level)
     })?;
-    let is_terminal = std::io::stderr().is_terminal();
+    let is_terminal = io::stderr().is_terminal();
     let is_json = match config.format {
         LogFormat::Auto => !is_terminal,
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // An error of the writer would be printed to where it came from, and panic there.
+    let subscriber = tracing_subscriber::fmt().log_internal_errors(false);
+    let subscriber = subscriber.with_env_filter(filter).with_writer(|| Lines).with_target(false);
     let installed = if is_json {
         subscriber.json().flatten_event(true).try_init()
     } else {

@@ -33,8 +33,8 @@ const MAPPING: &str = "[mapping]\nbitmap = [\"ip\"]\nadd = [\"event\", \"id\"]\n
 pub struct Site {
     _directory: TempDir,
     pub config: PathBuf,
-    http: u16,
-    tcp: u16,
+    pub http: u16,
+    pub tcp: u16,
 }
 
 impl Site {
@@ -76,9 +76,14 @@ impl Site {
     }
 
     pub fn get(&self, path: &str) -> Value {
+        let text = self.text(path);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    pub fn text(&self, path: &str) -> String {
         let answer = self.send("GET", path, "", b"").unwrap();
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
-        answer.json()
+        answer.text()
     }
 
     fn send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> io::Result<Answer> {

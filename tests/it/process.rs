@@ -98,8 +98,12 @@ impl Process {
     }
 
     /// Its exit code, and its log up to the last line.
-    pub fn stop_and_log(mut self) -> (i32, String) {
-        self.signal("-TERM");
+    pub fn stop_and_log(self) -> (i32, String) {
+        self.stop_by("-TERM")
+    }
+
+    pub fn stop_by(mut self, signal: &str) -> (i32, String) {
+        self.signal(signal);
         let code = self.child.wait().unwrap().code().unwrap_or(-1);
         (code, self.log())
     }

@@ -12,15 +12,15 @@ use crate::cli::{traqq, write_config};
 use crate::process::{PATIENCE, Process};
 use crate::servers::{free_port, poll_until};
 
-struct Site {
+pub struct Site {
     directory: TempDir,
     config: PathBuf,
-    http: u16,
-    tcp: u16,
+    pub http: u16,
+    pub tcp: u16,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         certificates::make(&directory);
         let (http, tcp) = (free_port(), free_port());
@@ -37,13 +37,13 @@ impl Site {
         Self { directory, config, http, tcp }
     }
 
-    fn start(&self) -> Process {
+    pub fn start(&self) -> Process {
         let process = Process::start(&self.config);
         process.wait_for_line("listening for TCP");
         process
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 

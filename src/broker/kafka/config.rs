@@ -10,6 +10,7 @@ use rdkafka::metadata::Metadata;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Start;
+use crate::model::address::refuse_more_than_hosts;
 use crate::model::{Check, Finding};
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -84,6 +85,7 @@ impl Config {
         if self.brokers.trim().is_empty() {
             return Err("broker.kafka.brokers is empty; write host:port".to_owned());
         }
+        self.check_brokers()?;
         if self.group.is_empty() {
             return Err("broker.kafka.group is empty; name the consumer group".to_owned());
         }
@@ -107,6 +109,13 @@ impl Config {
         self.pattern()?;
         self.start()?;
         self.client(1 << 20).map(|_| ())
+    }
+
+    /// Whether the addresses may be used and shown.
+    pub fn check_brokers(&self) -> Result<(), String> {
+        let keys = "sasl.username and sasl.password in broker.kafka.properties";
+        let mut brokers = self.brokers.split(',');
+        brokers.try_for_each(|broker| refuse_more_than_hosts("broker.kafka.brokers", broker.trim(), keys))
     }
 
     /// The dead-letter topic, unless they are discarded.

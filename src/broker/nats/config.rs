@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::Start;
 use crate::model::Secret;
+use crate::model::address::refuse_more_than_hosts;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -98,12 +99,8 @@ impl Config {
         if self.servers.is_empty() {
             return Err("broker.nats.servers is empty; write nats://host:port".to_owned());
         }
+        self.check_servers()?;
         for server in &self.servers {
-            if server.contains('@') {
-                return Err("broker.nats.servers: credentials do not belong into an address; set username and password, token, nkey or \
-                            credentials_file"
-                    .to_owned());
-            }
             let address = server.parse::<async_nats::ServerAddr>();
             address.map_err(|error| format!("broker.nats.servers: {server:?}: {error}; write nats://host:port"))?;
         }
@@ -157,6 +154,13 @@ impl Config {
             return Err("broker.nats.tls_cert_file and tls_key_file belong together; set both or none".to_owned());
         }
         self.start().map(|_| ())
+    }
+
+    /// Whether the addresses may be used and shown.
+    pub fn check_servers(&self) -> Result<(), String> {
+        let keys = "username and password, token, nkey or credentials_file";
+        let mut servers = self.servers.iter();
+        servers.try_for_each(|server| refuse_more_than_hosts("broker.nats.servers", server, keys))
     }
 
     pub fn start(&self) -> Result<Start, String> {

@@ -162,7 +162,7 @@ impl Import {
         }
         line.clear();
         for rejection in tally.rejections(&self.files) {
-            eprintln!("{rejection}");
+            complain!("{rejection}");
         }
         if failure.is_none() || tally.events() > 0 {
             say!("{}", tally.summary(&self.files));

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use redis::{Cmd, Value, cmd};
+use tokio::task::JoinHandle;
 
 use super::connect::Node;
 use super::shadow::Shadow;
@@ -19,6 +21,33 @@ const SCRIPT: &str = include_str!("commit.lua");
 /// Meta and positions of one moment.
 const STORED: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return false end
     return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}";
+
+/// How often a session is used at least: servers and what lies between close connections that are idle, and a batch that meets a
+/// closed one is in doubt.
+const IDLE_MAX: Duration = Duration::from_secs(5);
+
+/// Uses a connection now and then until it is dropped, or dead, which the next batch finds out.
+struct KeepAlive(JoinHandle<()>);
+
+impl KeepAlive {
+    fn of(mut node: Node) -> Self {
+        Self(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(IDLE_MAX).await;
+                let pong: Result<Value, _> = cmd("PING").query_async(&mut node.connection).await;
+                if pong.is_err_and(|error| error.is_unrecoverable_error()) {
+                    return;
+                }
+            }
+        }))
+    }
+}
+
+impl Drop for KeepAlive {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 /// What the script needs to know of the rules.
 #[derive(Clone, Debug)]
@@ -35,12 +64,14 @@ pub struct RedisSession {
     script: String,
     /// Locked for the length of a fold over one batch, never across an await.
     shadow: Arc<Mutex<Shadow>>,
+    _keep_alive: KeepAlive,
 }
 
 impl RedisSession {
     pub fn new(node: Node, keys: Keys, limits: Limits, shadow_bytes_max: usize) -> Self {
         let shadow = Arc::new(Mutex::new(Shadow::new(shadow_bytes_max)));
-        Self { node, keys, limits, script: String::new(), shadow }
+        let _keep_alive = KeepAlive::of(node.clone());
+        Self { node, keys, limits, script: String::new(), shadow, _keep_alive }
     }
 
     pub async fn load_script(mut self) -> StoreResult<Self> {

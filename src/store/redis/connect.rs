@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, RedisConnectionInfo,
     RedisError, TlsCertificates, Value, cmd,
@@ -30,10 +30,17 @@ pub struct Connector {
     asking: AsyncConnectionConfig,
 }
 
+/// How long a connection is silent before the system asks whether somebody is still there, and asks again: a firewall forgets what is
+/// silent, and a server that lost its power says nothing.
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+
 /// A connection, and whose it is.
 #[derive(Clone)]
 pub struct Node {
     pub connection: MultiplexedConnection,
+    /// Made for what is asked now; an old one may have been closed meanwhile.
+    pub is_new: bool,
     /// For messages: no user, no password.
     pub address: Arc<str>,
 }
@@ -104,7 +111,9 @@ impl Connector {
         };
         let settings = with(info.redis_settings().clone(), &config.username, &config.password.0);
         // Questions share a connection; with Nagle's algorithm the second would wait for the answer to the first.
-        let info = info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let probes = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY);
+        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(probes);
+        let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
         let is_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
         let certificates = tls_certificates(config)?;
         if certificates.is_some() && !is_tls {
@@ -140,7 +149,7 @@ impl Connector {
         };
         let client = self.client(info).map_err(failed)?;
         let connection = client.get_multiplexed_async_connection_with_config(config).await.map_err(failed)?;
-        Ok(Node { connection, address })
+        Ok(Node { connection, address, is_new: true })
     }
 
     fn at(&self, (host, port): &Address) -> ConnectionInfo {

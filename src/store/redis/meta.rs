@@ -93,7 +93,7 @@ async fn create_at(
     for (partition, checkpoint) in positions {
         command.arg(partition.to_string()).arg(checkpoint.to_string());
     }
-    store.run(keys, &command).await.map(|_| ())
+    store.change(keys, &command).await
 }
 
 pub async fn adopt(store: &RedisStore, starts: &[(TopicPartition, i64)]) -> StoreResult<()> {
@@ -102,11 +102,11 @@ pub async fn adopt(store: &RedisStore, starts: &[(TopicPartition, i64)]) -> Stor
         let mut command = cmd("EVAL");
         command.arg(ADOPT).arg(2).arg(lane.meta()).arg(lane.checkpoint());
         command.arg(start_field(partition)).arg(*start).arg(partition.to_string());
-        store.run(lane, &command).await?;
+        store.change::<()>(lane, &command).await?;
         if store.lanes.len() > 1 {
             let mut command = cmd("EVAL");
             command.arg(ADOPT).arg(1).arg(store.root.meta()).arg(start_field(partition)).arg(*start);
-            store.run(&store.root, &command).await?;
+            store.change::<()>(&store.root, &command).await?;
         }
     }
     Ok(())
@@ -129,7 +129,7 @@ pub async fn replace_rules(store: &RedisStore, expected_plan: Option<&str>, meta
         for (name, value) in &ordered {
             command.arg(name).arg(value);
         }
-        let replaced: i64 = store.query(keys, &command).await?;
+        let replaced: i64 = store.change(keys, &command).await?;
         changed |= replaced == 2;
         // A lane that is lost is begun again with the rules that are the store's already.
         if replaced == 3 && expected.is_empty() {

@@ -26,6 +26,7 @@ mod restore;
 mod shadow;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use redis::{Cmd, FromRedisValue, RedisError, Value, cmd};
@@ -49,6 +50,26 @@ pub struct RedisStore {
     shadow_bytes_max: usize,
     /// Connections for everything but commits, by the slot they are for; made when first needed, dropped when they fail.
     shared: HashMap<u16, Mutex<Option<Node>>>,
+}
+
+/// Why there is no answer.
+struct Unanswered {
+    error: StoreError,
+    /// The connection was an old one and had died, as one does that a server or a proxy closed because it was idle. A question is asked
+    /// once more on a new one; what writes never is, since it may have been done.
+    is_stale: bool,
+}
+
+impl From<StoreError> for Unanswered {
+    fn from(error: StoreError) -> Self {
+        Self { error, is_stale: false }
+    }
+}
+
+impl From<Unanswered> for StoreError {
+    fn from(unanswered: Unanswered) -> Self {
+        unanswered.error
+    }
 }
 
 impl RedisStore {
@@ -88,10 +109,12 @@ impl RedisStore {
             return Ok(node.clone());
         }
         let node = self.connector.connect(&keys.meta()).await?;
-        Ok(shared.insert(node).clone())
+        *shared = Some(Node { is_new: false, ..node.clone() });
+        Ok(node)
     }
 
-    async fn run(&self, keys: &Keys, command: &Cmd) -> StoreResult<Value> {
+    /// Sends a command once.
+    async fn run(&self, keys: &Keys, command: &Cmd) -> Result<Value, Unanswered> {
         let mut node = self.node(keys).await?;
         let answer = node.connection.send_packed_command(command).await.and_then(Value::extract_error);
         match answer.as_ref().err().and_then(asked_elsewhere) {
@@ -100,7 +123,7 @@ impl RedisStore {
                 .await
                 .map(|mut answers| answers.remove(0))?
                 .extract_error()
-                .map_err(|error| node.classify(&error)),
+                .map_err(|error| node.classify(&error).into()),
             None => self.settle(keys, &node, answer).await,
         }
     }
@@ -117,24 +140,42 @@ impl RedisStore {
         Ok(answers.into_iter().skip(1).step_by(2).collect())
     }
 
+    /// A question, whose command changes nothing.
     async fn query<T: FromRedisValue>(&self, keys: &Keys, command: &Cmd) -> StoreResult<T> {
-        let value = self.run(keys, command).await?;
-        T::from_redis_value(value).map_err(|error| StoreError::Stop(format!("redis: unexpected answer: {error}")))
+        let value = match self.run(keys, command).await {
+            Err(unanswered) if unanswered.is_stale => self.run(keys, command).await,
+            answer => answer,
+        };
+        parse(value?)
+    }
+
+    /// A command that may change something.
+    async fn change<T: FromRedisValue>(&self, keys: &Keys, command: &Cmd) -> StoreResult<T> {
+        parse(self.run(keys, command).await?)
     }
 
     /// Classifies an answer; a connection that failed is not used again.
-    async fn settle<T>(&self, keys: &Keys, node: &Node, answer: Result<T, RedisError>) -> StoreResult<T> {
-        match answer {
-            Ok(value) => Ok(value),
-            Err(error) => {
-                let error = node.classify(&error);
-                if matches!(error, StoreError::Reconnect(_)) {
-                    *self.shared[&self.slot(keys)].lock().await = None;
-                }
-                Err(error)
+    async fn settle<T>(&self, keys: &Keys, node: &Node, answer: Result<T, RedisError>) -> Result<T, Unanswered> {
+        let failed = match answer {
+            Ok(value) => return Ok(value),
+            Err(failed) => failed,
+        };
+        let error = node.classify(&failed);
+        let is_lost = matches!(error, StoreError::Reconnect(_));
+        if is_lost {
+            let mut shared = self.shared[&self.slot(keys)].lock().await;
+            // Somebody else may have a new one already.
+            if shared.as_ref().is_some_and(|known| Arc::ptr_eq(&known.address, &node.address)) {
+                *shared = None;
             }
         }
+        // A server that is slow to answer would not be faster the second time.
+        Err(Unanswered { error, is_stale: is_lost && !node.is_new && !failed.is_timeout() })
     }
+}
+
+fn parse<T: FromRedisValue>(value: Value) -> StoreResult<T> {
+    T::from_redis_value(value).map_err(|error| StoreError::Stop(format!("redis: unexpected answer: {error}")))
 }
 
 /// Where a key is that is not here any more, while the rest of its slot still is.
@@ -223,7 +264,7 @@ impl Store for RedisStore {
         let from = from.map(|from| from.to_string()).unwrap_or_default();
         let mut command = cmd("EVAL");
         command.arg(SCRIPT).arg(1).arg(keys.checkpoint());
-        self.query(keys, command.arg(partition.to_string()).arg(from).arg(to.to_string())).await
+        self.change(keys, command.arg(partition.to_string()).arg(from).arg(to.to_string())).await
     }
 
     async fn quarantined(&self, lane: usize) -> StoreResult<Vec<Quarantined>> {

@@ -48,34 +48,121 @@ impl Nodes {
     }
 }
 
-/// Takes a URL apart: credentials, database and TLS, as every server is reached, and where the servers are.
+/// What stands in a URL, each part as it was written.
+struct Parts<'a> {
+    scheme: &'a str,
+    /// `sentinel`, `cluster`, or empty for one server.
+    kind: &'a str,
+    /// User and password, with their `@`, or nothing.
+    user: &'a str,
+    hosts: &'a str,
+    /// Behind the hosts, or the socket.
+    path: &'a str,
+    parameters: Vec<(&'a str, &'a str)>,
+    fragment: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    /// `Err` has nothing in it that may be a part of a password.
+    fn of(url: &'a str) -> Result<Self, &'static str> {
+        let (scheme, rest) = url.split_once(':').ok_or("it has no scheme")?;
+        let (scheme, kind) = scheme.split_once('-').unwrap_or((scheme, ""));
+        let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let is_socket = scheme.ends_with("unix");
+        let (authority, path) = match rest.strip_prefix("//") {
+            _ if is_socket => ("", rest),
+            Some(rest) => rest.split_once('/').unwrap_or((rest, "")),
+            None => return Err("there is no // behind its scheme"),
+        };
+        // A socket's password may have one: there it is a parameter.
+        if !is_socket && [path, query, fragment].iter().any(|part| part.contains('@')) {
+            return Err("a password with one of / ? # @ % in it is written in percent-encoding, or set as store.redis.password");
+        }
+        let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+        let parameters = query.split('&').filter(|parameter| !parameter.is_empty());
+        let parameters = parameters.map(|parameter| parameter.split_once('=').unwrap_or(("", parameter))).collect();
+        Ok(Self { scheme, kind, user, hosts, path, parameters, fragment })
+    }
+
+    /// Refuses what nobody would look at; the database, if a parameter says which.
+    fn database(&self) -> Result<i64, String> {
+        let is_socket = self.scheme.ends_with("unix");
+        let number = |text: &str| match text.parse::<u32>() {
+            Ok(number) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(i64::from(number)),
+            _ => Err("the database is not a number".to_owned()),
+        };
+        let path = self.path.trim_end_matches('/');
+        let by_path = if is_socket || path.is_empty() { None } else { Some(number(path)?) };
+        let mut by_parameter = None;
+        for (index, (name, value)) in self.parameters.iter().enumerate() {
+            if self.parameters[..index].iter().any(|(earlier, _)| earlier == name) {
+                return Err("a parameter stands twice in it".to_owned());
+            }
+            match *name {
+                "db" => by_parameter = Some(number(value)?),
+                "protocol" if matches!(*value, "2" | "resp2") => {}
+                "protocol" => return Err("protocol=resp2 is the one that is spoken".to_owned()),
+                "user" | "pass" if is_socket => {}
+                "" => return Err("a parameter has no value".to_owned()),
+                // One that has no name shaped like one may be a part of a password.
+                name => {
+                    let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+                    let which = if is_name { format!("the parameter {name}") } else { "one of its parameters".to_owned() };
+                    return Err(format!(
+                        "{which} would not be looked at; db and protocol are, and user and pass behind a socket"
+                    ));
+                }
+            }
+        }
+        match (by_path, by_parameter) {
+            (Some(path), Some(parameter)) if path != parameter => Err("it names two databases".to_owned()),
+            (path, parameter) => Ok(path.or(parameter).unwrap_or(0)),
+        }
+    }
+}
+
+/// Takes a URL apart: credentials, database and TLS, as every server is reached, and where the servers are. Whatever stands in it is
+/// either looked at or refused.
 pub fn parse(url: &str) -> Result<(ConnectionInfo, Place), String> {
     let invalid = |error: &dyn std::fmt::Display| {
         format!(
-            "store.redis.url is not usable: {error}; write redis://HOST:PORT/DB, unix:///PATH, \
+            "store.redis.url is not usable: {error}; write redis://HOST:PORT/DB, unix:///PATH?db=DB, \
              redis-sentinel://HOST:PORT,HOST:PORT/DB#PRIMARY or redis-cluster://HOST:PORT,HOST:PORT, with rediss for TLS"
         )
     };
-    let several = url.split_once("://").and_then(|(scheme, rest)| Some((scheme.split_once('-')?, rest)));
-    let Some(((scheme, kind), rest)) = several else {
+    let parts = Parts::of(url).map_err(|error| invalid(&error))?;
+    let database = parts.database().map_err(|error| invalid(&error))?;
+    let Parts { scheme, kind, user, hosts, fragment, .. } = parts;
+    match (kind, fragment) {
+        ("sentinel", "") => return Err(invalid(&"the name of the primary is missing behind #")),
+        ("sentinel", name) if name.contains(['?', '/', '&']) => {
+            return Err(invalid(&"parameters stand in front of # and the name of the primary"));
+        }
+        ("sentinel", _) | (_, "") => {}
+        (_, "insecure") => {
+            return Err(invalid(&"#insecure would trust whoever answers; set store.redis.tls_ca_file to the authority"));
+        }
+        _ => return Err(invalid(&"what stands behind # would not be looked at")),
+    }
+    if kind.is_empty() && hosts.contains(',') {
+        return Err(invalid(&"several addresses are those of Sentinels or of a cluster"));
+    }
+    if kind.is_empty() && scheme.ends_with("unix") {
         let info = url.into_connection_info().map_err(|error| invalid(&error))?;
         return Ok((info, Place::Server));
-    };
-    let (rest, primary) = rest.split_once('#').unwrap_or((rest, ""));
-    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-    let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
+    }
     let default_port = if kind == "sentinel" { SENTINEL_PORT } else { REDIS_PORT };
     let addresses: Option<Vec<Address>> = hosts.split(',').map(|host| parse_address(host, default_port)).collect();
     let addresses = addresses.ok_or_else(|| invalid(&"a host is missing or a port is not a number"))?;
-    let at = if user.is_empty() { String::new() } else { format!("{user}@") };
     let first = hosts.split(',').next().unwrap_or_default();
-    let info = format!("{scheme}://{at}{first}/{database}").into_connection_info().map_err(|error| invalid(&error))?;
+    let info = format!("{scheme}://{user}{first}/{database}").into_connection_info().map_err(|error| invalid(&error))?;
     let place = match kind {
-        "sentinel" if primary.is_empty() => return Err(invalid(&"the name of the primary is missing behind #")),
-        "sentinel" => Place::Sentinel { sentinels: addresses, primary: primary.to_owned() },
-        "cluster" if !matches!(database, "" | "0") => return Err(invalid(&"a cluster has one database, 0")),
+        "" => Place::Server,
+        "sentinel" => Place::Sentinel { sentinels: addresses, primary: fragment.to_owned() },
+        "cluster" if database != 0 => return Err(invalid(&"a cluster has one database, 0")),
         "cluster" => Place::Cluster(Nodes::new(addresses)),
-        _ => return Err(invalid(&format_args!("{scheme}-{kind} is not a scheme"))),
+        _ => return Err(invalid(&"its scheme is none of these")),
     };
     Ok((info, place))
 }
@@ -152,11 +239,78 @@ mod tests {
             ("redis-cluster://a/3", "one database"),
             ("redis-cluster://a:x", "port"),
             ("redis-cluster://", "host"),
-            ("redis-ring://a", "not a scheme"),
+            ("redis-ring://a", "none of these"),
             ("http://a", "not usable"),
+            ("a:6379", "no //"),
+            ("a", "no scheme"),
         ] {
             let error = parse(url).err().unwrap_or_default();
             assert!(error.contains(why), "{url}: {error}");
+        }
+    }
+
+    /// Everything behind the host used to be ignored, so that `?db=5` counted in database 0.
+    #[test]
+    fn what_stands_in_a_url_is_looked_at_or_refused() {
+        for (url, database) in [
+            ("redis://a", 0),
+            ("redis://a/", 0),
+            ("redis://a/3", 3),
+            ("redis://a/3/", 3),
+            ("redis://a?db=5", 5),
+            ("rediss://u:p@a:1/?db=5", 5),
+            ("redis://a/5?db=5&protocol=2", 5),
+            ("redis://a?protocol=resp2", 0),
+            ("unix:///s", 0),
+            ("unix:///s?db=5&user=u&pass=p%40q", 5),
+            ("redis+unix:///s?db=5", 5),
+            ("redis-sentinel://a,b?db=5#main", 5),
+            ("rediss-sentinel://a,b/5?db=5#main", 5),
+            ("redis-cluster://a,b?db=0", 0),
+            ("redis-cluster://a,b/0", 0),
+        ] {
+            let (info, _) = parse(url).unwrap_or_else(|error| panic!("{url}: {error}"));
+            assert_eq!(info.redis_settings().db(), database, "{url}");
+        }
+        let (info, _) = parse("unix:///s?user=u&pass=p%40q").unwrap();
+        assert_eq!((info.redis_settings().username(), info.redis_settings().password()), (Some("u"), Some("p@q")));
+        for place in ["redis://a", "rediss://a", "unix:///s", "redis-sentinel://a,b", "redis-cluster://a,b"] {
+            let end = if place.contains("sentinel") { "#main" } else { "" };
+            for (query, why) in [
+                ("db=x", "not a number"),
+                ("db=", "not a number"),
+                ("db=-1", "not a number"),
+                ("db=+1", "not a number"),
+                ("db=0&db=0", "twice"),
+                ("protocol=resp3", "resp2"),
+                ("zq9", "no value"),
+                ("ssl_cert_reqs=none", "ssl_cert_reqs"),
+                ("timeout=5", "timeout"),
+                ("Zq9=1", "one of its parameters"),
+            ] {
+                let error = parse(&format!("{place}?{query}{end}")).err().unwrap_or_default();
+                assert!(error.contains(why) && !error.to_lowercase().contains("zq9"), "{place}?{query}: {error}");
+            }
+        }
+        for (url, why) in [
+            ("redis://a/3?db=5", "two databases"),
+            ("redis://a/notanumber", "not a number"),
+            ("redis://a/3/4", "not a number"),
+            ("redis://a?user=u", "user"),
+            ("redis-sentinel://a/x#main", "not a number"),
+            ("redis-sentinel://a#main?db=5", "in front of #"),
+            ("redis-cluster://a?db=5", "one database"),
+            ("redis://a#main", "behind #"),
+            ("redis-cluster://a#main", "behind #"),
+            ("unix:///s#main", "behind #"),
+            ("rediss://a#insecure", "tls_ca_file"),
+            ("redis://a,b", "Sentinels"),
+            ("redis://:zq9#x@a", "percent-encoding"),
+            ("redis://:zq9?x@a", "percent-encoding"),
+            ("redis://:zq9/x@a", "percent-encoding"),
+        ] {
+            let error = parse(url).err().unwrap_or_default();
+            assert!(error.contains(why) && !error.contains("zq9"), "{url}: {error}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use redis::{Cmd, RedisError, Value, cmd};
 
-use super::{Keys, RedisStore, StoreError, StoreResult, asked_elsewhere};
+use super::{Keys, RedisStore, StoreError, StoreResult, Unanswered, asked_elsewhere};
 use crate::hll::Hll;
 use crate::store::{Read, Reply};
 
@@ -12,27 +12,37 @@ const PIPELINE: usize = 200;
 pub async fn read(store: &RedisStore, keys: &Keys, reads: &[Read]) -> StoreResult<Vec<Reply>> {
     let mut replies = Vec::with_capacity(reads.len());
     for chunk in reads.chunks(PIPELINE) {
-        let mut pipeline = redis::pipe();
-        for read in chunk {
-            pipeline.add_command(command(keys, read));
+        let answered = match read_at_once(store, keys, chunk).await {
+            Err(unanswered) if unanswered.is_stale => read_at_once(store, keys, chunk).await,
+            answered => answered,
+        };
+        replies.extend(answered?);
+    }
+    Ok(replies)
+}
+
+async fn read_at_once(store: &RedisStore, keys: &Keys, reads: &[Read]) -> Result<Vec<Reply>, Unanswered> {
+    let mut pipeline = redis::pipe();
+    for read in reads {
+        pipeline.add_command(command(keys, read));
+    }
+    let mut node = store.node(keys).await?;
+    let answers = node.connection.send_packed_commands(&pipeline, 0, reads.len()).await;
+    let mut answers = store.settle(keys, &node, answers).await?;
+    follow(store, keys, reads, &mut answers).await?;
+    let mut replies = Vec::with_capacity(reads.len());
+    for (read, answer) in reads.iter().zip(answers) {
+        // An error is the whole answer; no need to look for more of them inside of it.
+        let Value::ServerError(error) = answer else {
+            replies.push(parse(read, answer)?);
+            continue;
+        };
+        let error = RedisError::from(error);
+        // Of all errors only this one is about the key; the others are about the server or the user.
+        if error.code() != Some("WRONGTYPE") {
+            return store.settle(keys, &node, Err(error)).await;
         }
-        let mut node = store.node(keys).await?;
-        let answers = node.connection.send_packed_commands(&pipeline, 0, chunk.len()).await;
-        let mut answers = store.settle(keys, &node, answers).await?;
-        follow(store, keys, chunk, &mut answers).await?;
-        for (read, answer) in chunk.iter().zip(answers) {
-            // An error is the whole answer; no need to look for more of them inside of it.
-            let Value::ServerError(error) = answer else {
-                replies.push(parse(read, answer)?);
-                continue;
-            };
-            let error = RedisError::from(error);
-            // Of all errors only this one is about the key; the others are about the server or the user.
-            if error.code() != Some("WRONGTYPE") {
-                return store.settle(keys, &node, Err(error)).await;
-            }
-            replies.push(Reply::Unreadable(error.to_string()));
-        }
+        replies.push(Reply::Unreadable(error.to_string()));
     }
     Ok(replies)
 }

@@ -101,7 +101,7 @@ pub async fn extend(store: &RedisStore, lane: &Keys, expiries: &[(Bucket, Option
     for (bucket, expiry) in expiries {
         let mut command = cmd("EVAL");
         command.arg(EXTEND).arg(2).arg(lane.tracking(*bucket)).arg(lane.never());
-        store.run(lane, command.arg(expiry.unwrap_or(NEVER))).await?;
+        store.change::<()>(lane, command.arg(expiry.unwrap_or(NEVER))).await?;
     }
     Ok(())
 }
@@ -160,7 +160,7 @@ fn pairs_of(command: &str, name: &str, arguments: impl Iterator<Item = String>) 
 
 pub async fn restore_quarantine(store: &RedisStore, lane: &Keys, quarantined: &[Quarantined]) -> StoreResult<()> {
     for Quarantined { key, error } in quarantined {
-        store.run(lane, cmd("HSET").arg(lane.quarantine()).arg(key).arg(error)).await?;
+        store.change::<()>(lane, cmd("HSET").arg(lane.quarantine()).arg(key).arg(error)).await?;
     }
     Ok(())
 }
