@@ -44,7 +44,7 @@ impl Doctor {
             sections.push(("counts", block_on(counts(config))?));
         }
         match broker {
-            BrokerKind::Kafka => sections.push(("kafka", kafka::checks(&config.broker.kafka))),
+            BrokerKind::Kafka => sections.push(("kafka", kafka::examine(&config.broker.kafka))),
             BrokerKind::Nats => sections.push(("nats", block_on(nats::checks(&config.broker.nats))?)),
             BrokerKind::Auto | BrokerKind::Local => {}
         }
