@@ -1,11 +1,12 @@
 //! `traqq store`: a store's counts, moved to another store.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufReader, BufWriter, Write};
 use std::path::PathBuf;
 
 use clap::Subcommand;
 
+use super::import::unpacked;
 use super::{Failure, Outcome, block_on};
 use crate::app;
 use crate::config::Config;
@@ -47,8 +48,8 @@ impl Store {
             Self::Import { file } => {
                 let store = app::open_store(config)?;
                 let named = |error: std::io::Error| Failure::Failed(format!("{}: {error}", file.display()));
-                let input = zstd::stream::read::Decoder::new(File::open(&file).map_err(named)?).map_err(named)?;
-                let input: Box<dyn BufRead + Send> = Box::new(BufReader::new(input));
+                let input = unpacked(File::open(&file).map_err(named)?).map_err(named)?;
+                let input = BufReader::new(input);
                 let moved = block_on(import(store.as_ref(), input))?.map_err(|error| failed(&error))?;
                 say(moved, "imported; workers go on from the positions in it");
             }

@@ -7,6 +7,7 @@ mod client;
 mod deploy;
 mod environment;
 mod hll;
+mod import;
 mod kafka;
 mod kafka_faults;
 mod local;
