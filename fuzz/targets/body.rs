@@ -9,6 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::value::RawValue;
 use traqq::decode::validate;
 use traqq::server::ingest::{Coding, Format, Ingest, unpack};
+use traqq::server::unpack::Packing;
 
 const BODY_BYTES_MAX: usize = 1 << 16;
 
@@ -21,10 +22,10 @@ fuzz_target!(|bytes: &[u8]| {
         b'l' => Format::Lines,
         _ => Format::Unknown,
     };
-    let coding = match body {
-        [0x1f, 0x8b, ..] => Coding::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Coding::Zstd,
-        _ => Coding::Plain,
+    let coding = match Packing::of(body) {
+        Some(Packing::Gzip) => Coding::Gzip,
+        Some(Packing::Zstd) => Coding::Zstd,
+        None => Coding::Plain,
     };
     let Ok(body) = unpack(body.to_vec(), coding, BODY_BYTES_MAX, &mut INGEST.hold()) else { return };
     assert!(coding == Coding::Plain || body.len() <= BODY_BYTES_MAX);

@@ -20,7 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
     let read = |buffer: usize| {
         let input = BufReader::with_capacity(buffer, file);
         if *format == b'c' {
-            let mut rows = Rows::new(input, BYTES_MAX);
+            let mut rows = Rows::new(input, None, BYTES_MAX);
             all(|body| rows.next(body))
         } else {
             let mut lines = Lines::new(input, BYTES_MAX);

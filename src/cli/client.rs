@@ -201,7 +201,11 @@ impl Client {
         headers: &[(header::HeaderName, HeaderValue)],
         body: Bytes,
     ) -> Result<Reply, ClientError> {
-        let authorization = if method == Method::POST { &self.to_write } else { &self.to_read };
+        let mut authorization = if method == Method::POST { &self.to_write } else { &self.to_read };
+        // How events are to be written is told to those who may send them.
+        if authorization.is_none() {
+            authorization = &self.to_write;
+        }
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.target.prefix))

@@ -7,8 +7,10 @@ use hyper::body::Bytes;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::client::{Client, ClientError, Reply};
+use crate::model::EventRules;
 
 const PATH: &str = "/api/v1/events";
 const WAIT_FIRST: Duration = Duration::from_millis(100);
@@ -16,6 +18,9 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 
 const KEYS_REFUSED: &str = "this server stands in front of Kafka, where it cannot notice what is sent twice; \
                             --at-least-once sends without keys";
+
+const KEY_REUSED: &str = "a part of this was imported with other options, such as --time-field or --now, and is not counted once more; \
+                          run it with the options of that import";
 
 /// How the events of a body are written down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,6 +113,45 @@ pub fn judge(reply: &Reply) -> Result<Taken, PostError> {
     }
 }
 
+/// How the server reads events. One of an earlier version does not say it, and is taken to read them as this configuration does.
+/// Nobody at the other end is an error at once; `waiting` is told why something else is asked again.
+pub async fn event_rules(
+    client: &mut Client,
+    own: &EventRules,
+    mut waiting: impl FnMut(String),
+) -> Result<EventRules, String> {
+    let mut wait = WAIT_FIRST;
+    loop {
+        let why = match client.send(Method::GET, PATH, &[], Bytes::new()).await {
+            Ok(reply) if reply.status == StatusCode::OK => return Ok(known_rules(&reply.body, own)),
+            Ok(reply) if matches!(reply.status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) => {
+                return Ok(own.clone());
+            }
+            Ok(reply) => match judge(&reply) {
+                Ok(_) => return Err(reply.problem()),
+                Err(PostError::Stop(why)) => return Err(why),
+                Err(PostError::Again { why, .. }) => why,
+            },
+            Err(ClientError::Unreachable(why)) => return Err(why),
+            Err(error) => error.to_string(),
+        };
+        waiting(why);
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(WAIT_MAX);
+    }
+}
+
+/// What a server says, as far as this version knows it.
+fn known_rules(told: &[u8], own: &EventRules) -> EventRules {
+    let mut rules = serde_json::to_value(own).unwrap_or_default();
+    if let (Some(rules), Ok(told)) = (rules.as_object_mut(), serde_json::from_slice::<Map<String, Value>>(told)) {
+        for (name, value) in told {
+            rules.entry(name).and_modify(|known| *known = value);
+        }
+    }
+    serde_json::from_value(rules).unwrap_or_else(|_| own.clone())
+}
+
 /// Whether the server takes events without a key. Nothing is sent to find out: no events are a bad request.
 async fn takes_events(client: &mut Client) -> bool {
     let reply = post(client, Encoding::Ndjson, Bytes::new(), None).await;
@@ -132,6 +176,9 @@ pub async fn post_until_taken(
                 reached.store(true, Ordering::Relaxed);
                 if reply.status == StatusCode::NOT_IMPLEMENTED && key.is_some() && takes_events(client).await {
                     return Err(KEYS_REFUSED.to_owned());
+                }
+                if reply.status == StatusCode::UNPROCESSABLE_ENTITY && key.is_some() {
+                    return Err(KEY_REUSED.to_owned());
                 }
                 judge(&reply)
             }
@@ -165,6 +212,16 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers: headers.collect(),
             body: Bytes::from_static(body.as_bytes()),
+        }
+    }
+
+    #[test]
+    fn a_server_of_another_version_says_what_is_known_of_it() {
+        let own = EventRules::default();
+        let told = known_rules(br#"{"time_fields":["created"],"max_depth":7,"new":{"x":1}}"#, &own);
+        assert_eq!(told, EventRules { time_fields: vec!["created".to_owned()], max_depth: 7, ..own.clone() });
+        for other in [&b"{}"[..], b"[]", b"{", b"{\"accepted\":0}", b"{\"max_depth\":\"x\"}"] {
+            assert_eq!(known_rules(other, &own), own);
         }
     }
 

@@ -55,7 +55,7 @@ impl Explain {
         for (index, event) in events.iter().enumerate() {
             let of_several = if are_several { format!("event {index}: ") } else { String::new() };
             match event {
-                Ok(event) => print_event(&of_several, event),
+                Ok(event) => print_event(&of_several, event)?,
                 Err(error) => {
                     let (reason, detail) = (error.reason.name(), &error.detail);
                     refused.push(format!("{of_several}would be a dead letter, {reason}: {detail}"));
@@ -65,7 +65,7 @@ impl Explain {
         for line in &operations {
             say!("{line}");
         }
-        print_stats(&folded.stats);
+        print_stats(&folded.stats)?;
         let counts_nowhere = |event: &&ExplainedEvent| event.patterns.iter().all(|found| found.value.is_err());
         if let Some(first) = refused.first() {
             let more = refused.len() - 1;
@@ -116,7 +116,7 @@ fn time_of(event: &ExplainedEvent) -> String {
 }
 
 /// As comments, so that the rest of the output is commands and nothing else.
-fn print_event(of_several: &str, event: &ExplainedEvent) {
+fn print_event(of_several: &str, event: &ExplainedEvent) -> Outcome {
     let source = event.time_field.as_deref().unwrap_or("the timestamp of the record, since the event has none");
     say!("# {of_several}{}, at {} (from {source})", event.name, time_of(event));
     let width = event.patterns.iter().map(|found| found.pattern.chars().count()).max().unwrap_or(0);
@@ -132,6 +132,7 @@ fn print_event(of_several: &str, event: &ExplainedEvent) {
     if event.patterns.iter().any(is_unknown) {
         say!("#   the event has {}", event.paths.join(", "));
     }
+    Ok(())
 }
 
 fn event_json(event: &Result<ExplainedEvent, crate::compile::Refused>) -> serde_json::Value {
@@ -157,7 +158,7 @@ fn event_json(event: &Result<ExplainedEvent, crate::compile::Refused>) -> serde_
     }
 }
 
-fn print_stats(stats: &FoldStats) {
+fn print_stats(stats: &FoldStats) -> Outcome {
     for (count, what) in [
         (stats.values_skipped, "values skipped: no number where one is needed"),
         (stats.values_cut, "labels cut to events.max_value_length"),
@@ -168,4 +169,5 @@ fn print_stats(stats: &FoldStats) {
             say!("# {count} {what}");
         }
     }
+    Ok(())
 }

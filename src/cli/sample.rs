@@ -55,7 +55,7 @@ pub fn check(file: &Path, rules: ValidRules) -> Outcome {
         let absent = most(&found.absent);
         table.row([(*kind).to_owned(), pattern.clone(), format!("{} of {events}", found.events), absent]);
     }
-    table.print();
+    table.print()?;
     if !refused.is_empty() {
         let count: usize = refused.values().sum();
         say!("{count} would be dead letters: {}", printable(&most(&refused)));

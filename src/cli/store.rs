@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
+use super::import::unpacked;
 use super::output::Stdout;
 use super::terminal::Terminal;
 use super::{Failure, Outcome, block_on};
@@ -59,8 +60,7 @@ impl Store {
                 let named = |error: io::Error| Failure::Failed(format!("{place}: {error}"));
                 let input: Box<dyn Read + Send> =
                     if is_standard { Box::new(io::stdin()) } else { Box::new(File::open(&file).map_err(named)?) };
-                let input = zstd::stream::read::Decoder::new(input).map_err(named)?;
-                let input: Box<dyn BufRead + Send> = Box::new(BufReader::new(input));
+                let input: Box<dyn BufRead + Send> = Box::new(BufReader::new(unpacked(input).map_err(named)?));
                 let moved = block_on(import(store.as_ref(), input))?;
                 let moved = moved.map_err(|error| Failure::Failed(error.to_string()))?;
                 say!("{} imported; workers go on from the positions in it", in_words(moved));

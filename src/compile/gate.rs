@@ -52,6 +52,11 @@ impl GateRules {
         Some(&*self.events.name_header).filter(|name| !name.is_empty())
     }
 
+    /// How events are read.
+    pub fn events(&self) -> &EventRules {
+        &self.events
+    }
+
     fn is_too_old(&self, second: i64, now_ms: i64) -> bool {
         self.retention_ms.iter().all(|(kind, retention_ms)| {
             // The end of a bucket is not before the instant in it, so most events are judged without looking for it.

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 
 use super::cloudevents::Attributes;
 use super::ingest::{Coding, Format, Hold, Ingest, Judged, NoRoom, UnpackError, fingerprint, unpack};
+use super::params;
 use super::problem::{Kind, Problem};
 use super::routes::Context;
 use crate::broker::AppendError;
@@ -20,6 +21,9 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 const KEY_MAX: usize = 255;
 /// Bodies up to this size are judged where they were read; larger ones would hold up other requests.
 const INLINE_MAX: usize = 16 << 10;
+
+const NO_INGEST: &str = "this process takes no events: it only answers queries, or it reads topics and does not know which of \
+                         them events go to; set broker.kafka.ingest_topic";
 
 /// Of the threads that judge large bodies and do nothing else.
 const JUDGE_NICE: i32 = 5;
@@ -49,11 +53,20 @@ pub(super) async fn events(State(context): State<Arc<Context>>, request: Request
     }
 }
 
+/// How events are read: what those who send them need to know.
+pub(super) async fn rules(State(context): State<Arc<Context>>, uri: Uri) -> Response {
+    if let Err(error) = params::none(&uri) {
+        return Problem::of(error, uri.path()).into_response();
+    }
+    match &context.ingest {
+        Some(ingest) => ([(header::CACHE_CONTROL, "no-store")], Json(ingest.rules())).into_response(),
+        None => Problem::new(Kind::NotImplemented, NO_INGEST.to_owned(), uri.path()).into_response(),
+    }
+}
+
 async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
     let Some(ingest) = &context.ingest else {
-        let detail = "this process takes no events: it only answers queries, or it reads topics and does not know which of them events go to; \
-                      set broker.kafka.ingest_topic";
-        return Err((Kind::NotImplemented, detail.to_owned()));
+        return Err((Kind::NotImplemented, NO_INGEST.to_owned()));
     };
     let head = read_head(request.headers(), ingest.name_header())?;
     let mut hold = ingest.hold();

@@ -13,11 +13,13 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::refusals::Refusals;
+use super::unpack::{Gzip, Packing, Zstd};
 use crate::broker::{AppendError, Appended, Appender, Events, Idempotency};
 use crate::compile::{Gate, GateRules};
 use crate::courtesy::Courtesy;
 use crate::decode::{self, Reason};
 use crate::hll::murmur64a;
+use crate::model::EventRules;
 use crate::telemetry::names;
 
 /// Rejected events that an answer names one by one.
@@ -109,6 +111,11 @@ impl Ingest {
     /// What became of the events so far.
     pub(super) fn to_json(&self) -> serde_json::Value {
         self.refusals.to_json()
+    }
+
+    /// How events are read.
+    pub fn rules(&self) -> &EventRules {
+        self.rules.events()
     }
 
     pub fn hold(&self) -> Hold {
@@ -320,16 +327,19 @@ pub fn fingerprint(body: &[u8]) -> u64 {
 
 /// Undoes the coding of a body, up to `bytes_max`; what comes out counts against the bound while it grows.
 pub fn unpack(body: Vec<u8>, coding: Coding, bytes_max: usize, hold: &mut Hold) -> Result<Vec<u8>, UnpackError> {
-    match coding {
-        Coding::Plain => Ok(body),
-        Coding::Gzip => drain(flate2::read::MultiGzDecoder::new(&body[..]), bytes_max, hold),
-        Coding::Zstd => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(&body[..]);
-            let mut decoder = decoder.map_err(|error| UnpackError::Malformed(error.to_string()))?;
+    let malformed = |error: std::io::Error| UnpackError::Malformed(error.to_string());
+    match (coding, Packing::of(&body)) {
+        (Coding::Plain, None) => Ok(body),
+        // No text begins like that.
+        (Coding::Plain, Some(packing)) => {
+            let name = packing.name();
+            Err(UnpackError::Malformed(format!("it is {name}, and no header `Content-Encoding: {name}` says so")))
+        }
+        (Coding::Gzip, _) => drain(Gzip::new(&body[..]), bytes_max, hold),
+        (Coding::Zstd, _) => {
             // A frame may ask for a window of its own size; this is what a body may have at most anyway.
             let window_log = bytes_max.next_power_of_two().ilog2().clamp(10, 27);
-            decoder.window_log_max(window_log).map_err(|error| UnpackError::Malformed(error.to_string()))?;
-            drain(decoder, bytes_max, hold)
+            drain(Zstd::new(&body[..], Some(window_log)).map_err(malformed)?, bytes_max, hold)
         }
     }
 }

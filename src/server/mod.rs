@@ -24,6 +24,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod tls;
+pub mod unpack;
 
 pub use config::Config;
 pub use ingest::Ingest;

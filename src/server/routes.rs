@@ -57,7 +57,7 @@ type Method = fn() -> MethodRouter<Arc<Context>>;
 /// Every path, with what answers it.
 pub(super) const ROUTES: [(&str, Method); 12] = [
     ("/", || get(page::index)),
-    ("/api/v1/events", || post(events::events)),
+    ("/api/v1/events", || post(events::events).get(events::rules)),
     ("/api/v1/query", || get(query)),
     ("/api/v1/find", || get(find)),
     ("/api/v1/catalog", || get(catalog)),
@@ -207,6 +207,7 @@ async fn not_found(uri: Uri) -> Response {
 }
 
 async fn method_not_allowed(uri: Uri) -> Response {
-    let method = if uri.path() == "/api/v1/events" { "use POST" } else { "use GET" };
+    let method =
+        if uri.path() == "/api/v1/events" { "use POST, or GET to learn how events are read" } else { "use GET" };
     Problem::new(Kind::MethodNotAllowed, method, uri.path()).into_response()
 }

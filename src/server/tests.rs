@@ -243,6 +243,9 @@ async fn tokens_are_for_asking_or_for_sending() {
     {
         let head = format!("authorization: Bearer {token}\r\n");
         assert_eq!(server.send("GET", "/api/v1/stats", &head).await.status, question, "{token}");
+        // How events are read, which is known where they come in.
+        let rules = server.send("GET", "/api/v1/events", &head).await.status;
+        assert_eq!(rules, if question == 401 { 401 } else { 501 }, "{token}");
         let answer = server.send("POST", "/api/v1/events", &format!("{head}content-length: 0\r\n")).await.status;
         assert!(event.map_or(![401, 403].contains(&answer), |expected| answer == expected), "{token}: {answer}");
     }

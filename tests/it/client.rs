@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use crate::cli::{traqq, write_config};
@@ -15,46 +15,53 @@ use crate::servers::{Redis, free_port, poll_until};
 
 /// A request as it came.
 #[derive(Clone, Debug)]
-struct Request {
-    head: String,
-    body: Vec<u8>,
+pub struct Request {
+    pub head: String,
+    pub body: Vec<u8>,
 }
 
 impl Request {
-    fn header(&self, name: &str) -> Option<String> {
+    pub fn header(&self, name: &str) -> Option<String> {
         let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
         lines.find_map(|(found, value)| found.eq_ignore_ascii_case(name).then(|| value.to_owned()))
     }
 
-    fn events(&self) -> usize {
+    pub fn events(&self) -> usize {
         self.body.iter().filter(|byte| **byte == b'\n').count()
     }
 }
 
-enum Answer {
+pub enum Answer {
     /// Status and headers, each with a line end, and the body.
     Reply(String, String),
     /// The connection ends without an answer.
     Lost,
 }
 
-fn reply(status: &str, body: &str) -> Answer {
+pub fn reply(status: &str, body: &str) -> Answer {
     Answer::Reply(format!("{status}\r\n"), body.to_owned())
 }
 
-fn taken(request: &Request) -> Answer {
+pub fn taken(request: &Request) -> Answer {
     reply("200 OK", &format!(r#"{{"accepted":{},"rejected":0,"errors":[]}}"#, request.events()))
 }
 
 /// A listener in a server's place. What it is asked it keeps.
-struct Stand {
+pub struct Stand {
     port: u16,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Stand {
-    /// `answer` is told how many requests came before.
-    fn start(answer: impl Fn(usize, &Request) -> Answer + Send + Sync + 'static) -> Self {
+    /// `answer` is told how many requests came before. The question how events are read is answered, and is none of them.
+    pub fn start(answer: impl Fn(usize, &Request) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_with(Some(r#"{"time_fields":["at","ts"],"of_a_later_version":true}"#), answer)
+    }
+
+    pub fn start_with(
+        rules: Option<&'static str>,
+        answer: impl Fn(usize, &Request) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let (requests, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
@@ -62,29 +69,34 @@ impl Stand {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (requests, answer) = (Arc::clone(&requests), Arc::clone(&answer));
-                std::thread::spawn(move || serve(stream.unwrap(), &requests, answer.as_ref()));
+                std::thread::spawn(move || serve(stream.unwrap(), rules, &requests, answer.as_ref()));
             }
         });
         Self { port, requests: all }
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = traqq();
         command.args(arguments).args(["--server", &format!("http://127.0.0.1:{}", self.port)]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 
-    fn requests(&self) -> Vec<Request> {
+    pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 }
 
-fn serve(stream: TcpStream, requests: &Mutex<Vec<Request>>, answer: &dyn Fn(usize, &Request) -> Answer) {
+fn serve(
+    stream: TcpStream,
+    rules: Option<&str>,
+    requests: &Mutex<Vec<Request>>,
+    answer: &dyn Fn(usize, &Request) -> Answer,
+) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut stream = stream;
     loop {
@@ -99,6 +111,11 @@ fn serve(stream: TcpStream, requests: &Mutex<Vec<Request>>, answer: &dyn Fn(usiz
         let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
         request.body.resize(length, 0);
         reader.read_exact(&mut request.body).unwrap();
+        if let Some(rules) = rules.filter(|_| request.head.starts_with("GET /api/v1/events ")) {
+            let length = rules.len();
+            write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{rules}").unwrap();
+            continue;
+        }
         let before = {
             let mut requests = requests.lock().unwrap();
             requests.push(request.clone());
@@ -112,31 +129,33 @@ fn serve(stream: TcpStream, requests: &Mutex<Vec<Request>>, answer: &dyn Fn(usiz
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// The only line of standard error.
-fn complaint(output: &Output) -> String {
+pub fn complaint(output: &Output) -> String {
     let complaint = text(&output.stderr);
     assert_eq!(complaint.lines().count(), 1, "{complaint}");
     complaint
 }
 
-fn ndjson(count: usize) -> String {
-    (0..count).map(|index| format!("{{\"event\":\"view\",\"user\":{index}}}\n")).collect()
+pub fn ndjson(count: usize) -> String {
+    static NOW: LazyLock<u64> = LazyLock::new(|| std::time::UNIX_EPOCH.elapsed().unwrap().as_secs());
+    let now = *NOW;
+    (0..count).map(|index| format!("{{\"event\":\"view\",\"user\":{index},\"ts\":{now}}}\n")).collect()
 }
 
-struct Files {
+pub struct Files {
     directory: tempfile::TempDir,
 }
 
 impl Files {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { directory: tempfile::tempdir().unwrap() }
     }
 
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
         let path: PathBuf = self.directory.path().join(name);
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
@@ -195,7 +214,7 @@ fn an_import_survives_what_networks_do() {
 fn a_second_run_says_what_was_there() {
     let stand = Stand::start(|_, request| {
         let Answer::Reply(head, body) = taken(request) else { unreachable!() };
-        let replayed = if request.body.starts_with(b"{\"event\":\"view\",\"user\":0}") {
+        let replayed = if request.body.starts_with(b"{\"event\":\"view\",\"user\":0,") {
             "Idempotent-Replayed: true\r\n"
         } else {
             ""
@@ -216,20 +235,21 @@ fn rejected_lines_are_named() {
     });
     let files = Files::new();
     let long = "x".repeat((1 << 20) + 1);
-    let output =
-        stand.run(&["import", &files.write("events", format!("\n{{\"event\":\"a\"}}\n\n{{\"event\"}}\n{long}\n"))]);
+    let output = stand
+        .run(&["import", &files.write("events", format!("\n{{\"event\":\"a\",\"ts\":1}}\n\n{{\"event\"}}\n{long}\n"))]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stdout), "imported 1 event, rejected 2 (first: line 4: json: expected `:`)\n");
     let lines: Vec<String> = text(&output.stderr).lines().map(str::to_owned).collect();
     assert_eq!(lines[..2], ["line 4: json: expected `:`", "line 5: longer than 1048576 bytes"]);
-    assert_eq!(stand.requests()[0].body, b"{\"event\":\"a\"}\n{\"event\"}\n");
+    assert_eq!(stand.requests()[0].body, b"{\"event\":\"a\",\"ts\":1}\n{\"event\"}\n");
 }
 
 #[test]
 fn rows_become_events() {
     let stand = Stand::start(|_, request| taken(request));
     let files = Files::new();
-    let output = stand.run(&["import", &files.write("events.csv", "event,amount,geo\nbuy,9.90,\nview,,DE\n")]);
+    let file = files.write("events.csv", "event,amount,geo\nbuy,9.90,\nview,,DE\n");
+    let output = stand.run(&["import", "--now", &file]);
     assert_eq!(text(&output.stdout), "imported 2 events\n", "{}", text(&output.stderr));
     let request = &stand.requests()[0];
     assert_eq!(text(&request.body), "{\"event\":\"buy\",\"amount\":9.90}\n{\"event\":\"view\",\"geo\":\"DE\"}\n");
@@ -330,7 +350,7 @@ fn interrupt(child: &Child) {
 }
 
 /// A real server that ends with the value.
-struct Traqq {
+pub struct Traqq {
     child: Child,
     command: &'static str,
     port: u16,
@@ -340,7 +360,7 @@ struct Traqq {
 
 impl Traqq {
     /// `config` has everything but the addresses.
-    fn start(command: &'static str, config: &str) -> Self {
+    pub fn start(command: &'static str, config: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let port = free_port();
         let data = directory.path().join("data");
@@ -369,19 +389,19 @@ impl Traqq {
         self.child = Self::launch(self.command, &self.config, self.port);
     }
 
-    fn client(&self, arguments: &[&str]) -> Command {
+    pub fn client(&self, arguments: &[&str]) -> Command {
         let mut client = traqq();
         client.arg("--config").arg(&self.config).args(arguments);
         client.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         client
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
         self.client(arguments).output().unwrap()
     }
 
     /// The count of an event, today.
-    fn count(&self, event: &str) -> i64 {
+    pub fn count(&self, event: &str) -> i64 {
         let output = self.run(&["find", "add/event", "--value", event, "--json"]);
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         answer["results"][0]["data"]["count"].as_i64().unwrap_or(0)

@@ -701,9 +701,15 @@ fn events_come_in_as_one_an_array_or_lines_and_packed() {
     );
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(lines.as_bytes()).unwrap();
-    report(2, 1, &site.post(&format!("{NDJSON}content-encoding: gzip\r\n"), &gzip.finish().unwrap()).unwrap());
-    let packed = zstd::bulk::compress(lines.as_bytes(), 1).unwrap();
-    report(2, 1, &site.post(&format!("{NDJSON}content-encoding: zstd\r\n"), &packed).unwrap());
+    let gzip = gzip.finish().unwrap();
+    let zstd = zstd::bulk::compress(lines.as_bytes(), 1).unwrap();
+    // Also with zeros behind the end, and with a frame in front that is to be skipped.
+    let padded = [&gzip[..], &[0; 600]].concat();
+    let skipping = [b"\x50\x2a\x4d\x18\x04\0\0\0\x10\0\0\0", &zstd[..]].concat();
+    for (coding, body) in [("gzip", &gzip), ("gzip", &padded), ("zstd", &zstd), ("zstd", &skipping)] {
+        report(2, 1, &site.post(&format!("{NDJSON}content-encoding: {coding}\r\n"), body).unwrap());
+    }
+    let (cut, garbage) = (&gzip[..gzip.len() - 1], [&gzip[..], b"garbage"].concat());
     for (headers, body, status, part) in [
         (JSON, &b""[..], 400, "empty"),
         (JSON, b"[{\"event\":\"a\"}", 400, "malformed"),
@@ -712,6 +718,9 @@ fn events_come_in_as_one_an_array_or_lines_and_packed() {
         ("content-type: application/json\r\nsec-fetch-site: cross-site\r\n", b"{}", 403, "another site"),
         ("content-encoding: br\r\n", b"x", 415, "zstd"),
         ("content-encoding: gzip\r\n", b"x", 400, "unpacked"),
+        ("content-encoding: gzip\r\n", cut, 400, "the gzip stream is cut short"),
+        ("content-encoding: gzip\r\n", &garbage, 400, "no gzip"),
+        (NDJSON, &gzip, 400, "Content-Encoding: gzip"),
         ("content-encoding: zstd\r\n", b"x", 400, "unpacked"),
         ("idempotency-key: a b\r\n", b"{}", 400, "Idempotency-Key"),
     ] {
@@ -725,11 +734,11 @@ fn events_come_in_as_one_an_array_or_lines_and_packed() {
     assert!(!first.head.contains("idempotent-replayed") && again.head.contains("idempotent-replayed: true"));
     assert_eq!(first.body, again.body);
     assert_eq!(site.post(&key, b"{\"event\":\"other\"}").unwrap().status, 422);
-    poll_until(PATIENCE, "all are counted", || (site.events() == 13).then_some(()));
+    poll_until(PATIENCE, "all are counted", || (site.events() == 17).then_some(()));
     let found = site.get("/api/v1/find?q=add/id&days=1&value=d");
-    assert_eq!(found["results"][0]["data"]["count"], 4, "{found}");
-    // One each of the array and the three lists of lines, one that came alone, one with a key; not those of the repetition.
-    assert_eq!(process.metric("traqq_ingest_rejected_total"), 6.0);
+    assert_eq!(found["results"][0]["data"]["count"], 6, "{found}");
+    // One each of the array and the five lists of lines, one that came alone, one with a key; not those of the repetition.
+    assert_eq!(process.metric("traqq_ingest_rejected_total"), 8.0);
     assert_eq!(process.stop(), 0);
 }
 

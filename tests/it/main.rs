@@ -8,6 +8,7 @@ mod deploy;
 mod environment;
 mod half_closed;
 mod hll;
+mod import;
 mod kafka;
 mod kafka_access;
 mod kafka_faults;

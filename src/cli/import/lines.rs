@@ -8,12 +8,14 @@ pub struct Lines<R> {
     input: R,
     /// Of the last line that was begun, from 1.
     line: u64,
+    /// One was found that is not blank.
+    has_begun: bool,
     bytes_max: usize,
 }
 
 impl<R: BufRead> Lines<R> {
     pub fn new(input: R, bytes_max: usize) -> Self {
-        Self { input, line: 0, bytes_max }
+        Self { input, line: 0, has_begun: false, bytes_max }
     }
 
     /// The next line that is not blank, appended to `body` without its end.
@@ -34,10 +36,14 @@ impl<R: BufRead> Lines<R> {
                 }
                 continue;
             }
-            if self.line == 1 && body[start..].trim_ascii().first() == Some(&b'[') {
-                return Err("begins with an array, and an event is an object on a line of its own; \
-                            `jq -c '.[]' FILE | traqq import -` imports the objects of an array"
-                    .to_owned());
+            let is_first = !std::mem::replace(&mut self.has_begun, true);
+            if is_first && memchr::memmem::find(&body[start..], b"}\r{").is_some() {
+                return Err(
+                    "its lines end with CR alone; `tr '\\r' '\\n' <FILE | traqq import -` imports them".to_owned()
+                );
+            }
+            if is_first && let Some(what) = is_begun(&body[start..]) {
+                return Err(what.to_owned());
             }
             return Ok(Some(Item { line: self.line, result: Ok(()) }));
         }
@@ -63,6 +69,25 @@ impl<R: BufRead> Lines<R> {
                 return Ok((length <= self.bytes_max, false));
             }
         }
+    }
+}
+
+/// What to do with a file of which the first line is only the beginning of a value.
+fn is_begun(line: &[u8]) -> Option<&'static str> {
+    let first = line.trim_ascii().first()?;
+    if !serde_json::from_slice::<serde::de::IgnoredAny>(line).is_err_and(|error| error.is_eof()) {
+        return None;
+    }
+    match first {
+        b'[' => Some(
+            "begins with an array over several lines, and an event is an object on a line of its own; \
+             `jq -c '.[]' FILE | traqq import -` imports the objects of an array",
+        ),
+        b'{' => Some(
+            "begins with an object over several lines, and an event is an object on a line of its own; \
+             `jq -c . FILE | traqq import -` imports such objects",
+        ),
+        _ => None,
     }
 }
 
@@ -100,8 +125,17 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_an_old_mac_are_recognised() {
+        let error = Lines::new(&b"{\"a\":1}\r{\"a\":2}\r"[..], 99).next(&mut Vec::new()).err().unwrap();
+        assert!(error.contains("tr '\\r' '\\n'"), "{error}");
+    }
+
+    #[test]
     fn an_array_is_recognised() {
-        let error = Lines::new(&b" [\n{}]"[..], 9).next(&mut Vec::new()).err().unwrap();
-        assert!(error.contains("jq"), "{error}");
+        let error = Lines::new(&b"\n [\n{}]"[..], 9).next(&mut Vec::new()).err().unwrap();
+        assert!(error.contains("jq -c '.[]'"), "{error}");
+        let error = Lines::new(&b"{\r\n\"event\": 5}\r\n"[..], 9).next(&mut Vec::new()).err().unwrap();
+        assert!(error.contains("jq -c ."), "{error}");
+        assert_eq!(lines("[{}]\n{\n", 9), [(1, Ok("[{}]".to_owned())), (2, Ok("{".to_owned()))]);
     }
 }

@@ -1,6 +1,6 @@
 //! What became of an import so far, and how fast it goes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::batch::Batch;
@@ -21,12 +21,15 @@ pub struct Tally {
     rejected: u64,
     /// The first ones by file and line.
     rejections: BTreeMap<(usize, u64), String>,
+    /// Files that had something.
+    files: BTreeSet<usize>,
 }
 
 impl Tally {
     /// Adds a batch of the file number `file`.
     pub fn add(&mut self, file: usize, batch: &Batch, taken: &Taken) {
         *(if taken.replayed { &mut self.skipped } else { &mut self.imported }) += taken.accepted;
+        self.files.insert(file);
         self.rejected += taken.rejected + batch.unreadable.len() as u64;
         let line = |rejection: &Rejection| batch.lines.get(rejection.index as usize).copied();
         let refused = taken.errors.iter().filter_map(|rejection| Some((line(rejection)?, rejection.text())));
@@ -44,6 +47,12 @@ impl Tally {
 
     pub fn events(&self) -> u64 {
         self.imported + self.skipped + self.rejected
+    }
+
+    /// Files that had nothing.
+    pub fn empty<'f>(&self, files: &'f [String]) -> Vec<&'f str> {
+        let empty = files.iter().enumerate().filter(|(index, _)| !self.files.contains(index));
+        empty.map(|(_, file)| file.as_str()).collect()
     }
 
     /// The first rejected lines, each with its reason.
@@ -148,6 +157,7 @@ mod tests {
         assert_eq!((named.len(), named[1].as_str()), (20, "line 1000: too long"));
         assert_eq!(named[2], "line 1001: json: bad");
         assert_eq!((tally.events(), tally.rejected()), (2000, 42));
+        assert_eq!(tally.empty(&["f".to_owned(), "g".to_owned()]), ["g"]);
         assert!(tally.rejections(&["f".to_owned(), "g".to_owned()])[0].starts_with("f line 17"));
     }
 

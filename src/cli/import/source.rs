@@ -1,40 +1,77 @@
-//! Where an import reads: a file or standard input, decompressed by what its first bytes say.
+//! Where an import reads: a file or standard input as UTF-8, unpacked and decoded by what its first bytes say.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Cursor, Read, Result};
+use std::io::{BufRead, BufReader, Cursor, Error, ErrorKind, Read, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use flate2::read::MultiGzDecoder;
+use super::foreign;
+use super::utf16::Utf16;
+use crate::server::unpack::{Gzip, MAGIC_BYTES, Packing, Zstd};
 
 const BUFFER_BYTES: usize = 256 << 10;
-const GZIP: &[u8] = &[0x1f, 0x8b];
-const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// A tar archive says what it is behind 257.
+const START_BYTES: usize = 512;
+/// What is packed more often is nothing that anybody made on purpose.
+const LAYERS_MAX: usize = 3;
 const BYTE_ORDER_MARK: &[u8] = &[0xef, 0xbb, 0xbf];
 
 pub type Input = Box<dyn BufRead + Send>;
 
-/// Opens a file, or standard input for `-`. What is read of it, before it is decompressed, is added to `read`.
-pub fn open(file: &str, read: &Arc<AtomicU64>) -> Result<Input> {
-    let bytes: Box<dyn Read + Send> =
-        if file == "-" { Box::new(std::io::stdin()) } else { Box::new(File::open(file)?) };
-    decompressed(Counted { bytes, read: Arc::clone(read) })
+/// A text, and how it begins.
+pub struct Source {
+    pub input: Input,
+    pub start: Vec<u8>,
 }
 
-fn decompressed(bytes: impl Read + Send + 'static) -> Result<Input> {
-    let (start, bytes) = peek(bytes, ZSTD.len())?;
-    let plain: Box<dyn Read + Send> = if start.starts_with(GZIP) {
-        Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, bytes)))
-    } else if start.starts_with(ZSTD) {
-        Box::new(zstd::Decoder::new(bytes)?)
-    } else {
-        Box::new(bytes)
-    };
-    let (start, mut plain) = peek(plain, BYTE_ORDER_MARK.len())?;
-    if start == BYTE_ORDER_MARK {
-        plain.read_exact(&mut [0; BYTE_ORDER_MARK.len()])?;
+/// Opens a file, or standard input for `-`. What is read of it, before it is unpacked, is added to `read`.
+pub fn open(file: &str, read: &Arc<AtomicU64>) -> Result<Source> {
+    let bytes: Box<dyn Read + Send> =
+        if file == "-" { Box::new(std::io::stdin()) } else { Box::new(File::open(file)?) };
+    text(Counted { bytes, read: Arc::clone(read) })
+}
+
+fn text(bytes: impl Read + Send + 'static) -> Result<Source> {
+    let (start, plain) = peek(unpacked(bytes)?, START_BYTES)?;
+    if let Some(what) = foreign::recognise(&start) {
+        return Err(Error::new(ErrorKind::InvalidData, what));
     }
-    Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, plain)))
+    let text: Box<dyn Read + Send> = match start[..] {
+        [0xff, 0xfe, ..] => Box::new(Utf16::little_endian(plain)),
+        [0xfe, 0xff, ..] => Box::new(Utf16::big_endian(plain)),
+        // Without a mark; no text in UTF-8 has such a byte.
+        [1..=255, 0, 1..=255, 0, ..] => Box::new(Utf16::little_endian(plain)),
+        [0, 1..=255, 0, 1..=255, ..] => Box::new(Utf16::big_endian(plain)),
+        _ if start.contains(&0) => {
+            let why = "it is neither NDJSON nor CSV, but something binary; convert it";
+            return Err(Error::new(ErrorKind::InvalidData, why));
+        }
+        _ => Box::new(plain),
+    };
+    let (start, mut text) = peek(text, START_BYTES)?;
+    let start = match start.strip_prefix(BYTE_ORDER_MARK) {
+        Some(start) => {
+            text.read_exact(&mut [0; BYTE_ORDER_MARK.len()])?;
+            start.to_owned()
+        }
+        None => start,
+    };
+    Ok(Source { input: Box::new(BufReader::with_capacity(BUFFER_BYTES, text)), start })
+}
+
+/// Undoes gzip and Zstandard, also one within the other.
+pub fn unpacked(bytes: impl Read + Send + 'static) -> Result<Box<dyn Read + Send>> {
+    let mut bytes: Box<dyn Read + Send> = Box::new(bytes);
+    for _ in 0..LAYERS_MAX {
+        let (start, packed) = peek(bytes, MAGIC_BYTES)?;
+        let packed = BufReader::with_capacity(BUFFER_BYTES, packed);
+        bytes = match Packing::of(&start) {
+            Some(Packing::Gzip) => Box::new(Gzip::new(packed)),
+            Some(Packing::Zstd) => Box::new(Zstd::new(packed, None)?),
+            None => return Ok(Box::new(packed)),
+        };
+    }
+    Ok(bytes)
 }
 
 /// The first bytes, fewer if there are fewer, and a reader that begins with them.
@@ -69,36 +106,49 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn text(bytes: Vec<u8>) -> Result<String> {
-        let mut text = String::new();
-        decompressed(Cursor::new(bytes))?.read_to_string(&mut text)?;
-        Ok(text)
+    fn read(bytes: Vec<u8>) -> Result<String> {
+        let (mut read, mut source) = (String::new(), text(Cursor::new(bytes))?);
+        source.input.read_to_string(&mut read)?;
+        assert!(read.as_bytes().starts_with(&source.start));
+        Ok(read)
+    }
+
+    fn utf16(text: &str, encode: fn(u16) -> [u8; 2]) -> Vec<u8> {
+        text.encode_utf16().flat_map(encode).collect()
     }
 
     #[test]
-    fn compression_is_seen_by_itself() {
-        let zstd = |text: &[u8]| zstd::encode_all(text, 1).unwrap();
+    fn packing_and_encoding_are_seen_by_themselves() {
+        let text = "aé\n𝄞d\n";
+        let marked = format!("\u{feff}{text}");
         for bytes in [
-            b"ab\ncd\n".to_vec(),
-            gzip(b"ab\ncd\n"),
-            zstd(b"ab\ncd\n"),
-            [gzip(b"ab\n"), gzip(b"cd\n")].concat(),
-            [zstd(b"ab\n"), zstd(b"cd\n")].concat(),
-            [BYTE_ORDER_MARK, b"ab\ncd\n"].concat(),
-            gzip(&[BYTE_ORDER_MARK, b"ab\ncd\n"].concat()),
+            text.as_bytes().to_vec(),
+            gzip(text.as_bytes()),
+            zstd::encode_all(text.as_bytes(), 1).unwrap(),
+            [&[0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 9][..], &zstd::encode_all(text.as_bytes(), 1).unwrap()].concat(),
+            marked.as_bytes().to_vec(),
+            gzip(marked.as_bytes()),
+            utf16(&marked, u16::to_le_bytes),
+            utf16(&marked, u16::to_be_bytes),
+            gzip(&utf16(&marked, u16::to_le_bytes)),
         ] {
-            assert_eq!(text(bytes).unwrap(), "ab\ncd\n");
+            assert_eq!(read(bytes).unwrap(), text);
         }
-        for short in [&b""[..], b"a", b"{}\n"] {
-            assert_eq!(text(short.to_vec()).unwrap().as_bytes(), short);
+        for encode in [u16::to_le_bytes, u16::to_be_bytes] {
+            assert_eq!(read(utf16("{\"event\":\"é\"}\n", encode)).unwrap(), "{\"event\":\"é\"}\n");
+        }
+        for short in ["", "a", "{}\n", "\u{feff}"] {
+            assert_eq!(read(short.as_bytes().to_vec()).unwrap(), short.trim_start_matches('\u{feff}'));
         }
     }
 
     #[test]
-    fn a_cut_file_is_an_error() {
-        let whole = gzip(&vec![b'x'; 10_000]);
-        assert!(text(whole[..whole.len() - 6].to_vec()).is_err());
-        let whole = zstd::encode_all(&vec![b'x'; 10_000][..], 1).unwrap();
-        assert!(text(whole[..whole.len() - 2].to_vec()).is_err());
+    fn what_is_no_text_is_said() {
+        let packed = |layers: usize| (0..layers).fold(b"ab\n".to_vec(), |bytes, _| gzip(&bytes));
+        assert_eq!(read(packed(LAYERS_MAX)).unwrap(), "ab\n");
+        for bytes in [b"ab\0c".to_vec(), packed(LAYERS_MAX + 1)] {
+            let error = read(bytes).err().unwrap().to_string();
+            assert!(error.contains("binary"), "{error}");
+        }
     }
 }
