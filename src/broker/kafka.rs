@@ -5,26 +5,33 @@
 //! never where reading begins.
 
 mod config;
+mod context;
+mod doctor;
+mod lookout;
 mod producer;
+mod standing;
+mod topics;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
-use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{Offset, Statistics, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
-pub use config::{Config, checks};
+pub use config::Config;
+pub use doctor::{checks, examine};
 pub use producer::KafkaProducer;
+pub use topics::Topics;
 
 use super::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
 use crate::model::{RecordBatch, TopicPartition};
+use context::{Context, Rebalance, give_back, lock};
+use lookout::Lookout;
+use standing::Reading;
 
 /// How long a question to the broker may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,91 +39,6 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 const WATERMARKS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Records taken in one poll, so that commands are looked at in between.
 const POLL_RECORDS_MAX: usize = 10_000;
-
-/// What the group wants, noted by the hook.
-enum Rebalance {
-    Assign(Vec<TopicPartition>),
-    Revoke(Vec<TopicPartition>, bool),
-}
-
-#[derive(Default)]
-pub struct Context {
-    rebalances: Mutex<Vec<Rebalance>>,
-    /// While the consumer is being closed partitions are given back at once.
-    is_closing: AtomicBool,
-    ends: Mutex<BTreeMap<TopicPartition, i64>>,
-    /// No broker has a connection.
-    is_away: AtomicBool,
-    troubles: Mutex<Vec<String>>,
-    failed_commits: Mutex<Vec<String>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
-                tracing::warn!(facility, message, "librdkafka");
-            }
-            _ => tracing::debug!(facility, message, "librdkafka"),
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        lock(&self.troubles).push(format!("{error}: {reason}"));
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        self.is_away.store(!statistics.brokers.values().any(|broker| broker.state == "UP"), Ordering::Relaxed);
-        let mut ends = lock(&self.ends);
-        for (topic, statistics) in &statistics.topics {
-            for partition in statistics.partitions.values().filter(|partition| partition.hi_offset >= 0) {
-                ends.insert(TopicPartition::new(topic, partition.partition), partition.hi_offset);
-            }
-        }
-    }
-}
-
-impl ConsumerContext for Context {
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        let each = offsets.elements().iter().find_map(|element| element.error().err());
-        if let Some(error) = result.err().or(each) {
-            lock(&self.failed_commits).push(error.to_string());
-        }
-    }
-
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let partitions = to_partitions(list);
-        match error {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS if !self.is_closing.load(Ordering::SeqCst) => {
-                lock(&self.rebalances).push(Rebalance::Assign(partitions));
-            }
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS if !self.is_closing.load(Ordering::SeqCst) => {
-                lock(&self.rebalances).push(Rebalance::Revoke(partitions, consumer.assignment_lost()));
-            }
-            _ => {
-                if let Err(error) = give_back(consumer, list) {
-                    tracing::debug!(%error, "giving partitions back while closing");
-                }
-            }
-        }
-    }
-}
-
-/// An eager protocol gives back everything at once.
-fn give_back(consumer: &BaseConsumer<Context>, list: &TopicPartitionList) -> KafkaResult<()> {
-    match consumer.rebalance_protocol() {
-        RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
-        _ => consumer.unassign(),
-    }
-}
-
-fn to_partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
-    list.elements().iter().map(|element| TopicPartition::new(element.topic(), element.partition())).collect()
-}
 
 fn to_list<'p>(partitions: impl IntoIterator<Item = &'p TopicPartition>) -> TopicPartitionList {
     let mut list = TopicPartitionList::new();
@@ -127,12 +49,15 @@ fn to_list<'p>(partitions: impl IntoIterator<Item = &'p TopicPartition>) -> Topi
 }
 
 pub struct KafkaConsumer {
-    consumer: BaseConsumer<Context>,
+    consumer: Arc<BaseConsumer<Context>>,
     brokers: String,
-    topics: Vec<String>,
-    pattern: Option<regex::Regex>,
-    /// Never consumed, even if the pattern matches it.
-    dead_letter_topic: Option<String>,
+    group: String,
+    topics: Topics,
+    lookout: Lookout,
+    /// The names that are subscribed to.
+    subscribed: BTreeSet<String>,
+    /// Of them, those that the last look did not find.
+    missed: BTreeSet<String>,
     names: HashMap<String, Arc<str>>,
     /// Open partitions: generation, and the next offset as far as it was delivered.
     open: BTreeMap<TopicPartition, (u64, i64)>,
@@ -142,25 +67,70 @@ pub struct KafkaConsumer {
 }
 
 impl KafkaConsumer {
-    /// Subscribes; reaches the broker in the background.
+    /// Subscribes to the topics that are named, and to those that match the pattern when they are known; reaches the broker in
+    /// the background.
     pub fn new(config: &Config, buffer_bytes_max: usize) -> Result<Self, String> {
-        let pattern = config.pattern()?;
+        let topics = Topics::new(config)?;
         let consumer: BaseConsumer<Context> =
             config.client(buffer_bytes_max)?.create_with_context(Context::default()).map_err(config::invalid)?;
-        let mut subscription: Vec<&str> = config.topics.iter().map(String::as_str).collect();
-        subscription.extend((!config.topic_pattern.is_empty()).then_some(config.topic_pattern.as_str()));
-        consumer.subscribe(&subscription).map_err(|error| format!("broker.kafka.topics: {error}"))?;
-        Ok(Self {
+        let consumer = Arc::new(consumer);
+        let lookout = Lookout::start(&consumer, topics.clone(), config.refresh_interval());
+        let mut this = Self {
             consumer,
             brokers: config.brokers.clone(),
-            topics: config.topics.clone(),
-            pattern,
-            dead_letter_topic: config.dead_letters(),
+            group: config.group.clone(),
+            topics,
+            lookout,
+            subscribed: BTreeSet::new(),
+            missed: BTreeSet::new(),
             names: HashMap::new(),
             open: BTreeMap::new(),
             halted: BTreeSet::new(),
             is_paused: false,
-        })
+        };
+        this.subscribe(this.topics.named().clone()).map_err(|error| format!("broker.kafka.topics: {error}"))?;
+        Ok(this)
+    }
+
+    /// The group shares its partitions anew when the names are others than before, and only then.
+    fn subscribe(&mut self, names: BTreeSet<String>) -> KafkaResult<()> {
+        // To subscribe to nothing would be to leave the group.
+        if names.is_empty() || names == self.subscribed {
+            return Ok(());
+        }
+        let list: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.consumer.subscribe(&list)?;
+        if self.topics.pattern().is_some() {
+            tracing::info!(topics = ?list, "subscribed");
+        }
+        self.subscribed = names;
+        Ok(())
+    }
+
+    /// Follows topics that come and go. One that a single look does not find is kept: a broker that has just started may not
+    /// have heard of it yet.
+    fn follow(&mut self) -> KafkaResult<()> {
+        let Some(seen) = self.lookout.take() else { return Ok(()) };
+        let found = seen.names();
+        let mut names: BTreeSet<String> = found.union(self.topics.named()).cloned().collect();
+        let missing: BTreeSet<String> = self.subscribed.difference(&found).cloned().collect();
+        names.extend(missing.difference(&self.missed).cloned());
+        self.missed = missing;
+        lock(&self.consumer.context().standing).topics_seen(seen.problems);
+        self.subscribe(names)
+    }
+
+    /// Reads once more where it stands: librdkafka says that a broker refuses it, and not that it no longer does.
+    fn ask_again_if_refused(&mut self) {
+        if self.is_paused || !lock(&self.consumer.context().standing).is_to_ask_again(Instant::now()) {
+            return;
+        }
+        for (partition, (_, next)) in self.open.iter().filter(|(partition, _)| !self.halted.contains(*partition)) {
+            let offset = Offset::Offset(*next);
+            if let Err(error) = self.consumer.seek(&partition.topic, partition.partition, offset, ASK_TIMEOUT) {
+                tracing::debug!(%error, %partition, "reading once more");
+            }
+        }
     }
 
     fn retry(&self, what: &str, error: &KafkaError) -> BrokerError {
@@ -169,14 +139,12 @@ impl KafkaConsumer {
 
     fn take_rebalances(&mut self) -> Vec<Event> {
         let rebalances = std::mem::take(&mut *lock(&self.consumer.context().rebalances));
-        let wanted = |partition: &TopicPartition| self.dead_letter_topic.as_deref() != Some(&*partition.topic);
         let mut events = Vec::new();
         for rebalance in rebalances {
             match rebalance {
                 Rebalance::Assign(partitions) => {
                     let answered = self.assign(&[], &[]);
                     events.extend(answered.err().map(|error| Event::Trouble(error.to_string())));
-                    let partitions: Vec<TopicPartition> = partitions.into_iter().filter(|p| wanted(p)).collect();
                     if !partitions.is_empty() {
                         events.push(Event::Assigned(partitions));
                     }
@@ -192,22 +160,33 @@ impl KafkaConsumer {
     }
 
     fn error_event(&self, error: &KafkaError) -> BrokerResult<Option<Event>> {
-        match error {
-            KafkaError::PartitionEOF(_) => Ok(None),
-            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-                Ok(Some(Event::OutOfRange))
+        let trouble = || Ok(Some(Event::Trouble(format!("kafka {}: {error}", self.brokers))));
+        let code = match error {
+            KafkaError::PartitionEOF(_) => return Ok(None),
+            KafkaError::MessageConsumptionFatal(code) => return Err(self.fatal(*code)),
+            KafkaError::MessageConsumption(code) => *code,
+            _ => return trouble(),
+        };
+        match code {
+            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => Ok(Some(Event::OutOfRange)),
+            RDKafkaErrorCode::TopicAuthorizationFailed => {
+                lock(&self.consumer.context().standing).reading_refused(Instant::now());
+                trouble()
             }
-            KafkaError::MessageConsumption(
-                code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::GroupAuthorizationFailed),
-            ) => Err(BrokerError::Stop(format!(
-                "kafka {}: {code}; grant this user READ on the topics and the group",
-                self.brokers
-            ))),
-            KafkaError::MessageConsumptionFatal(code) => {
-                Err(BrokerError::Stop(format!("kafka {}: fatal: {code}", self.brokers)))
+            code => {
+                if let Some(why) = standing::group_refusal(code) {
+                    lock(&self.consumer.context().standing).group_failed(format!("{error}; {why}"));
+                }
+                trouble()
             }
-            _ => Ok(Some(Event::Trouble(format!("kafka {}: {error}", self.brokers)))),
         }
+    }
+
+    /// What the client does not recover from.
+    fn fatal(&self, code: RDKafkaErrorCode) -> BrokerError {
+        let (code, text) = self.consumer.client().fatal_error().unwrap_or_else(|| (code, code.to_string()));
+        let remedy = standing::group_refusal(code).map(|why| format!("; {why}")).unwrap_or_default();
+        BrokerError::Stop(format!("kafka {}: group {:?}: {text}{remedy}", self.brokers, self.group))
     }
 
     /// Where the application stands, control records and aborted transactions included, of every open partition.
@@ -336,6 +315,10 @@ impl Consumer for KafkaConsumer {
         });
         events.extend(batches.into_iter().map(Event::Records));
         events.extend(self.take_rebalances());
+        self.ask_again_if_refused();
+        let followed = self.follow();
+        events
+            .extend(followed.err().map(|error| Event::Trouble(format!("kafka {}: subscribe: {error}", self.brokers))));
         Ok(events)
     }
 
@@ -422,8 +405,15 @@ impl Consumer for KafkaConsumer {
     }
 
     fn away(&self) -> Option<String> {
-        let is_away = self.consumer.context().is_away.load(Ordering::Relaxed);
-        is_away.then(|| format!("kafka {}: no broker can be reached", self.brokers))
+        let is_read = |partition: &&TopicPartition| !self.is_paused && !self.halted.contains(*partition);
+        let reading = Reading {
+            brokers: &self.brokers,
+            group: &self.group,
+            topics: self.subscribed.iter().map(String::as_str).collect(),
+            has_partitions: !self.open.is_empty(),
+            partitions: self.open.keys().filter(is_read).collect(),
+        };
+        lock(&self.consumer.context().standing).why(&reading, Instant::now())
     }
 
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
@@ -438,27 +428,19 @@ impl Consumer for KafkaConsumer {
     }
 
     fn partitions(&mut self) -> BrokerResult<Vec<TopicPartition>> {
-        let mut partitions = BTreeSet::new();
-        let metadata = self
-            .consumer
-            .fetch_metadata(None, ASK_TIMEOUT)
+        let seen = lookout::look(self.consumer.client(), &self.topics, ASK_TIMEOUT)
             .map_err(|error| BrokerError::Retry(format!("kafka {}: cannot be reached: {error}", self.brokers)))?;
-        for topic in metadata.topics() {
-            let is_listed = self.topics.iter().any(|name| name == topic.name());
-            let is_matched = self.pattern.as_ref().is_some_and(|pattern| pattern.is_match(topic.name()));
-            if (is_listed || is_matched) && self.dead_letter_topic.as_deref() != Some(topic.name()) {
-                partitions.extend(topic.partitions().iter().map(|p| TopicPartition::new(topic.name(), p.id())));
-            }
+        let found = seen.names();
+        if self.topics.named().iter().any(|name| !found.contains(name)) {
+            return Err(BrokerError::Stop(format!("kafka {}: {}", self.brokers, seen.problems.join("; "))));
         }
-        for name in &self.topics {
-            if !partitions.iter().any(|partition| *partition.topic == **name) {
-                return Err(BrokerError::Stop(format!(
-                    "kafka {}: there is no topic {name:?}; create it, or correct broker.kafka.topics",
-                    self.brokers
-                )));
-            }
+        for problem in &seen.problems {
+            tracing::warn!(problem, "topics");
         }
-        Ok(partitions.into_iter().collect())
+        let each = |(topic, partitions): &(String, i32)| -> Vec<TopicPartition> {
+            (0..*partitions).map(|partition| TopicPartition::new(topic, partition)).collect()
+        };
+        Ok(seen.counted.iter().flat_map(each).collect())
     }
 
     fn starts(&mut self, start: Start, partitions: &[TopicPartition]) -> BrokerResult<Vec<i64>> {

@@ -57,7 +57,7 @@ impl Doctor {
             sections.push(("running traqq", checks));
         }
         match broker {
-            BrokerKind::Kafka => sections.push(("kafka", kafka::checks(&config.broker.kafka))),
+            BrokerKind::Kafka => sections.push(("kafka", kafka::examine(&config.broker.kafka))),
             BrokerKind::Nats => {
                 let mut checks = block_on(nats::checks(&config.broker.nats))?;
                 if !checks[0].is_bad() {

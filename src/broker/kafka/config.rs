@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::metadata::Metadata;
+use rdkafka::error::KafkaError;
 use serde::{Deserialize, Serialize};
 
+use super::topics::Topics;
 use crate::broker::Start;
-use crate::model::{Check, Finding};
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -20,7 +18,7 @@ pub struct Config {
     /// The consumer group. One prefix in the store has one group.
     pub group: String,
     pub topics: Vec<String>,
-    /// A regular expression that begins with `^`; topics that match are consumed too.
+    /// A regular expression of the `regex` crate that begins with `^`; topics that match are consumed too.
     pub topic_pattern: String,
     /// Where counting begins on an empty store: `earliest`, `latest`, `committed`, or a time in RFC 3339.
     pub start: String,
@@ -50,14 +48,21 @@ impl Default for Config {
     }
 }
 
-/// Properties that decide what is counted, and what to set instead.
-const OWNED: [(&str, &str); 6] = [
+const ASSIGNOR: &str = "cooperative-sticky";
+const SESSION_MS: u64 = 10_000;
+const REQUEST_MS: u64 = 10_000;
+const JOIN_MS: u64 = 22_000;
+const REFRESH_INTERVAL_MS: u64 = 10_000;
+
+/// Properties that decide what is counted and shown, and what to set instead.
+const OWNED: [(&str, &str); 7] = [
     ("enable.auto.commit", "the worker commits what the store has"),
     ("enable.auto.offset.store", "the worker commits what the store has"),
     ("auto.offset.reset", "reading begins at the store's position; for an empty store set broker.kafka.start"),
     ("bootstrap.servers", "set broker.kafka.brokers"),
     ("metadata.broker.list", "set broker.kafka.brokers"),
     ("group.id", "set broker.kafka.group"),
+    ("statistics.interval.ms", "lag and readiness are told by these statistics, once a second"),
 ];
 
 /// Properties of librdkafka that only a consumer understands; the producer of dead letters goes without them.
@@ -87,12 +92,6 @@ impl Config {
         if self.group.is_empty() {
             return Err("broker.kafka.group is empty; name the consumer group".to_owned());
         }
-        if self.topics.is_empty() && self.topic_pattern.is_empty() {
-            return Err("broker.kafka.topics is empty; name the topics to count, or set topic_pattern".to_owned());
-        }
-        if self.topics.iter().any(|topic| Some(topic) == self.dead_letters().as_ref()) {
-            return Err("broker.kafka.dead_letter_topic is one of broker.kafka.topics; name another".to_owned());
-        }
         if self.dead_letter_topic.is_empty() {
             return Err(
                 "broker.kafka.dead_letter_topic is empty; name a topic that exists, or write \"discard\" to drop what cannot be counted"
@@ -104,7 +103,7 @@ impl Config {
                 return Err(format!("broker.kafka.properties.\"{name}\" belongs to traqq: {instead}"));
             }
         }
-        self.pattern()?;
+        Topics::new(self)?;
         self.start()?;
         self.client(1 << 20).map(|_| ())
     }
@@ -126,33 +125,40 @@ impl Config {
         Start::parse(&self.start, "broker.kafka.start")
     }
 
-    pub fn pattern(&self) -> Result<Option<regex::Regex>, String> {
-        if self.topic_pattern.is_empty() {
-            return Ok(None);
-        }
-        if !self.topic_pattern.starts_with('^') {
-            return Err(format!("broker.kafka.topic_pattern = {:?} must begin with ^", self.topic_pattern));
-        }
-        let pattern = regex::Regex::new(&self.topic_pattern);
-        pattern.map(Some).map_err(|error| format!("broker.kafka.topic_pattern: {error}"))
+    /// How often topics, partitions and their leaders are looked at.
+    pub fn refresh_interval(&self) -> Duration {
+        let ms = self.number("topic.metadata.refresh.interval.ms").filter(|ms| *ms > 0);
+        Duration::from_millis(ms.unwrap_or(REFRESH_INTERVAL_MS))
+    }
+
+    fn number(&self, property: &str) -> Option<u64> {
+        self.properties.get(property)?.trim().parse().ok()
+    }
+
+    pub fn is_new_protocol(&self) -> bool {
+        self.properties.get("group.protocol").map(String::as_str) == Some("consumer")
+    }
+
+    /// The assignors that this member offers to a group of the classic protocol.
+    pub fn assignors(&self) -> Vec<&str> {
+        let named = self.properties.get("partition.assignment.strategy").map_or(ASSIGNOR, String::as_str);
+        named.split(',').map(str::trim).filter(|name| !name.is_empty()).collect()
     }
 
     /// `buffer_bytes_max`: what librdkafka may fetch ahead.
     pub fn client(&self, buffer_bytes_max: usize) -> Result<ClientConfig, String> {
         let mut client = ClientConfig::new();
         client.set("client.id", "traqq");
-        if self.properties.get("group.protocol").map(String::as_str) != Some("consumer") {
-            client.set("partition.assignment.strategy", "cooperative-sticky");
+        if !self.is_new_protocol() {
+            client.set("partition.assignment.strategy", ASSIGNOR);
             // How long the partitions of a dead member wait. Also its own, when the broker was away for longer: it comes back as a new
             // member, and the group waits for the one that it was.
-            client.set("session.timeout.ms", "10000");
+            client.set("session.timeout.ms", SESSION_MS.to_string());
         }
+        bound_waiting(self, &mut client);
         client
             .set("statistics.interval.ms", "1000")
             .set("allow.auto.create.topics", "false")
-            .set("topic.metadata.refresh.interval.ms", "30000")
-            // After an outage; by default it is 10 s.
-            .set("reconnect.backoff.max.ms", "3000")
             // By default librdkafka leaves a partition alone for a whole second each time its queue is full.
             .set("fetch.queue.backoff.ms", "10")
             .set("queued.max.messages.kbytes", (buffer_bytes_max / 1024).clamp(1024, 2_097_151).to_string());
@@ -185,6 +191,24 @@ impl Config {
     }
 }
 
+/// A connection may end without a word, with a request under way. What waits for its answer, and what is done next, must come to less
+/// than the 30 s within which counting goes on after a fault; by default it is minutes.
+fn bound_waiting(config: &Config, client: &mut ClientConfig) {
+    // A fetch waits at the broker for so long, which is no silence.
+    let request_ms = REQUEST_MS.max(config.number("fetch.wait.max.ms").unwrap_or(0) + 5_000);
+    // To join a group takes until its slowest member has come: this bounds the request too. The group is polled all the time, so it
+    // says little of the member itself; librdkafka wants it no shorter than the session.
+    let join_ms = JOIN_MS.max(config.number("session.timeout.ms").unwrap_or(SESSION_MS));
+    client
+        .set("socket.timeout.ms", request_ms.to_string())
+        .set("max.poll.interval.ms", join_ms.to_string())
+        .set("socket.connection.setup.timeout.ms", "10000")
+        .set("api.version.request.timeout.ms", "5000")
+        .set("reconnect.backoff.max.ms", "3000")
+        // A member that has asked for its topics in vain asks again with the next look at them.
+        .set("topic.metadata.refresh.interval.ms", REFRESH_INTERVAL_MS.to_string());
+}
+
 /// An error over a property, without its value: it may be a secret.
 pub(super) fn invalid(error: KafkaError) -> String {
     match error {
@@ -193,80 +217,10 @@ pub(super) fn invalid(error: KafkaError) -> String {
     }
 }
 
-/// Everything a worker relies on. The connection is the first.
-pub fn checks(config: &Config) -> Vec<Check> {
-    const TIMEOUT: Duration = Duration::from_secs(10);
-    let brokers = &config.brokers;
-    let mut checks: Vec<Check> = ignored(config)
-        .map(|name| Check {
-            name: "properties",
-            finding: Finding::Warning(format!(
-                "broker.kafka.properties.\"{name}\" has no meaning with group.protocol = consumer; remove it"
-            )),
-        })
-        .collect();
-    let client: Result<BaseConsumer, _> = config.producer_client().create();
-    let metadata = match client.map(|client| confirmed(&client, config, TIMEOUT)) {
-        Ok(Ok(metadata)) => metadata,
-        Ok(Err(error)) => {
-            let text = format!(
-                "kafka {brokers}: cannot be reached: {error}; is it running, and does it advertise this address?"
-            );
-            checks.push(Check { name: "connection", finding: Finding::Unavailable(text) });
-            return checks;
-        }
-        Err(error) => {
-            checks.push(Check { name: "connection", finding: Finding::Bad(invalid(error)) });
-            return checks;
-        }
-    };
-    checks.push(Check { name: "connection", finding: Finding::Good(brokers.clone()) });
-    let exists = |name: &str| has(&metadata, name);
-    let finding = match config.topics.iter().find(|topic| !exists(topic)) {
-        None => Finding::Good(config.topics.join(", ")),
-        Some(topic) => Finding::Bad(format!(
-            "kafka {brokers}: there is no topic {topic:?}; create it, or correct broker.kafka.topics"
-        )),
-    };
-    checks.push(Check { name: "topics", finding });
-    if let Some(topic) = config.dead_letters() {
-        let finding = if exists(&topic) {
-            Finding::Good(topic)
-        } else {
-            Finding::Bad(format!(
-                "kafka {brokers}: there is no dead-letter topic {topic:?}; create it with `kafka-topics.sh --create --topic {topic} \
-                 --bootstrap-server {brokers}`, or set broker.kafka.dead_letter_topic"
-            ))
-        };
-        checks.push(Check { name: "dead letters", finding });
-    }
-    checks
-}
-
-/// What the brokers know. One that has just started may not have heard of every topic: what is missing is asked for again.
-fn confirmed(client: &BaseConsumer, config: &Config, timeout: Duration) -> KafkaResult<Metadata> {
-    const LOOKS: usize = 4;
-    const LOOK_EVERY: Duration = Duration::from_millis(500);
-    let mut metadata = client.fetch_metadata(None, timeout)?;
-    for _ in 1..LOOKS {
-        if config.topics.iter().chain(&config.dead_letters()).all(|topic| has(&metadata, topic)) {
-            break;
-        }
-        std::thread::sleep(LOOK_EVERY);
-        metadata = client.fetch_metadata(None, timeout)?;
-    }
-    Ok(metadata)
-}
-
-fn has(metadata: &Metadata, name: &str) -> bool {
-    metadata.topics().iter().any(|topic| topic.name() == name)
-}
-
 /// Properties that librdkafka takes and ignores.
-fn ignored(config: &Config) -> impl Iterator<Item = &'static str> {
-    let is_new_protocol = config.properties.get("group.protocol").map(String::as_str) == Some("consumer");
+pub(super) fn ignored(config: &Config) -> impl Iterator<Item = &'static str> {
     let clash = ["session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy"];
-    clash.into_iter().filter(move |name| is_new_protocol && config.properties.contains_key(*name))
+    clash.into_iter().filter(|name| config.is_new_protocol() && config.properties.contains_key(*name))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Dead letters and events on their way in: an idempotent producer that waits for all replicas.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -8,15 +9,19 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _, PurgeConfig};
 
 use super::config::{Config, invalid};
+use super::lookout::absence;
 use crate::broker::{AppendError, Appended, Appender, Events, Idempotency, Message, ProduceError, Producer};
 
 /// How long a dead letter may wait for room in the queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an event may; then its sender is told to come again.
 const EVENT_QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
+/// After so long without an acknowledgement it is looked at whether there can be one.
+const HESITATION: Duration = Duration::from_secs(1);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Events of one request that wait for their acknowledgement.
 const EVENTS_IN_FLIGHT: usize = 4096;
 const NO_KEYS: &str = "Idempotency-Key needs the local log: Kafka cannot remember keys, so a repeated request would count twice; \
@@ -28,6 +33,8 @@ pub struct KafkaProducer {
     producer: Mutex<FutureProducer>,
     topic: String,
     key_field: Option<String>,
+    /// The topic was not there when it was looked at last.
+    is_missing: AtomicBool,
 }
 
 impl KafkaProducer {
@@ -44,12 +51,46 @@ impl KafkaProducer {
     fn to(config: &Config, topic: String, key_field: Option<String>) -> Result<Self, String> {
         let client = config.producer_client();
         let producer = Mutex::new(client.create().map_err(invalid)?);
-        Ok(Self { client, producer, topic, key_field })
+        Ok(Self { client, producer, topic, key_field, is_missing: AtomicBool::new(false) })
     }
 
     /// Held for a few instructions; nothing panics meanwhile.
     fn lock(&self) -> MutexGuard<'_, FutureProducer> {
         self.producer.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Why there can be no acknowledgement: the client waits half a minute for a topic that is gone. `None` if there can, or if nobody
+    /// answers who would know.
+    async fn missing(&self) -> Option<String> {
+        let (producer, topic) = (self.lock().clone(), self.topic.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let why = absence(&producer.client().fetch_metadata(Some(&topic), LOOK_TIMEOUT).ok()?, &topic).err();
+            // What waits would come into a topic that is made anew, long after its sender was told otherwise.
+            if why.is_some() {
+                producer.purge(PurgeConfig::default().queue());
+            }
+            why
+        });
+        let why = looked.await.ok().flatten();
+        self.is_missing.store(why.is_some(), Ordering::Relaxed);
+        why
+    }
+
+    /// An error as a person reads it.
+    async fn explained(&self, error: &KafkaError) -> String {
+        match error {
+            KafkaError::MessageProduction(
+                RDKafkaErrorCode::PurgeQueue
+                | RDKafkaErrorCode::UnknownTopic
+                | RDKafkaErrorCode::UnknownPartition
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::MessageTimedOut,
+            ) => self.missing().await.unwrap_or_else(|| error.to_string()),
+            KafkaError::MessageProduction(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                format!("{error}; grant this user WRITE on it")
+            }
+            error => error.to_string(),
+        }
     }
 
     fn renew(&self, error: &KafkaError) {
@@ -78,7 +119,18 @@ impl Producer for KafkaProducer {
         record.payload = message.value.as_deref();
         record.timestamp = message.timestamp_ms.filter(|ms| *ms >= 0);
         let producer = self.lock().clone();
-        match producer.send(record, QUEUE_TIMEOUT).await {
+        let mut sent = std::pin::pin!(producer.send(record, QUEUE_TIMEOUT));
+        let sent = loop {
+            match tokio::time::timeout(HESITATION, &mut sent).await {
+                Ok(sent) => break sent,
+                Err(_) => {
+                    if let Some(why) = self.missing().await {
+                        return Err(ProduceError::Retry(format!("dead-letter topic {}: {why}", self.topic)));
+                    }
+                }
+            }
+        };
+        match sent {
             Ok(_) => Ok(()),
             Err((error, _)) => Err(match error {
                 KafkaError::MessageProduction(
@@ -86,7 +138,8 @@ impl Producer for KafkaProducer {
                 ) => ProduceError::TooLarge(error.to_string()),
                 _ => {
                     self.renew(&error);
-                    ProduceError::Retry(format!("dead-letter topic {}: {error}", self.topic))
+                    let why = self.explained(&error).await;
+                    ProduceError::Retry(format!("dead-letter topic {}: {why}", self.topic))
                 }
             }),
         }
@@ -104,6 +157,11 @@ impl Appender for KafkaProducer {
         if idempotency.is_some() {
             return Err(AppendError::KeysUnsupported(NO_KEYS.to_owned()));
         }
+        if self.is_missing.load(Ordering::Relaxed)
+            && let Some(why) = self.missing().await
+        {
+            return Err(AppendError::Retry(format!("topic {}: {why}", self.topic)));
+        }
         let producer = self.lock().clone();
         // A send in flight is larger than a small event, and beyond what the client's queue takes it only waits.
         let (mut events, mut in_flight, mut answered) = (events.iter(), FuturesOrdered::new(), 0);
@@ -115,7 +173,14 @@ impl Appender for KafkaProducer {
                 record.key = key;
                 in_flight.push_back(producer.send(record, EVENT_QUEUE_TIMEOUT));
             }
-            let Some(sent) = in_flight.next().await else { return Ok(Appended::New) };
+            let sent = match tokio::time::timeout(HESITATION, in_flight.next()).await {
+                Ok(Some(sent)) => sent,
+                Ok(None) => return Ok(Appended::New),
+                Err(_) => match self.missing().await {
+                    Some(why) => return Err(in_part(&self.topic, &why)),
+                    None => continue,
+                },
+            };
             let index = answered;
             answered += 1;
             let Err((error, _)) = sent else { continue };
@@ -125,9 +190,13 @@ impl Appender for KafkaProducer {
                 ) => AppendError::Refused { index, reason: format!("topic {}: {error}", self.topic) },
                 _ => {
                     self.renew(&error);
-                    AppendError::Retry(format!("topic {}: {error}; some of these events may be in it", self.topic))
+                    in_part(&self.topic, &self.explained(&error).await)
                 }
             });
         }
     }
+}
+
+fn in_part(topic: &str, why: &str) -> AppendError {
+    AppendError::Retry(format!("topic {topic}: {why}; some of these events may be in it"))
 }
