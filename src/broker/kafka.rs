@@ -4,6 +4,7 @@
 //! kept waiting; [`Consumer::open`] adds each partition with our own offset when the store has said it. librdkafka's own committed offset is
 //! never where reading begins.
 
+mod assignment;
 mod config;
 mod context;
 mod doctor;
@@ -29,6 +30,7 @@ pub use topics::Topics;
 
 use super::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
 use crate::model::{RecordBatch, TopicPartition};
+use assignment::{offsets, to_list, to_offsets, whole_assignment};
 use context::{Context, Rebalance, give_back, lock};
 use lookout::Lookout;
 use standing::Reading;
@@ -39,14 +41,6 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 const WATERMARKS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Records taken in one poll, so that commands are looked at in between.
 const POLL_RECORDS_MAX: usize = 10_000;
-
-fn to_list<'p>(partitions: impl IntoIterator<Item = &'p TopicPartition>) -> TopicPartitionList {
-    let mut list = TopicPartitionList::new();
-    for partition in partitions {
-        list.add_partition(&partition.topic, partition.partition);
-    }
-    list
-}
 
 pub struct KafkaConsumer {
     consumer: Arc<BaseConsumer<Context>>,
@@ -219,24 +213,6 @@ impl KafkaConsumer {
         }
         self.consumer.assign(&to_offsets(whole_assignment(&self.open, openings))?)
     }
-}
-
-/// Eager: the assignment is replaced as a whole. What is opened begins where it is asked to, also when it was sought before, which a new
-/// assignment undoes; the others go on from where they are.
-fn whole_assignment<'a>(
-    open: &'a BTreeMap<TopicPartition, (u64, i64)>,
-    openings: &'a [Opening],
-) -> BTreeMap<&'a TopicPartition, i64> {
-    let going_on = open.iter().map(|(partition, (_, next))| (partition, *next));
-    going_on.chain(openings.iter().map(|opening| (&opening.partition, opening.offset))).collect()
-}
-
-fn to_offsets<'a>(begin: impl IntoIterator<Item = (&'a TopicPartition, i64)>) -> KafkaResult<TopicPartitionList> {
-    let mut list = TopicPartitionList::new();
-    for (partition, offset) in begin {
-        list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(offset))?;
-    }
-    Ok(list)
 }
 
 /// Returns about as many bytes as it takes.
@@ -498,33 +474,5 @@ impl Consumer for KafkaConsumer {
         while !self.consumer.closed() && Instant::now() < deadline {
             drop(self.consumer.poll(Duration::from_millis(100)));
         }
-    }
-}
-
-fn offsets(list: &TopicPartitionList) -> HashMap<TopicPartition, i64> {
-    let elements = list.elements();
-    let known = elements.iter().filter_map(|element| match element.offset() {
-        Offset::Offset(offset) => Some((TopicPartition::new(element.topic(), element.partition()), offset)),
-        _ => None,
-    });
-    known.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// One that was sought went back to where it had been read to, and the records in between were never counted.
-    #[test]
-    fn a_new_assignment_undoes_no_seek() {
-        let at = |number| TopicPartition::new("t", number);
-        let opening = |number, offset| Opening { partition: at(number), offset, position: offset, generation: 2 };
-        let open = BTreeMap::from([(at(0), (1, 1000)), (at(2), (1, 70))]);
-        let openings = [opening(0, 499), opening(1, 5)];
-        let assignment: Vec<(i32, i64)> = whole_assignment(&open, &openings)
-            .iter()
-            .map(|(partition, offset)| (partition.partition, *offset))
-            .collect();
-        assert_eq!(assignment, [(0, 499), (1, 5), (2, 70)]);
     }
 }

@@ -290,6 +290,39 @@ fn fetches_and_commits_that_fail() {
     drop(nodes);
 }
 
+/// Connections that die without a word, with a request under way on each: the answer to a question never comes, and a member that
+/// asked to be taken into the group waited for it for five minutes, with the others waiting for that member.
+#[test]
+fn connections_that_fall_silent_are_given_up_in_time() {
+    let (nodes, proxy) = behind_proxy(Ipv4Addr::LOCALHOST);
+    // As configured by default.
+    let scene = Scene::at(proxy.address().to_string(), "it-silent", 8, "");
+    scene.produce(&[], &numbered(0..700));
+    let mut workers = vec![scene.worker("worker0")];
+    wait_for_total(&scene.redis, 700);
+    proxy.silence();
+    scene.produce(&[], &numbered(700..1_400));
+    assert_recovers(&scene, 1_400);
+    // The group takes others in, each of which has come further than the next.
+    for number in 1..4 {
+        let before = proxy.passed(Direction::Up);
+        workers.push(scene.worker(&format!("worker{number}")));
+        poll_until(PATIENCE, "it talks to the broker", || {
+            (proxy.passed(Direction::Up) > before + 3_000 / number).then_some(())
+        });
+    }
+    proxy.silence();
+    let since = Instant::now();
+    scene.produce(&[], &numbered(1_400..2_100));
+    assert_recovers(&scene, 2_100);
+    poll_until(RECOVERY_MAX.saturating_sub(since.elapsed()), "all have partitions", || {
+        workers.iter().all(|worker| worker.metric("traqq_partitions") == 2.0).then_some(())
+    });
+    workers.into_iter().for_each(|worker| assert_eq!(worker.stop(), 0));
+    scene.assert_exact(2_100);
+    drop(nodes);
+}
+
 /// The topic of dead letters is gone: the partition waits in front of the bad record, says so, and loses nothing when it is back.
 #[test]
 fn a_dead_letter_topic_that_is_gone_is_waited_for() {

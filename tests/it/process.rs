@@ -66,6 +66,18 @@ impl Process {
         self.get("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
     }
 
+    /// Waits until it is not ready, and says why with these words.
+    pub fn wait_until_unready(&self, words: &str) {
+        poll_until(PATIENCE, &format!("unready: {words}"), || {
+            let answer = self.get("/readyz").ok()?;
+            (answer.starts_with("HTTP/1.1 503") && answer.contains(words)).then_some(())
+        });
+    }
+
+    pub fn wait_until_ready(&self) {
+        poll_until(PATIENCE, "ready", || self.is_ready().then_some(()));
+    }
+
     pub fn id(&self) -> u32 {
         self.child.id()
     }

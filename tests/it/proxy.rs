@@ -33,6 +33,9 @@ struct Shared {
     cuts: AtomicU64,
     up: AtomicU64,
     down: AtomicU64,
+    accepted: AtomicU64,
+    /// Connections that were accepted before this one have fallen silent.
+    silent_before: AtomicU64,
 }
 
 pub struct Proxy {
@@ -59,6 +62,8 @@ impl Proxy {
             cuts: AtomicU64::new(0),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
+            silent_before: AtomicU64::new(0),
         });
         let (accepting, target) = (Arc::clone(&shared), Arc::clone(&upstream));
         std::thread::spawn(move || {
@@ -71,13 +76,14 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { continue };
                 client.set_nodelay(true).unwrap();
                 server.set_nodelay(true).unwrap();
+                let number = accepting.accepted.fetch_add(1, Ordering::SeqCst);
                 let ends = [
                     (client.try_clone(), server.try_clone(), Direction::Up),
                     (Ok(server), Ok(client), Direction::Down),
                 ];
                 for (from, to, direction) in ends {
                     let (from, to, shared) = (from.unwrap(), to.unwrap(), Arc::clone(&accepting));
-                    std::thread::spawn(move || pump(&from, &to, direction, &shared));
+                    std::thread::spawn(move || pump(&from, &to, number, direction, &shared));
                 }
             }
         });
@@ -105,6 +111,12 @@ impl Proxy {
     /// Holds replies back until [`Self::resume`].
     pub fn stall(&self) {
         self.shared.faults.lock().unwrap().is_stalled = true;
+    }
+
+    /// From now on nothing passes over the connections there are, and nobody is told: both ends believe in them. New ones are as
+    /// good as ever.
+    pub fn silence(&self) {
+        self.shared.silent_before.store(self.shared.accepted.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
     /// Lets replies through drop by drop until [`Self::resume`].
@@ -143,9 +155,12 @@ impl Drop for Proxy {
     }
 }
 
-fn pump(mut from: &TcpStream, to: &TcpStream, direction: Direction, shared: &Shared) {
+fn pump(mut from: &TcpStream, to: &TcpStream, number: u64, direction: Direction, shared: &Shared) {
     let mut buffer = [0; 16 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if number < shared.silent_before.load(Ordering::SeqCst) {
+            continue;
+        }
         let passing = admit(count, direction, shared);
         let counter = if direction == Direction::Up { &shared.up } else { &shared.down };
         counter.fetch_add(passing as u64, Ordering::SeqCst);

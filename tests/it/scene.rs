@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext};
@@ -34,12 +36,33 @@ pub fn kafka_tool(tool: &str, arguments: &[&str]) -> String {
 }
 
 /// A name that an earlier run against the same broker cannot have left behind.
-fn unique(name: &str) -> String {
+pub fn unique(name: &str) -> String {
     format!("{name}-{}", std::process::id())
 }
 
 pub fn create_topic(name: &str, partitions: i32) {
     kafka_tool("topics", &["--create", "--topic", name, "--partitions", &partitions.to_string()]);
+}
+
+/// Topics of the same size, made together and without a process for each.
+pub fn create_topics(brokers: &str, names: &[&str], partitions: i32) {
+    let topics: Vec<NewTopic<'_>> =
+        names.iter().map(|name| NewTopic::new(name, partitions, TopicReplication::Fixed(1))).collect();
+    let made = block_on(admin(brokers).create_topics(&topics, &AdminOptions::new()));
+    made.unwrap().into_iter().for_each(|each| _ = each.unwrap());
+}
+
+pub fn delete_topics(brokers: &str, names: &[&str]) {
+    let deleted = block_on(admin(brokers).delete_topics(names, &AdminOptions::new()));
+    deleted.unwrap().into_iter().for_each(|each| _ = each.unwrap());
+}
+
+fn admin(brokers: &str) -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap()
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
 /// Lines through kcat, a client that is not ours.
@@ -174,6 +197,12 @@ impl Scene {
 
     pub fn tool(&self, tool: &str, arguments: &[&str]) -> String {
         tool_at(&self.brokers, tool, arguments)
+    }
+
+    /// What `traqq doctor` says, and whether it is content.
+    pub fn doctor(&self) -> (bool, String) {
+        let output = crate::cli::traqq().arg("--config").arg(&self.file).arg("doctor").output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The configuration with something replaced, in a file beside it.

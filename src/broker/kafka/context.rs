@@ -12,6 +12,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Statistics, TopicPartitionList};
 
+use super::assignment::to_partitions;
 use super::standing::Standing;
 use crate::model::TopicPartition;
 
@@ -106,8 +107,4 @@ pub(super) fn give_back(consumer: &BaseConsumer<Context>, list: &TopicPartitionL
         RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
         _ => consumer.unassign(),
     }
-}
-
-fn to_partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
-    list.elements().iter().map(|element| TopicPartition::new(element.topic(), element.partition())).collect()
 }
