@@ -10,7 +10,7 @@ use proptest::test_runner::TestRunner;
 use traqq::broker::kafka::{Config, Topics};
 
 use crate::process::{PATIENCE, Process, post, total, wait_for_total};
-use crate::scene::{Scene, create_topics, delete_topics, numbered, unique};
+use crate::scene::{Scene, create_topics, delete_topics, numbered, produce, unique};
 use crate::servers::{Nodes, kafka_brokers, poll_until};
 
 /// Topics are looked at once a second.
@@ -36,7 +36,7 @@ fn a_pattern_is_matched_in_one_dialect_and_followed(name: &str, protocol: &str) 
     let prefix = unique(name);
     let [one, two, other, later] = &named_as(&prefix, &["1", "22", "d", "333"])[..] else { unreachable!() };
     create_topics(&brokers, &[one, two, other], 2);
-    let mut scene = scene_of(name, protocol, &format!(r"^{prefix}\d+$"));
+    let scene = scene_of(name, protocol, &format!(r"^{prefix}\d+$"));
     let (is_good, text) = scene.doctor();
     assert!(is_good && text.contains(&format!("topics: {one}, {two} (topic_pattern")), "{text}");
     assert!(text.contains("4 partitions of 2 topics"), "{text}");
@@ -45,13 +45,11 @@ fn a_pattern_is_matched_in_one_dialect_and_followed(name: &str, protocol: &str) 
     assert!(line.contains("partitions=4"), "{line}");
     let mut events = 0;
     let mut count = |topic: &str| {
-        topic.clone_into(&mut scene.topic);
-        scene.produce(&[], &numbered(events..events + 700));
+        produce(topic, &numbered(events..events + 700));
         events += 700;
         events
     };
     count(one);
-    wait_for_total(&scene.redis, 1_400 - 700);
     let before = count(two);
     wait_for_total(&scene.redis, before as i64);
     worker.wait_until_ready();
@@ -98,13 +96,11 @@ fn members_of_a_group_that_know_different_topics_for_a_while_count_once() {
     poll_until(PATIENCE, "both read", || {
         [&quick, &slow].iter().all(|worker| worker.metric("traqq_partitions") == 1.0).then_some(())
     });
-    scene.topic.clone_from(one);
-    scene.produce(&[], &numbered(0..700));
+    produce(one, &numbered(0..700));
     create_topics(&brokers, &[two], 4);
-    scene.topic.clone_from(two);
-    scene.produce(&[], &numbered(700..1_400));
+    produce(two, &numbered(700..1_400));
     wait_for_total(&scene.redis, 1_400);
-    scene.produce(&[], &numbered(1_400..2_100));
+    produce(two, &numbered(1_400..2_100));
     poll_until(PATIENCE, "both know both topics", || {
         [&quick, &slow].iter().all(|worker| worker.metric("traqq_partitions") == 3.0).then_some(())
     });
@@ -151,8 +147,7 @@ fn a_pattern_that_nothing_matches_yet_is_said_and_waited_for() {
     worker.wait_until_unready("no topic matches broker.kafka.topic_pattern");
     create_topics(&scene.brokers, &[&name], 2);
     worker.wait_until_ready();
-    let scene = Scene { topic: name, ..scene };
-    scene.produce(&[], &numbered(0..700));
+    produce(&name, &numbered(0..700));
     wait_for_total(&scene.redis, 700);
     assert_eq!(worker.stop(), 0);
 }

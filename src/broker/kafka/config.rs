@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +52,7 @@ impl Default for Config {
 const ASSIGNOR: &str = "cooperative-sticky";
 const SESSION_MS: u64 = 10_000;
 const REQUEST_MS: u64 = 10_000;
-const JOIN_MS: u64 = 22_000;
+const JOIN_MS: u64 = 15_000;
 const REFRESH_INTERVAL_MS: u64 = 10_000;
 
 /// Properties that decide what is counted and shown, and what to set instead.
@@ -147,7 +148,7 @@ impl Config {
 
     /// `buffer_bytes_max`: what librdkafka may fetch ahead.
     pub fn client(&self, buffer_bytes_max: usize) -> Result<ClientConfig, String> {
-        let mut client = ClientConfig::new();
+        let mut client = new_client();
         client.set("client.id", "traqq");
         if !self.is_new_protocol() {
             client.set("partition.assignment.strategy", ASSIGNOR);
@@ -176,7 +177,7 @@ impl Config {
     }
 
     pub fn producer_client(&self) -> ClientConfig {
-        let mut client = ClientConfig::new();
+        let mut client = new_client();
         // Whether a record is too large is for the topic to say.
         client.set("client.id", "traqq").set("message.max.bytes", "1000000000");
         // A sender is told in time, and a dead letter that waits is seen to wait; by default that takes five minutes.
@@ -189,6 +190,13 @@ impl Config {
         client.set("bootstrap.servers", &self.brokers).set("enable.idempotence", "true").set("acks", "all");
         client
     }
+}
+
+/// One that says why a connection was closed, which librdkafka takes for information.
+fn new_client() -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set_log_level(RDKafkaLogLevel::Info);
+    client
 }
 
 /// A connection may end without a word, with a request under way. What waits for its answer, and what is done next, must come to less

@@ -52,8 +52,17 @@ pub(super) fn is_reason(error: &KafkaError) -> bool {
     error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown)
 }
 
+/// A connection that was closed by the other end is no error, and said only here: what it says is as an error would.
+pub(super) fn failure<'m>(facility: &str, message: &'m str) -> Option<&'m str> {
+    let text = message.strip_prefix("[thrd:").and_then(|rest| Some(rest.split_once("]: ")?.1));
+    (facility == "FAIL").then(|| text.unwrap_or(message))
+}
+
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if let Some(why) = failure(facility, message) {
+            lock(&self.standing).connection_failed(why);
+        }
         log(level, facility, message);
     }
 
@@ -106,5 +115,18 @@ pub(super) fn give_back(consumer: &BaseConsumer<Context>, list: &TopicPartitionL
     match consumer.rebalance_protocol() {
         RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
         _ => consumer.unassign(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_connection_is_told_without_the_thread_that_saw_it() {
+        let why = "127.0.0.1:9/bootstrap: Connect to ipv4#127.0.0.1:9 failed: Connection refused";
+        assert_eq!(failure("FAIL", &format!("[thrd:127.0.0.1:9/bootstrap]: {why}")), Some(why));
+        assert_eq!(failure("FAIL", why), Some(why));
+        assert_eq!(failure("CONFWARN", why), None);
     }
 }

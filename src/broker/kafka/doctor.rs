@@ -14,7 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::config::{Config, ignored, invalid};
 use super::contained;
-use super::context::{is_reason, lock, log};
+use super::context::{failure, is_reason, lock, log};
 use super::lookout::{Seen, absence, look};
 use super::topics::Topics;
 use crate::model::{Check, Finding};
@@ -31,13 +31,15 @@ struct Reasons(Mutex<Vec<(Option<RDKafkaErrorCode>, String)>>);
 
 impl ClientContext for Reasons {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if let Some(why) = failure(facility, message) {
+            self.push(None, why);
+        }
         log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let mut reasons = lock(&self.0);
-        if is_reason(&error) && !reasons.iter().any(|(_, known)| known == reason) {
-            reasons.push((error.rdkafka_error_code(), reason.to_owned()));
+        if is_reason(&error) {
+            self.push(error.rdkafka_error_code(), reason);
         }
     }
 }
@@ -45,6 +47,16 @@ impl ClientContext for Reasons {
 impl ConsumerContext for Reasons {}
 
 impl Reasons {
+    fn push(&self, code: Option<RDKafkaErrorCode>, reason: &str) {
+        // How long it took differs each time.
+        let what = |text: &str| text.split(" (after ").next().unwrap_or_default().to_owned();
+        let mut reasons = lock(&self.0);
+        match reasons.iter_mut().find(|(_, known)| what(known) == what(reason)) {
+            Some(known) => known.0 = known.0.or(code),
+            None => reasons.push((code, reason.to_owned())),
+        }
+    }
+
     fn text(&self) -> String {
         let reasons = lock(&self.0);
         // The last ones: the first is often only that a connection was closed.
