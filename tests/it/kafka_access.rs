@@ -127,6 +127,9 @@ fn rights_that_are_missing_are_named_and_waited_for() {
         let rule = ["--deny-principal", "User:ANONYMOUS", "--operation", operation, of, &scene.topic, "--force"];
         scene.tool("acls", &[&[change][..], &rule].concat());
     };
+    // Everything but what is denied: with one rule for a thing, what no rule allows is not.
+    let everybody = ["--add", "--allow-principal", "User:*", "--operation", "All", "--topic", &scene.topic];
+    scene.tool("acls", &[&everybody[..], &["--group", &scene.topic]].concat());
     let worker = Process::start(&scene.file);
     scene.produce(&[], &numbered(0..70));
     wait_for_total(&scene.redis, 70);
@@ -165,7 +168,8 @@ fn doctor_says_what_a_listener_that_is_no_fitting_kafka_answered() {
     let path = directory.path();
     let web = |name: &str, more: &str| {
         let text = format!(
-            "[data]\ndirectory = {:?}\n[server]\nhttp = \"127.0.0.1:0\"\ntcp = \"off\"\n{more}[log]\nformat = \"text\"\n",
+            "[data]\ndirectory = {:?}\n[server]\nhttp = \"127.0.0.1:0\"\ntcp = \"off\"\n{more}[mapping]\nadd = [\"event\"]\n\
+             [log]\nformat = \"text\"\n",
             path.join(name)
         );
         let file = path.join(format!("{name}.toml"));
