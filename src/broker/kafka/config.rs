@@ -192,10 +192,13 @@ impl Config {
     }
 }
 
-/// One that says why a connection was closed, which librdkafka takes for information.
 fn new_client() -> ClientConfig {
     let mut client = ClientConfig::new();
+    // Why a connection was closed is information to librdkafka.
     client.set_log_level(RDKafkaLogLevel::Info);
+    // A client that connects only where it needs to counts its connections. After all brokers were away the count of librdkafka 2.12
+    // may stay above what there is; then it waits for a connection that nobody makes, for ever.
+    client.set("enable.sparse.connections", "false");
     client
 }
 
@@ -234,6 +237,30 @@ pub(super) fn ignored(config: &Config) -> impl Iterator<Item = &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a dead connection may cost is ours by default, a person's if they say so, and never less than what they say besides.
+    #[test]
+    fn waiting_is_bounded_and_a_property_overrides_the_bound() {
+        let client = |properties: &[(&str, &str)]| {
+            let mut config = Config { topics: vec!["t".to_owned()], ..Config::default() };
+            config.properties.extend(properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+            config.check().unwrap();
+            config.client(1 << 20).unwrap()
+        };
+        let ms = |client: &ClientConfig, name: &str| -> u64 { client.get(name).unwrap().parse().unwrap() };
+        let ours = client(&[]);
+        // The promise is 30 s; three seconds of grace are librdkafka's.
+        assert!(ms(&ours, "socket.timeout.ms") + ms(&ours, "reconnect.backoff.max.ms") < 30_000);
+        assert!(ms(&ours, "max.poll.interval.ms") + 3_000 + ms(&ours, "session.timeout.ms") < 30_000);
+        assert!(ms(&ours, "topic.metadata.refresh.interval.ms") < 30_000);
+        assert_eq!(ours.get("enable.sparse.connections"), Some("false"));
+        let slow = client(&[("fetch.wait.max.ms", "20000"), ("session.timeout.ms", "45000")]);
+        assert!(ms(&slow, "socket.timeout.ms") > 21_000);
+        assert_eq!(ms(&slow, "max.poll.interval.ms"), 45_000);
+        let theirs = client(&[("socket.timeout.ms", "60000"), ("enable.sparse.connections", "true")]);
+        assert_eq!(ms(&theirs, "socket.timeout.ms"), 60_000);
+        assert_eq!(theirs.get("enable.sparse.connections"), Some("true"));
+    }
 
     #[test]
     fn an_error_over_a_property_does_not_show_its_value() {
