@@ -8,7 +8,7 @@ use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::groups::GroupInfo;
+use rdkafka::groups::{GroupInfo, GroupMemberInfo};
 use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -244,7 +244,7 @@ fn judged(info: &GroupInfo, config: &Config) -> Finding {
     }
     let client_id = config.properties.get("client.id").map_or("traqq", String::as_str);
     let strangers: BTreeSet<&str> =
-        info.members().iter().map(|member| member.client_id()).filter(|id| *id != client_id).collect();
+        info.members().iter().map(GroupMemberInfo::client_id).filter(|id| *id != client_id).collect();
     if strangers.is_empty() {
         return Finding::Good(format!("{group}, {count} members"));
     }
