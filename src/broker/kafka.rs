@@ -10,6 +10,8 @@ mod context;
 mod doctor;
 mod lookout;
 mod producer;
+mod record;
+mod renewal;
 mod standing;
 mod topics;
 
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message as _};
+use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
 
 pub use config::Config;
@@ -33,6 +35,7 @@ use crate::model::{RecordBatch, TopicPartition};
 use assignment::{offsets, to_list, to_offsets, whole_assignment};
 use context::{Context, Rebalance, give_back, lock};
 use lookout::Lookout;
+use record::{contained, push};
 use standing::Reading;
 
 /// How long a question to the broker may take.
@@ -44,6 +47,8 @@ const POLL_RECORDS_MAX: usize = 10_000;
 
 pub struct KafkaConsumer {
     consumer: Arc<BaseConsumer<Context>>,
+    config: Config,
+    buffer_bytes_max: usize,
     brokers: String,
     group: String,
     topics: Topics,
@@ -53,11 +58,29 @@ pub struct KafkaConsumer {
     /// Of them, those that the last look did not find.
     missed: BTreeSet<String>,
     names: HashMap<String, Arc<str>>,
+    /// What the group gave, and what of it the group wants back.
+    assigned: BTreeSet<TopicPartition>,
+    revoking: BTreeSet<TopicPartition>,
     /// Open partitions: generation, and the next offset as far as it was delivered.
     open: BTreeMap<TopicPartition, (u64, i64)>,
     /// Open, and not to be fetched until they are sought.
     halted: BTreeSet<TopicPartition>,
     is_paused: bool,
+    /// Since when no broker has a connection.
+    away_since: Option<Instant>,
+}
+
+/// A client, and what looks for its topics.
+fn connect(
+    config: &Config,
+    buffer_bytes_max: usize,
+    topics: &Topics,
+) -> Result<(Arc<BaseConsumer<Context>>, Lookout), String> {
+    let consumer: BaseConsumer<Context> =
+        config.client(buffer_bytes_max)?.create_with_context(Context::default()).map_err(config::invalid)?;
+    let consumer = Arc::new(consumer);
+    let lookout = Lookout::start(&consumer, topics.clone(), config.refresh_interval());
+    Ok((consumer, lookout))
 }
 
 impl KafkaConsumer {
@@ -65,12 +88,11 @@ impl KafkaConsumer {
     /// the background.
     pub fn new(config: &Config, buffer_bytes_max: usize) -> Result<Self, String> {
         let topics = Topics::new(config)?;
-        let consumer: BaseConsumer<Context> =
-            config.client(buffer_bytes_max)?.create_with_context(Context::default()).map_err(config::invalid)?;
-        let consumer = Arc::new(consumer);
-        let lookout = Lookout::start(&consumer, topics.clone(), config.refresh_interval());
+        let (consumer, lookout) = connect(config, buffer_bytes_max, &topics)?;
         let mut this = Self {
             consumer,
+            config: config.clone(),
+            buffer_bytes_max,
             brokers: config.brokers.clone(),
             group: config.group.clone(),
             topics,
@@ -78,9 +100,12 @@ impl KafkaConsumer {
             subscribed: BTreeSet::new(),
             missed: BTreeSet::new(),
             names: HashMap::new(),
+            assigned: BTreeSet::new(),
+            revoking: BTreeSet::new(),
             open: BTreeMap::new(),
             halted: BTreeSet::new(),
             is_paused: false,
+            away_since: None,
         };
         this.subscribe(this.topics.named().clone()).map_err(|error| format!("broker.kafka.topics: {error}"))?;
         Ok(this)
@@ -140,10 +165,18 @@ impl KafkaConsumer {
                     let answered = self.assign(&[], &[]);
                     events.extend(answered.err().map(|error| Event::Trouble(error.to_string())));
                     if !partitions.is_empty() {
+                        self.assigned.extend(partitions.iter().cloned());
                         events.push(Event::Assigned(partitions));
                     }
                 }
-                Rebalance::Revoke(partitions, lost) => events.push(Event::Revoked { partitions, lost }),
+                Rebalance::Revoke(partitions, lost) => {
+                    if lost {
+                        partitions.iter().for_each(|partition| _ = self.assigned.remove(partition));
+                    } else {
+                        self.revoking.extend(partitions.iter().cloned());
+                    }
+                    events.push(Event::Revoked { partitions, lost });
+                }
             }
         }
         let troubles = std::mem::take(&mut *lock(&self.consumer.context().troubles));
@@ -215,28 +248,6 @@ impl KafkaConsumer {
     }
 }
 
-/// Returns about as many bytes as it takes.
-fn push(batch: &mut RecordBatch, message: &BorrowedMessage<'_>) -> usize {
-    let mut bytes = message.payload_len() + message.key_len() + 64;
-    let timestamp_ms = message.timestamp().to_millis().unwrap_or(-1);
-    batch.push(message.offset(), timestamp_ms, message.key(), message.payload());
-    // librdkafka reads their number behind the value, which is on its way to the processor by now.
-    if let Some(headers) = message.headers() {
-        for index in 0..headers.count() {
-            let header = contained(|| headers.get(index));
-            let (name, value) = header.map_or(("\u{fffd}", None), |header| (header.key, header.value));
-            bytes += name.len() + value.map_or(0, <[u8]>::len);
-            batch.push_header((name, value));
-        }
-    }
-    bytes
-}
-
-/// rdkafka panics over header names and commit notes that are not UTF-8, which any producer or tool may write.
-fn contained<T>(read: impl FnOnce() -> T) -> Option<T> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).ok()
-}
-
 impl Consumer for KafkaConsumer {
     fn poll(&mut self, timeout: Duration, bytes_max: usize) -> BrokerResult<Vec<Event>> {
         let mut events = Vec::new();
@@ -292,6 +303,7 @@ impl Consumer for KafkaConsumer {
         events.extend(batches.into_iter().map(Event::Records));
         events.extend(self.take_rebalances());
         self.ask_again_if_refused();
+        events.extend(self.renew_if_cut_off());
         let followed = self.follow();
         events
             .extend(followed.err().map(|error| Event::Trouble(format!("kafka {}: subscribe: {error}", self.brokers))));
@@ -350,6 +362,9 @@ impl Consumer for KafkaConsumer {
         }
         let list = to_list(opened);
         for partition in partitions {
+            if self.revoking.remove(partition) {
+                self.assigned.remove(partition);
+            }
             self.open.remove(partition);
             self.halted.remove(partition);
         }

@@ -323,6 +323,33 @@ fn connections_that_fall_silent_are_given_up_in_time() {
     drop(nodes);
 }
 
+/// A broker that stood still is shut out by its cluster until it is heard again. Meanwhile it answers, and names no brokers: whoever
+/// asked it then forgot them all, and was silent for ever.
+#[test]
+fn a_client_that_forgot_its_brokers_is_replaced() {
+    let settings = ["broker.session.timeout.ms=2000", "broker.heartbeat.interval.ms=1000"];
+    let mut arguments = vec!["--heap", "256m"];
+    settings.iter().for_each(|setting| arguments.extend(["--kafka-set", setting]));
+    let nodes = Nodes::up_with("kafka", &arguments);
+    // The more often they are asked for, the more often at such a moment.
+    let more = "[broker.kafka.properties]\n\"topic.metadata.refresh.interval.ms\" = \"100\"\n";
+    let scene = Scene::at(nodes.variable("KAFKA_BROKERS"), "it-shut-out", 2, more);
+    let worker = scene.worker("worker");
+    for round in 0..3 {
+        scene.produce(&[], &numbered(round * 700..(round + 1) * 700));
+        assert_recovers(&scene, (round + 1) * 700);
+        nodes.signal(0, "-STOP");
+        // How long the fault lasts; nothing is waited for.
+        std::thread::sleep(Duration::from_secs(5));
+        nodes.signal(0, "-CONT");
+        nodes.wait_until_up();
+    }
+    scene.produce(&[], &numbered(2_100..2_800));
+    assert_recovers(&scene, 2_800);
+    assert_eq!(worker.stop(), 0);
+    scene.assert_exact(2_800);
+}
+
 /// The topic of dead letters is gone: the partition waits in front of the bad record, says so, and loses nothing when it is back.
 #[test]
 fn a_dead_letter_topic_that_is_gone_is_waited_for() {

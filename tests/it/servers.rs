@@ -375,9 +375,13 @@ impl Nodes {
 
     /// Ends a server as a crash does.
     pub fn kill9(&self, node: usize) {
+        self.signal(node, "-9");
+    }
+
+    pub fn signal(&self, node: usize, name: &str) {
         let directory = self.directories().nth(node).expect("a node");
         let pid = fs::read_to_string(directory.join("pid")).expect("a pid");
-        assert!(Command::new("kill").args(["-9", pid.trim()]).status().expect("kill").success());
+        assert!(Command::new("kill").args([name, pid.trim()]).status().expect("kill").success());
     }
 
     /// Starts it again with the same port and directory.

@@ -205,9 +205,6 @@ fn new_client() -> ClientConfig {
     let mut client = ClientConfig::new();
     // Why a connection was closed is information to librdkafka.
     client.set_log_level(RDKafkaLogLevel::Info);
-    // A client that connects only where it needs to counts its connections. After all brokers were away the count of librdkafka 2.12
-    // may stay above what there is; then it waits for a connection that nobody makes, for ever.
-    client.set("enable.sparse.connections", "false");
     client
 }
 
@@ -262,13 +259,10 @@ mod tests {
         assert!(ms(&ours, "socket.timeout.ms") + ms(&ours, "reconnect.backoff.max.ms") < 30_000);
         assert!(ms(&ours, "max.poll.interval.ms") + 3_000 + ms(&ours, "session.timeout.ms") < 30_000);
         assert!(ms(&ours, "topic.metadata.refresh.interval.ms") < 30_000);
-        assert_eq!(ours.get("enable.sparse.connections"), Some("false"));
         let slow = client(&[("fetch.wait.max.ms", "20000"), ("session.timeout.ms", "45000")]);
         assert!(ms(&slow, "socket.timeout.ms") > 21_000);
         assert_eq!(ms(&slow, "max.poll.interval.ms"), 45_000);
-        let theirs = client(&[("socket.timeout.ms", "60000"), ("enable.sparse.connections", "true")]);
-        assert_eq!(ms(&theirs, "socket.timeout.ms"), 60_000);
-        assert_eq!(theirs.get("enable.sparse.connections"), Some("true"));
+        assert_eq!(ms(&client(&[("socket.timeout.ms", "60000")]), "socket.timeout.ms"), 60_000);
     }
 
     #[test]

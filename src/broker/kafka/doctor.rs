@@ -13,9 +13,9 @@ use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::config::{Config, ignored, invalid};
-use super::contained;
 use super::context::{failure, is_reason, lock, log};
 use super::lookout::{Seen, absence, look};
+use super::record::contained;
 use super::topics::Topics;
 use crate::model::{Check, Finding};
 

@@ -85,7 +85,13 @@ impl KafkaProducer {
                 | RDKafkaErrorCode::UnknownPartition
                 | RDKafkaErrorCode::UnknownTopicOrPartition
                 | RDKafkaErrorCode::MessageTimedOut,
-            ) => self.missing().await.unwrap_or_else(|| error.to_string()),
+            ) => {
+                let why = self.missing().await;
+                if why.is_none() && !self.is_reached().await {
+                    self.replace(error);
+                }
+                why.unwrap_or_else(|| error.to_string())
+            }
             KafkaError::MessageProduction(RDKafkaErrorCode::TopicAuthorizationFailed) => {
                 format!("{error}; grant this user WRITE on it")
             }
@@ -99,6 +105,21 @@ impl KafkaProducer {
         if producer.client().fatal_error().is_none() {
             return;
         }
+        self.replace_held(&mut producer, error);
+    }
+
+    /// Whether anybody answers; a client whose broker was shut out by its cluster may have forgotten all brokers.
+    async fn is_reached(&self) -> bool {
+        let (producer, topic) = (self.lock().clone(), self.topic.clone());
+        let asked = tokio::task::spawn_blocking(move || producer.client().fetch_metadata(Some(&topic), LOOK_TIMEOUT));
+        asked.await.is_ok_and(|answered| answered.is_ok_and(|metadata| !metadata.brokers().is_empty()))
+    }
+
+    fn replace(&self, error: &KafkaError) {
+        self.replace_held(&mut self.lock(), error);
+    }
+
+    fn replace_held(&self, producer: &mut FutureProducer, error: &KafkaError) {
         tracing::warn!(%error, topic = self.topic, "a producer failed for good; making another");
         match self.client.create() {
             Ok(fresh) => *producer = fresh,

@@ -77,6 +77,16 @@ impl Standing {
         self.out_of_reach = out_of_reach;
     }
 
+    pub const fn is_away(&self) -> bool {
+        self.is_away
+    }
+
+    /// For another client, which has none yet.
+    #[must_use]
+    pub fn without_connection(self) -> Self {
+        Self { is_away: true, connection: self.connection, topics: self.topics, ..Self::default() }
+    }
+
     pub fn connection_failed(&mut self, why: &str) {
         self.connection = Some(why.to_owned());
     }

@@ -1,0 +1,58 @@
+//! A client that will not find its brokers again is replaced.
+//!
+//! A broker that its cluster has shut out for a moment (it was slow, say) still answers, and names no brokers. librdkafka 2.12 then
+//! forgets all that it knew, those of its configuration too, and connects to nobody any more.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::context::lock;
+use super::{KafkaConsumer, connect};
+use crate::broker::Event;
+
+/// Longer than a session lasts by default: a member that was away for so long has lost its partitions in any case.
+const RENEW_AFTER: Duration = Duration::from_secs(15);
+
+impl KafkaConsumer {
+    /// Makes another client when this one has had no connection for long. All partitions are lost with it; the group offers them again.
+    pub(super) fn renew_if_cut_off(&mut self) -> Option<Event> {
+        if !lock(&self.consumer.context().standing).is_away() {
+            self.away_since = None;
+            return None;
+        }
+        if self.away_since.get_or_insert_with(Instant::now).elapsed() < RENEW_AFTER {
+            return None;
+        }
+        self.away_since = None;
+        self.renew()
+            .unwrap_or_else(|error| Some(Event::Trouble(format!("kafka {}: another client: {error}", self.brokers))))
+    }
+
+    fn renew(&mut self) -> Result<Option<Event>, String> {
+        let (consumer, lookout) = connect(&self.config, self.buffer_bytes_max, &self.topics)?;
+        tracing::warn!(brokers = self.brokers, "no broker could be reached for long; trying with another client");
+        let old = std::mem::replace(&mut self.consumer, consumer);
+        self.lookout = lookout;
+        {
+            let (old, new) = (old.context(), self.consumer.context());
+            old.is_closing.store(true, Ordering::SeqCst);
+            *lock(&new.standing) = std::mem::take(&mut *lock(&old.standing)).without_connection();
+            *lock(&new.ends) = std::mem::take(&mut *lock(&old.ends));
+        }
+        close_aside(old);
+        self.open.clear();
+        self.halted.clear();
+        self.revoking.clear();
+        let partitions: Vec<_> = std::mem::take(&mut self.assigned).into_iter().collect();
+        let names = std::mem::take(&mut self.subscribed);
+        self.subscribe(names).map_err(|error| error.to_string())?;
+        Ok((!partitions.is_empty()).then_some(Event::Revoked { partitions, lost: true }))
+    }
+}
+
+/// To close a client takes as long as its broker takes to answer.
+fn close_aside<T: Send + Sync + 'static>(consumer: Arc<T>) {
+    let closing = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || drop(consumer));
+    closing.expect("a thread can be started");
+}
