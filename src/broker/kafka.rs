@@ -407,6 +407,12 @@ impl Consumer for KafkaConsumer {
         lock(&self.consumer.context().standing).why(&reading, Instant::now())
     }
 
+    fn unread(&self) -> Vec<(TopicPartition, String)> {
+        let is_read = |partition: &&TopicPartition| !self.is_paused && !self.halted.contains(*partition);
+        let partitions: Vec<&TopicPartition> = self.open.keys().filter(is_read).collect();
+        lock(&self.consumer.context().standing).unread(&partitions, Instant::now())
+    }
+
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
         let mut list = TopicPartitionList::new();
         for mark in marks {

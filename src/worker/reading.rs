@@ -38,9 +38,6 @@ impl Reading {
             _ if partition.is_leaving || !has_lane => return None,
             _ => {}
         }
-        if let Some(why) = self.away() {
-            return Some(why.to_owned());
-        }
         match partition.state {
             State::Waiting => Some("where to begin is not known yet".to_owned()),
             State::Opening => Some(partition.unopened.clone().unwrap_or_else(|| "it is still being opened".to_owned())),

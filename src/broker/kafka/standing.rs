@@ -155,6 +155,20 @@ impl Standing {
     }
 }
 
+impl Standing {
+    /// Which of these partitions cannot be read, and why. The others may be read all the same.
+    pub fn unread(&self, partitions: &[&TopicPartition], now: Instant) -> Vec<(TopicPartition, String)> {
+        let why = |partition: &TopicPartition| {
+            if self.is_away {
+                return Some("no broker can be reached".to_owned());
+            }
+            let (since, why) = self.out_of_reach.get(partition)?;
+            (now - *since >= PATIENCE).then(|| why.clone())
+        };
+        partitions.iter().filter_map(|partition| Some(((*partition).clone(), why(partition)?))).collect()
+    }
+}
+
 /// What to do when a group does not take a member; `None` for errors that are not of that kind.
 pub const fn group_refusal(code: RDKafkaErrorCode) -> Option<&'static str> {
     Some(match code {
@@ -248,6 +262,9 @@ mod tests {
             standing.observe(&statistics("UP", "steady", leader), start);
             assert_eq!(why(&standing, &ours, start + SECOND), None, "a leader that moves");
             assert!(why(&standing, &ours, start + 11 * SECOND).unwrap().ends_with(text));
+            let other = TopicPartition::new("t", 4);
+            let unread = standing.unread(&[&ours[0], &other], start + 11 * SECOND);
+            assert_eq!(unread, [(ours[0].clone(), text.to_owned())]);
             assert_eq!(why(&standing, &[], start + 11 * SECOND), None, "it is another worker's");
         }
         standing.observe(&statistics("UP", "steady", 1), start + 12 * SECOND);

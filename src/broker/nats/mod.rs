@@ -389,8 +389,9 @@ impl Consumer for NatsConsumer {
     }
 
     fn unread(&self) -> Vec<(TopicPartition, String)> {
-        let each = self.open.iter().filter_map(|(number, open)| Some((self.name(*number), open.trouble.get()?)));
-        each.collect()
+        let away = self.away();
+        let why = |open: &Open| open.trouble.get().or_else(|| away.clone());
+        self.open.iter().filter_map(|(number, open)| Some((self.name(*number), why(open)?))).collect()
     }
 
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
