@@ -58,7 +58,7 @@ fn kafka_records_that_are_not_counted_are_said_everywhere() {
     let top = printed(&scene.file, &[], &["top"]);
     for part in [
         "most events are not counted",
-        "302 of 303 records not counted; they are discarded",
+        "302 of 303 events not counted; they are discarded",
         &format!("no_event 300 (first {topic}/0@1, last {topic}/0@300)", topic = scene.topic),
     ] {
         assert!(top.contains(part), "{part}: {top}");
