@@ -67,6 +67,8 @@ pub struct Sighting {
 pub struct Ingest {
     pub accepted: u64,
     pub rejected: u64,
+    /// Whether most are refused, still.
+    pub most_rejected: bool,
     pub reasons: Vec<Reason>,
 }
 
@@ -88,7 +90,7 @@ impl Stats {
     pub fn uncounted(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if self.totals.dead_letters > 0 {
-            let of = counted(self.totals.records, "record");
+            let of = counted(self.totals.events + self.totals.dead_letters, "event");
             let to = match self.dead_letters.to.as_str() {
                 "discard" | "" => "they are discarded".to_owned(),
                 to => format!("they are in {to}"),
@@ -108,7 +110,7 @@ impl Stats {
 
     /// Whether what comes in comes to nothing, for the most part.
     pub fn is_mostly_uncounted(&self) -> bool {
-        self.most_uncounted || self.ingest.as_ref().is_some_and(|ingest| ingest.rejected > ingest.accepted)
+        self.most_uncounted || self.ingest.as_ref().is_some_and(|ingest| ingest.most_rejected)
     }
 }
 
@@ -166,11 +168,11 @@ mod tests {
              "last":{"topic":"events","partition":0,"offset":9,"detail":"an event has a name: no member \"event\""}},
             {"reason":"too_old","explanation":"it is too old","records":1,"first":{"topic":"events","partition":1,"offset":7},
              "last":{"topic":"events","partition":1,"offset":7}}]},
-            "ingest":{"accepted":1,"rejected":3,"reasons":[{"reason":"too_deep","explanation":"it is nested","events":3}]}}"#;
+            "ingest":{"accepted":1,"rejected":3,"most_rejected":true,"reasons":[{"reason":"too_deep","explanation":"it is nested","events":3}]}}"#;
         assert_eq!(
             stats(text).uncounted(),
             [
-                "1,300 of 1,301 records not counted; they are in topic dead",
+                "1,300 of 1,301 events not counted; they are in topic dead",
                 "  no_event 1,299 (first events/2@5, last events/0@9): an event has a name: no member \"event\"",
                 "  too_old 1 (events/1@7): it is too old",
                 "3 of 4 events refused at the door; their senders were told",

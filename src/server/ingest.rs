@@ -110,7 +110,7 @@ impl Ingest {
 
     /// What became of the events so far.
     pub(super) fn to_json(&self) -> serde_json::Value {
-        self.refusals.to_json()
+        self.refusals.to_json((self.clock_ms)())
     }
 
     /// How events are read.

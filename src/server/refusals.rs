@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::ingest::Report;
 use crate::decode::Reason;
 
+const RECENT_MS: i64 = 10 * 60 * 1000;
+
 /// The events refused for one reason.
 #[derive(Default)]
 struct Refused {
@@ -44,17 +46,20 @@ impl Refusals {
     }
 
     /// The most frequent reason first.
-    pub fn to_json(&self) -> Value {
+    pub fn to_json(&self, now_ms: i64) -> Value {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut reasons: Vec<(&Reason, &Refused)> = counts.reasons.iter().collect();
         reasons.sort_by_key(|(_, refused)| std::cmp::Reverse(refused.events));
         let rejected: u64 = reasons.iter().map(|(_, refused)| refused.events).sum();
+        // What was refused long ago was sent again or given up: who sent it was told.
+        let is_recent = reasons.iter().any(|(_, refused)| now_ms - refused.last_ms < RECENT_MS);
+        let most_rejected = is_recent && rejected > counts.accepted;
         let reasons = reasons.into_iter().map(|(reason, Refused { events, last_ms, detail })| {
             let explanation = reason.explain();
             let detail = Some(detail).filter(|detail| !detail.is_empty() && *detail != explanation);
             json!({"reason": reason.name(), "explanation": explanation, "events": events, "last_ms": last_ms, "last_detail": detail})
         });
         let reasons: Vec<Value> = reasons.collect();
-        json!({"accepted": counts.accepted, "rejected": rejected, "reasons": reasons})
+        json!({"accepted": counts.accepted, "rejected": rejected, "most_rejected": most_rejected, "reasons": reasons})
     }
 }

@@ -143,7 +143,7 @@ impl Status {
         ] {
             *total += more;
         }
-        let lines = uncounted.add(stats.records, dead_letters, now_ms);
+        let lines = uncounted.add(stats.events, dead_letters, now_ms);
         totals.dead_letters = uncounted.count();
         drop(inner);
         for Line { reason, records, first } in lines {
@@ -195,7 +195,7 @@ impl Status {
             "ready": readiness.is_ok(),
             "not_ready_because": readiness.err(),
             "totals": inner.totals,
-            "most_uncounted": inner.uncounted.is_most(inner.totals.records, now_ms),
+            "most_uncounted": inner.uncounted.is_most(inner.totals.events, now_ms),
             "dead_letters": { "to": self.dead_letters_to, "reasons": inner.uncounted.to_json() },
             "lag_records": lag,
             "partitions": inner.partitions.values().collect::<Vec<_>>(),

@@ -106,7 +106,7 @@ pub struct Uncounted {
     all: Tally,
     /// When the last of each reason was found, in epoch milliseconds.
     found_ms: BTreeMap<Reason, i64>,
-    /// By minute, the latest last: records, and those of them that were not counted.
+    /// By minute, the latest last: events that were counted, and dead letters.
     recent: VecDeque<(i64, u64, u64)>,
     unsaid: Tally,
     said: Repeats,
@@ -125,9 +125,9 @@ impl Default for Uncounted {
 }
 
 impl Uncounted {
-    /// So many records were applied, those of the tally uncounted; what is to be logged.
-    pub fn add(&mut self, records: u64, tally: Tally, now_ms: i64) -> Vec<Line> {
-        self.remember(now_ms.div_euclid(MINUTE_MS), records, tally.count());
+    /// So many events were counted, and those of the tally not; what is to be logged.
+    pub fn add(&mut self, events: u64, tally: Tally, now_ms: i64) -> Vec<Line> {
+        self.remember(now_ms.div_euclid(MINUTE_MS), events, tally.count());
         let mut lines = Vec::new();
         for (reason, letters) in tally.reasons {
             metrics::counter!(names::DEAD_LETTERS, "reason" => reason.name()).increment(letters.count);
@@ -142,13 +142,13 @@ impl Uncounted {
         lines
     }
 
-    fn remember(&mut self, minute: i64, records: u64, uncounted: u64) {
+    fn remember(&mut self, minute: i64, events: u64, uncounted: u64) {
         match self.recent.back_mut() {
-            Some((last, all, dead)) if *last == minute => {
-                *all += records;
+            Some((last, counted, dead)) if *last == minute => {
+                *counted += events;
                 *dead += uncounted;
             }
-            _ => self.recent.push_back((minute, records, uncounted)),
+            _ => self.recent.push_back((minute, events, uncounted)),
         }
         // A clock that was set back makes them few, not wrong.
         self.recent.retain(|(then, ..)| (minute - RECENT_MINUTES + 1..=minute).contains(then));
@@ -158,13 +158,12 @@ impl Uncounted {
         self.all.count()
     }
 
-    /// Whether most records come to nothing: of the recent ones, or of all if none came lately.
-    pub fn is_most(&self, records: u64, now_ms: i64) -> bool {
+    /// Whether most events come to nothing: of the recent ones, or of all if none came lately. `events` were counted in all.
+    pub fn is_most(&self, events: u64, now_ms: i64) -> bool {
         let minute = now_ms.div_euclid(MINUTE_MS);
         let recent = self.recent.iter().filter(|(then, ..)| minute - then < RECENT_MINUTES);
-        let (seen, dead) = recent.fold((0, 0), |(seen, dead), (_, all, more)| (seen + all, dead + more));
-        let (seen, dead) = if seen == 0 { (records, self.count()) } else { (seen, dead) };
-        dead * 2 > seen
+        let (counted, dead) = recent.fold((0, 0), |(counted, dead), (_, events, more)| (counted + events, dead + more));
+        if counted + dead > 0 { dead > counted } else { self.count() > events }
     }
 
     /// The most frequent reason first.
@@ -233,12 +232,15 @@ mod tests {
         uncounted.add(1_000_000, Tally::default(), 0);
         assert!(!uncounted.is_most(1_000_000, 0));
         let later = 20 * MINUTE_MS;
-        uncounted.add(10, tally(Reason::NoEvent, 0..6), later);
-        assert!(uncounted.is_most(1_000_010, later));
+        uncounted.add(5, tally(Reason::NoEvent, 0..6), later);
+        assert!(uncounted.is_most(1_000_005, later));
         // Nothing came lately: what there was since the start.
-        assert!(!uncounted.is_most(1_000_010, later + RECENT_MINUTES * MINUTE_MS));
-        uncounted.add(10, tally(Reason::NoEvent, 6..9), later);
-        assert!(!uncounted.is_most(1_000_020, later));
+        assert!(!uncounted.is_most(1_000_005, later + RECENT_MINUTES * MINUTE_MS));
+        uncounted.add(4, tally(Reason::NoEvent, 6..9), later);
+        assert!(!uncounted.is_most(1_000_009, later));
+        let mut nothing = Uncounted::default();
+        nothing.add(1, tally(Reason::NoEvent, 0..300), 0);
+        assert!(nothing.is_most(1, later));
         assert!(!Uncounted::default().is_most(0, 0));
     }
 }

@@ -58,7 +58,7 @@ fn kafka_records_that_are_not_counted_are_said_everywhere() {
     let top = printed(&scene.file, &[], &["top"]);
     for part in [
         "most events are not counted",
-        "302 of 303 records not counted; they are discarded",
+        "302 of 303 events not counted; they are discarded",
         &format!("no_event 300 (first {topic}/0@1, last {topic}/0@300)", topic = scene.topic),
     ] {
         assert!(top.contains(part), "{part}: {top}");
@@ -136,7 +136,7 @@ fn a_demo_keeps_to_data_of_its_own() {
     let demo = |log: &str| {
         let out = std::fs::File::create(directory.path().join(log)).unwrap();
         let mut command = traqq();
-        command.args(["demo", "--days", "1", "--rate", "1000", "--seed", "1", "--listen", &listen]);
+        command.args(["demo", "--no-history", "--rate", "20", "--seed", "1", "--listen", &listen]);
         command.current_dir(directory.path()).stdin(Stdio::null()).stdout(out).stderr(Stdio::null());
         Demo(command.spawn().unwrap())
     };
@@ -151,7 +151,7 @@ fn a_demo_keeps_to_data_of_its_own() {
     };
     let mut first = demo("out");
     poll_until(PATIENCE, "the demo's own events are counted", || {
-        (ask("/api/v1/stats")?["totals"]["events"].as_u64()? > 1_000).then_some(())
+        (ask("/api/v1/stats")?["totals"]["events"].as_u64()? > 0).then_some(())
     });
     let found = ask("/api/v1/find?q=add/event~geo&days=1&merge=true").unwrap();
     assert!(!found["results"][0]["data"]["values"].as_array().unwrap().is_empty(), "{found}");

@@ -716,7 +716,7 @@ def events_that_are_not_counted_are_said(scene, given):
              "partitions": []}
     page = scene.open(given.fragment("add"), prepare=lambda page: page.route("**/stats", lambda route: route.fulfill(json=stats)))
     expect(page.locator("#health[data-state=bad]")).to_have_text("Most events are not counted")
-    expect(page.locator("#uncounted-title")).to_contain_text("300 of 301 records could not be counted; 2 of 7 events sent here were refused")
+    expect(page.locator("#uncounted-title")).to_contain_text("300 of 301 events could not be counted; 2 of 7 events sent here were refused")
     expect(page.locator("#uncounted-list li").nth(0)).to_have_text(
         "no_event, 300: an event has a name. First events/2 at offset 5, last events/2 at offset 9.")
     expect(page.locator("#uncounted-list li").nth(1)).to_have_text("invalid_json, 2: it is not JSON: line 1, column 7.")

@@ -235,7 +235,7 @@ mod tests {
         let text = board.lines(&Terminal::test(false, 120), 60).join("\n");
         for part in [
             "most events are not counted\n",
-            "300 of 301 records not counted; they are discarded\n",
+            "300 of 301 events not counted; they are discarded\n",
             "  no_event 300 (first events/0@1, last events/0@300): an event has a name\n",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");

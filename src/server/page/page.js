@@ -349,7 +349,7 @@ function showObstacle(reason) {
 
 /** Whether what comes in comes to nothing, for the most part. */
 function isMostlyUncounted({ most_uncounted: isMost, ingest }) {
-  return isMost === true || (ingest?.rejected ?? 0) > (ingest?.accepted ?? 0);
+  return isMost === true || ingest?.most_rejected === true;
 }
 
 const placeText = ({ topic, partition, offset }) => `${topic}/${partition} at offset ${offset}`;
@@ -388,7 +388,7 @@ function showUncounted(stats) {
   banner.classList.toggle("bad", isMost);
   banner.classList.toggle("warn", !isMost);
   const parts = [];
-  if (lost) parts.push(`${count(lost)} of ${plural(totals.records, "record")} could not be counted`);
+  if (lost) parts.push(`${count(lost)} of ${plural(totals.events + lost, "event")} could not be counted`);
   if (refused) parts.push(`${count(refused)} of ${plural(refused + ingest.accepted, "event")} sent here ${refused === 1 ? "was" : "were"} refused`);
   if (!parts.length) parts.push("Not everything is in the numbers");
   setText($("uncounted-title"), `${parts.join("; ")}, since this process started.`);
