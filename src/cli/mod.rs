@@ -201,17 +201,14 @@ pub(crate) fn print_document(body: &[u8]) -> Outcome {
 
 /// A table that is printed as it came. In front of a person nothing in it moves the cursor.
 pub(crate) fn print_csv(body: &[u8]) -> Outcome {
-    use std::io::Write as _;
-    if Terminal::stdout().is_terminal {
-        String::from_utf8_lossy(body).lines().for_each(|line| say!("{}", terminal::printable(line)));
-        return Ok(());
+    let csv = String::from_utf8_lossy(body);
+    if !Terminal::stdout().is_terminal {
+        return output::print(&csv);
     }
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(body).and_then(|()| stdout.flush()) {
-        // A reader that has seen enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.map_err(|error| Failure::Failed(format!("standard output: {error}"))),
-    }
+    csv.lines().try_for_each(|line| {
+        say!("{}", terminal::printable(line));
+        Ok(())
+    })
 }
 
 pub(crate) fn print_json(value: &serde_json::Value) -> Outcome {
