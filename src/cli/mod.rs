@@ -201,14 +201,14 @@ pub(crate) fn print_document(body: &[u8]) -> Outcome {
 
 /// A table that is printed as it came. In front of a person nothing in it moves the cursor.
 pub(crate) fn print_csv(body: &[u8]) -> Outcome {
-    let text = String::from_utf8_lossy(body);
-    if Terminal::stdout().is_terminal {
-        for line in text.lines() {
-            say!("{}", terminal::printable(line));
-        }
-        return Ok(());
+    let csv = String::from_utf8_lossy(body);
+    if !Terminal::stdout().is_terminal {
+        return output::print(&csv);
     }
-    output::print(&text)
+    csv.lines().try_for_each(|line| {
+        say!("{}", terminal::printable(line));
+        Ok(())
+    })
 }
 
 pub(crate) fn print_json(value: &serde_json::Value) -> Outcome {

@@ -118,6 +118,28 @@ async fn each_form_of_an_answer_has_its_own_tag() {
     assert_eq!(server.get("/api/v1/catalog").await.header("vary"), None);
 }
 
+/// Its length is not known before its end, and it is never held whole.
+#[tokio::test]
+async fn a_large_table_is_sent_while_it_is_made() {
+    let server = start(&local()).await;
+    let names: Vec<String> = (0..2000).map(|n| format!("place-{n}")).collect();
+    let geos: Vec<(&str, i64)> = names.iter().map(|name| (&**name, 1)).collect();
+    count(&server.store, 0, 1, &geos).await;
+    let target = "/api/v1/find?q=top/geo&limit=3000&format=csv";
+    let answer = server.get(target).await;
+    assert_eq!((answer.status, answer.header("transfer-encoding")), (200, Some("chunked")), "{}", answer.head);
+    let (mut rest, mut csv) = (&*answer.body, String::new());
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        csv.push_str(&after[..size]);
+        rest = &after[size + 2..];
+    }
+    assert_eq!(csv.split_terminator("\r\n").count(), 1 + 2002);
+    assert!(names.iter().all(|name| csv.contains(&format!(",{name},false,"))));
+    let head = server.send("HEAD", target, "").await;
+    assert_eq!((head.status, &*head.body, head.header("etag")), (200, "", answer.header("etag")));
+}
+
 #[tokio::test]
 async fn bounds_over_tcp_are_those_of_http() {
     let server = start(&local()).await;
