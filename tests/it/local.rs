@@ -697,7 +697,7 @@ fn events_come_in_as_one_an_array_or_lines_and_packed() {
     report(2, 1, &answer);
     assert_eq!(
         answer.json()["errors"][0],
-        json!({"index": 1, "reason": "invalid_json", "detail": "the event is not valid JSON"})
+        json!({"index": 1, "reason": "invalid_json", "detail": "the event is not valid JSON: line 1, column 2: expected ident"})
     );
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(lines.as_bytes()).unwrap();
