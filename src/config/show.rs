@@ -84,7 +84,7 @@ fn has_more(key: &str, value: &str) -> bool {
     address.is_some_and(|address| address.contains(['@', '?', '#']))
 }
 
-/// A URL is shown without its user information and its query.
+/// A URL is shown without its user information, its query, and what is behind a `#` if that is no primary's name.
 fn hide(key: &str, value: &str) -> String {
     let value = value.trim_matches('"');
     let Some((scheme, rest)) = value.split_once("://").filter(|_| key.ends_with("url")) else {
@@ -92,10 +92,15 @@ fn hide(key: &str, value: &str) -> String {
     };
     let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
     // A password with a question mark looks like a query; a path has no password in front of it.
-    if scheme != "unix" && query.is_some_and(|query| query.contains('@')) {
+    let is_path = scheme == "unix" && rest.starts_with('/');
+    if !is_path && query.is_some_and(|query| query.contains('@')) {
         return format!("\"{scheme}://********\"");
     }
     let place = place.rsplit_once('@').map_or_else(|| place.to_owned(), |(_, place)| format!("********@{place}"));
+    let place = match place.split_once('#') {
+        Some((place, _)) if !scheme.ends_with("-sentinel") => format!("{place}#********"),
+        _ => place,
+    };
     let query = if query.is_some() { "?********" } else { "" };
     format!("\"{scheme}://{place}{query}\"")
 }
