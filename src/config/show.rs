@@ -71,7 +71,8 @@ impl Loaded {
             .map(|(path, value)| {
                 let key = path.join(".");
                 let is_set = !matches!(value.as_str(), "\"\"" | "null");
-                let shown = if is_secret(&key) && is_set || has_more(&key, &value) { hide(&key, &value) } else { value };
+                let shown =
+                    if is_secret(&key) && is_set || has_more(&key, &value) { hide(&key, &value) } else { value };
                 (key, shown, self.origin(&path))
             })
             .collect()
