@@ -217,7 +217,7 @@ impl Import {
             say!("{}", tally.summary(&self.files));
         }
         for file in tally.empty(&self.files).iter().filter(|_| failure.is_none()) {
-            eprintln!("{}", super::terminal::printable(&format!("{}: there are no events in it", named(file))));
+            complain!("{}", super::terminal::printable(&format!("{}: there are no events in it", named(file))));
         }
         match (failure, tally.rejected()) {
             (Some(why), _) => Err(Failure::Failed(super::terminal::printable(&why))),
