@@ -155,6 +155,9 @@ mod tests {
         for (url, shown) in [
             ("unix:///run/redis.sock?db=1&pass=hush", "unix:///run/redis.sock?********"),
             ("unix:///run/redis.sock?pass=p@hush", "unix:///run/redis.sock?********"),
+            ("unix://user:hush?x@host", "unix://********"),
+            ("redis://host/1#hush", "redis://host/1#********"),
+            ("redis-sentinel://user:hush@a,b/1#main", "redis-sentinel://********@a,b/1#main"),
             ("redis://u:hush@h:1/2?protocol=3", "redis://********@h:1/2?********"),
             ("redis://u:hu?sh@h:1/2", "redis://********"),
             ("redis://h:1/2", "redis://h:1/2"),
