@@ -86,7 +86,10 @@ fn local_url(config: &server::Config) -> Result<String, String> {
     let address = &config.http;
     let (host, port) = address.rsplit_once(':').unwrap_or((address.as_str(), ""));
     if port.parse::<u16>().unwrap_or(0) == 0 {
-        return Err(format!("server.http = {:?} has no fixed port; say where traqq runs with --server", shown(address)));
+        return Err(format!(
+            "server.http = {:?} has no fixed port; say where traqq runs with --server",
+            shown(address)
+        ));
     }
     let host = match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         Ok(IpAddr::V4(address)) if address.is_unspecified() => "127.0.0.1",
@@ -115,7 +118,8 @@ struct Target {
 impl Target {
     fn parse(url: &str) -> Result<Self, String> {
         if has_credentials(url) {
-            let text = "--server: credentials and parameters do not belong into the URL; set server.token, or TRAQQ_SERVER__TOKEN_FILE";
+            let text = "--server: write a URL like http://127.0.0.1:9877; no credentials or parameters belong into it, a token is \
+                        server.token or TRAQQ_SERVER__TOKEN_FILE";
             return Err(text.to_owned());
         }
         let wrong = || format!("--server {url:?} is not a URL like http://127.0.0.1:9877");

@@ -164,7 +164,7 @@ impl Arguments {
         // Those that run have a log for it.
         if !matches!(command, Command::Run(_) | Command::Serve) {
             for warning in &loaded.warnings {
-                eprintln!("{} {warning}", Terminal::stderr().paint(Style::Yellow, "warning:"));
+                complain!("{} {warning}", Terminal::stderr().paint(Style::Yellow, "warning:"));
             }
         }
         match command {

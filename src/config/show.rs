@@ -71,7 +71,8 @@ impl Loaded {
             .map(|(path, value)| {
                 let key = path.join(".");
                 let is_set = !matches!(value.as_str(), "\"\"" | "null");
-                let shown = if is_secret(&key) && is_set || has_more(&key, &value) { hide(&key, &value) } else { value };
+                let shown =
+                    if is_secret(&key) && is_set || has_more(&key, &value) { hide(&key, &value) } else { value };
                 (key, shown, self.origin(&path))
             })
             .collect()
@@ -84,7 +85,7 @@ fn has_more(key: &str, value: &str) -> bool {
     address.is_some_and(|address| address.contains(['@', '?', '#']))
 }
 
-/// A URL is shown without its user information and its query.
+/// A URL is shown without its user information, its query, and what is behind a `#` if that is no primary's name.
 fn hide(key: &str, value: &str) -> String {
     let value = value.trim_matches('"');
     let Some((scheme, rest)) = value.split_once("://").filter(|_| key.ends_with("url")) else {
@@ -92,10 +93,15 @@ fn hide(key: &str, value: &str) -> String {
     };
     let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
     // A password with a question mark looks like a query; a path has no password in front of it.
-    if scheme != "unix" && query.is_some_and(|query| query.contains('@')) {
+    let is_path = scheme == "unix" && rest.starts_with('/');
+    if !is_path && query.is_some_and(|query| query.contains('@')) {
         return format!("\"{scheme}://********\"");
     }
     let place = place.rsplit_once('@').map_or_else(|| place.to_owned(), |(_, place)| format!("********@{place}"));
+    let place = match place.split_once('#') {
+        Some((place, _)) if !scheme.ends_with("-sentinel") => format!("{place}#********"),
+        _ => place,
+    };
     let query = if query.is_some() { "?********" } else { "" };
     format!("\"{scheme}://{place}{query}\"")
 }
@@ -149,6 +155,9 @@ mod tests {
         for (url, shown) in [
             ("unix:///run/redis.sock?db=1&pass=hush", "unix:///run/redis.sock?********"),
             ("unix:///run/redis.sock?pass=p@hush", "unix:///run/redis.sock?********"),
+            ("unix://user:hush?x@host", "unix://********"),
+            ("redis://host/1#hush", "redis://host/1#********"),
+            ("redis-sentinel://user:hush@a,b/1#main", "redis-sentinel://********@a,b/1#main"),
             ("redis://u:hush@h:1/2?protocol=3", "redis://********@h:1/2?********"),
             ("redis://u:hu?sh@h:1/2", "redis://********"),
             ("redis://h:1/2", "redis://h:1/2"),

@@ -87,7 +87,8 @@ async fn a_question_to_a_primary_over_a_connection_that_was_closed_is_asked_agai
 /// of the batches was closed, so that the first batch after a quiet while was in doubt.
 #[test]
 fn an_idle_worker_keeps_its_connections_or_replaces_them_without_a_word() {
-    let redis = Redis::start(&[]);
+    // Without, there would be a warning about that.
+    let redis = Redis::start(&["--appendonly", "yes"]);
     let more = format!("[worker]\nposition_check_ms = 100\n[store.redis]\nurl = {:?}\nprefix = \"t\"\n", redis.url());
     let site = Site::new("", &more);
     let process = site.start();

@@ -77,7 +77,9 @@ impl<'a> Parts<'a> {
         };
         // A socket's password may have one: there it is a parameter.
         if !is_socket && [path, query, fragment].iter().any(|part| part.contains('@')) {
-            return Err("a password with one of / ? # @ % in it is written in percent-encoding, or set as store.redis.password");
+            return Err(
+                "a password with one of / ? # @ % in it is written in percent-encoding, or set as store.redis.password",
+            );
         }
         let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
         let parameters = query.split('&').filter(|parameter| !parameter.is_empty());
@@ -108,7 +110,8 @@ impl<'a> Parts<'a> {
                 // One that has no name shaped like one may be a part of a password.
                 name => {
                     let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-                    let which = if is_name { format!("the parameter {name}") } else { "one of its parameters".to_owned() };
+                    let which =
+                        if is_name { format!("the parameter {name}") } else { "one of its parameters".to_owned() };
                     return Err(format!(
                         "{which} would not be looked at; db and protocol are, and user and pass behind a socket"
                     ));
@@ -141,7 +144,9 @@ pub fn parse(url: &str) -> Result<(ConnectionInfo, Place), String> {
         }
         ("sentinel", _) | (_, "") => {}
         (_, "insecure") => {
-            return Err(invalid(&"#insecure would trust whoever answers; set store.redis.tls_ca_file to the authority"));
+            return Err(invalid(
+                &"#insecure would trust whoever answers; set store.redis.tls_ca_file to the authority",
+            ));
         }
         _ => return Err(invalid(&"what stands behind # would not be looked at")),
     }
@@ -156,7 +161,8 @@ pub fn parse(url: &str) -> Result<(ConnectionInfo, Place), String> {
     let addresses: Option<Vec<Address>> = hosts.split(',').map(|host| parse_address(host, default_port)).collect();
     let addresses = addresses.ok_or_else(|| invalid(&"a host is missing or a port is not a number"))?;
     let first = hosts.split(',').next().unwrap_or_default();
-    let info = format!("{scheme}://{user}{first}/{database}").into_connection_info().map_err(|error| invalid(&error))?;
+    let info =
+        format!("{scheme}://{user}{first}/{database}").into_connection_info().map_err(|error| invalid(&error))?;
     let place = match kind {
         "" => Place::Server,
         "sentinel" => Place::Sentinel { sentinels: addresses, primary: fragment.to_owned() },
