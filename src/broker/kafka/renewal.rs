@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rdkafka::consumer::Consumer as _;
+
 use super::context::lock;
 use super::{KafkaConsumer, connect};
 use crate::broker::Event;
