@@ -404,8 +404,11 @@ function showUncounted(stats) {
 function showStats(stats, at) {
   const partitions = stats.partitions ?? [];
   const stopped = partitions.filter((partition) => partition.state === "stopped" || partition.reason);
+  // What cannot be read for the moment goes on by itself.
+  const needsSomebody = stopped.some((partition) => partition.state !== "unreadable");
+  const how = needsSomebody ? "stopped" : "cannot be read";
   if (stats.ready === false) showHealth("warn", "Not ready");
-  else if (stopped.length) showHealth("bad", `${plural(stopped.length, "partition")} stopped`);
+  else if (stopped.length) showHealth("bad", `${plural(stopped.length, "partition")} ${how}`);
   else if (isMostlyUncounted(stats)) showHealth("bad", "Most events are not counted");
   else showHealth("good", "Ready");
   showUncounted(stats);
@@ -413,7 +416,8 @@ function showStats(stats, at) {
 
   setHidden($("stopped"), !stopped.length);
   if (stopped.length) {
-    setText($("stopped-title"), `${plural(stopped.length, "partition")} stopped; what is in ${stopped.length === 1 ? "it" : "them"} is not counted until somebody acts:`);
+    const until = needsSomebody ? "until somebody acts" : "until then";
+    setText($("stopped-title"), `${plural(stopped.length, "partition")} ${how}; what is in ${stopped.length === 1 ? "it" : "them"} is not counted ${until}:`);
     setList($("stopped-list"), stopped.map((each) => make("li", { text: `${each.topic}/${each.partition}: ${each.reason ?? "no reason given"}` })));
   }
 
@@ -430,7 +434,7 @@ function showStats(stats, at) {
   setText($("lag"), partitions.length ? count(lag) : UNKNOWN);
   setText($("lag-sub"), !partitions.length ? "this process only answers" : lag ? `records, ${ago(seconds * 1000)} behind` : "up to date");
   setText($("partitions"), partitions.length ? count(partitions.length) : UNKNOWN);
-  setText($("partitions-sub"), stopped.length ? `${count(stopped.length)} stopped` : partitions.length ? "all running" : "none here");
+  setText($("partitions-sub"), stopped.length ? `${count(stopped.length)} ${how}` : partitions.length ? "all running" : "none here");
   $("partitions-sub").classList.toggle("bad", stopped.length > 0);
   setHidden($("positions"), !partitions.length);
   if ($("positions").open) {
