@@ -53,10 +53,15 @@ fn every_command_of_the_quick_start_works() {
     let mut outputs = Vec::new();
     for command in &commands[2..] {
         if let Some(background_command) = command.strip_suffix('&') {
-            background.0.push(run(background_command).stdout(Stdio::null()).spawn().unwrap());
+            let log = directory.path().join("log");
+            let said = std::fs::File::create(&log).unwrap();
+            background.0.push(run(background_command).stdout(Stdio::null()).stderr(said).spawn().unwrap());
+            let child = background.0.last_mut().unwrap();
             // The next line is typed by a person.
             let port = if command.contains("demo") { demo } else { http };
             poll_until(Duration::from_secs(60), "it is ready", || {
+                let ended = child.try_wait().unwrap();
+                assert!(ended.is_none(), "{command}: {ended:?}: {}", std::fs::read_to_string(&log).unwrap());
                 let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
                 write!(stream, "GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
                 let mut answer = String::new();

@@ -107,6 +107,8 @@ impl Demo {
         say!("open {url}");
         let metrics = start_telemetry(&own.log, &[])?;
         let mut stream = self.stream(client);
+        // It is waited for until it listens, which may be a moment after the first events are there.
+        stream.reached = true.into();
         if has_data {
             stream.line.say("its history is there from before; going on live");
         }
