@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::{Failure, Outcome, print_json};
 use crate::app::now_ms;
-use crate::compile::{Explained, ExplainedEvent, FoldStats, Folder, Part, Plan};
+use crate::compile::{Absent, Explained, ExplainedEvent, ExplainedPattern, FoldStats, Folder, Part, Plan, Refused};
 use crate::config::Config;
 use crate::model::{Checkpoint, RecordBatch, TopicPartition};
 use crate::store::redis::commands;
@@ -127,15 +127,14 @@ fn print_event(of_several: &str, event: &ExplainedEvent) -> Outcome {
         };
         say!("#   {:<9} {:<width$}  {value}", found.kind, found.pattern);
     }
-    let is_unknown =
-        |found: &crate::compile::ExplainedPattern| found.value.as_ref().is_err_and(|absent| absent.is_unknown());
+    let is_unknown = |found: &ExplainedPattern| found.value.as_ref().is_err_and(Absent::is_unknown);
     if event.patterns.iter().any(is_unknown) {
         say!("#   the event has {}", event.paths.join(", "));
     }
     Ok(())
 }
 
-fn event_json(event: &Result<ExplainedEvent, crate::compile::Refused>) -> serde_json::Value {
+fn event_json(event: &Result<ExplainedEvent, Refused>) -> serde_json::Value {
     match event {
         Err(refused) => serde_json::json!({ "reason": refused.reason.name(), "detail": refused.detail }),
         Ok(event) => {

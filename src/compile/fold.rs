@@ -448,6 +448,8 @@ impl Folder {
 
     fn count_sums(&mut self, plan: &Plan, bucket: u32) {
         let stats = &mut self.out.stats;
+        // An event is remarked upon once, in however many buckets it counts.
+        let remark = u64::from(self.live_buckets.first() == Some(&bucket));
         for (table, sum) in self.sums.iter_mut().zip(&plan.sums) {
             let id = self.node_ids[sum.node];
             if id == 0 {
@@ -456,12 +458,12 @@ impl Folder {
             let micros = match self.amounts[sum.amount] {
                 Amount::Absent => continue,
                 Amount::Unusable => {
-                    stats.values_skipped += 1;
+                    stats.values_skipped += remark;
                     continue;
                 }
                 Amount::Value(micros) => micros,
             };
-            stats.values_rounded += u64::from(micros.was_rounded);
+            stats.values_rounded += remark * u64::from(micros.was_rounded);
             let (index, is_new) = table.values.index_or_insert(pair(bucket, id), || (0, 0));
             let value = table.values.item_mut(index);
             value.0 += i128::from(micros.value);

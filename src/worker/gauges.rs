@@ -15,7 +15,7 @@ const MEASURES: [(&str, Measure); 3] = [
     (names::LAG_SECONDS, |status| status.lag_seconds),
 ];
 
-pub fn render<'a>(partitions: impl Iterator<Item = &'a PartitionStatus> + Clone) -> String {
+pub fn render<'a>(partitions: &(impl Iterator<Item = &'a PartitionStatus> + Clone)) -> String {
     let mut text = String::new();
     for (name, measure) in MEASURES {
         if partitions.clone().next().is_none() {
@@ -51,13 +51,13 @@ mod tests {
             ..PartitionStatus::default()
         };
         let statuses = [status(0, 7), status(3, 1_700_000_000_123)];
-        let text = render(statuses.iter());
+        let text = render(&statuses.iter());
         assert!(
             text.contains("# TYPE traqq_position gauge\ntraqq_position{topic=\"a\\\"b\",partition=\"0\"} 7\n"),
             "{text}"
         );
         assert!(text.contains("traqq_position{topic=\"a\\\"b\",partition=\"3\"} 1700000000123\n"), "{text}");
         assert!(text.contains("traqq_lag_seconds{topic=\"a\\\"b\",partition=\"3\"} 1.5\n"), "{text}");
-        assert_eq!(render([].iter()), "");
+        assert_eq!(render(&[].iter()), "");
     }
 }

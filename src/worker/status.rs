@@ -180,7 +180,7 @@ impl Status {
 
     /// What is measured of each partition, as `/metrics` has it.
     pub fn partition_gauges(&self) -> String {
-        gauges::render(self.lock().partitions.values())
+        gauges::render(&self.lock().partitions.values())
     }
 
     pub fn partitions(&self) -> Vec<PartitionStatus> {

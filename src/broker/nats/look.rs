@@ -64,12 +64,9 @@ impl NatsConsumer {
             self.look = Some(self.begin_look());
         }
         let Some(mut look) = self.look.take() else { return Ok(None) };
-        let seen = match look.answer.try_recv() {
-            Ok(seen) => seen,
-            Err(_) => {
-                self.look = Some(look);
-                return Ok(None);
-            }
+        let Ok(seen) = look.answer.try_recv() else {
+            self.look = Some(look);
+            return Ok(None);
         };
         let Seen { watermarks: Watermarks { low, high }, ends } =
             seen.inspect_err(|error| self.stream_trouble.set(&error.to_string()))?;

@@ -116,7 +116,7 @@ impl NatsProducer {
             let sends = left.into_iter().map(|event| async move {
                 match self.publish_event(&event).await {
                     Ok(ack) if ack.stream != *counted && !target.has_origins => {
-                        _ = astray.set((event.subject, ack.stream))
+                        _ = astray.set((event.subject, ack.stream));
                     }
                     Ok(_) => {}
                     Err(error) => return Some((event, error)),

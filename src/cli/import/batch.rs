@@ -11,6 +11,8 @@ use super::times::{Refusal, Times};
 
 /// Changing one of these makes an interrupted import count twice when it is run again.
 const EVENTS_MAX: usize = 1000;
+/// Of a file that is refused, to find what else is wrong with it.
+const LOOKED_AT_BYTES_MAX: usize = 256 << 20;
 const BYTES_MAX: usize = 1 << 20;
 
 /// Some events of a file, as NDJSON.
@@ -156,9 +158,30 @@ impl Batches {
                 filling.lines.push(line);
             }
             Err(Refusal::Event(why)) => filling.unreadable.push((line, why)),
-            Err(Refusal::File(why)) => return Err(format!("line {line}: {why}")),
+            Err(Refusal::File(why)) => {
+                let more = self.broken_later().map(|error| format!("; besides, {error}")).unwrap_or_default();
+                return Err(format!("line {line}: {why}{more}"));
+            }
         }
         Ok(())
+    }
+
+    /// What ends the input before its end: whoever mends the file is told everything at once.
+    fn broken_later(&mut self) -> Option<String> {
+        let mut bytes = 0;
+        while bytes < LOOKED_AT_BYTES_MAX {
+            let mut event = Vec::new();
+            let item = match &mut self.items {
+                Items::Lines(lines) => lines.next(&mut event),
+                Items::Rows(rows) => rows.next(&mut event),
+            };
+            match item {
+                Ok(Some(_)) => bytes += event.len() + 1,
+                Ok(None) => return None,
+                Err(error) => return Some(error),
+            }
+        }
+        None
     }
 }
 

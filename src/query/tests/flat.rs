@@ -236,7 +236,7 @@ fn a_large_table_comes_in_pieces() {
         let whole = String::from_utf8(pieces.concat()).unwrap();
         match text {
             Text::Json => {
-                assert_eq!(serde_json::from_str::<Json>(&whole).unwrap()["rows"].as_array().unwrap().len(), records)
+                assert_eq!(serde_json::from_str::<Json>(&whole).unwrap()["rows"].as_array().unwrap().len(), records);
             }
             _ => assert_eq!(whole.matches("\r\n").count(), records),
         }
