@@ -99,7 +99,7 @@ fn hide(key: &str, value: &str) -> String {
     }
     let place = place.rsplit_once('@').map_or_else(|| place.to_owned(), |(_, place)| format!("********@{place}"));
     let place = match place.split_once('#') {
-        Some((place, _)) if !scheme.ends_with("-sentinel") => format!("{place}#********"),
+        Some((place, name)) if !scheme.ends_with("-sentinel") || name.contains('#') => format!("{place}#********"),
         _ => place,
     };
     let query = if query.is_some() { "?********" } else { "" };

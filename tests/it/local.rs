@@ -765,7 +765,7 @@ fn the_tcp_protocol_answers_in_order() {
     });
     let expected = [
         (true, ""),
-        (false, "\"event\""),
+        (false, "an event has a name"),
         (true, ""),
         (false, "record needs an event"),
         (false, "no command"),

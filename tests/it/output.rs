@@ -46,7 +46,7 @@ const BESIDE_A_SERVER: [&[&str]; 20] = [
     &["explain", "EVENT"],
     &["explain", "EVENT", "--json"],
     &["record", r#"{"event":"recorded"}"#],
-    &["import", "EVENT", "--again"],
+    &["import", "EVENT", "--again", "--now"],
 ];
 const WITHOUT_A_SERVER: [&[&str]; 7] = [
     &["mapping", "show"],

@@ -11,9 +11,9 @@ use super::times::{Refusal, Times};
 
 /// Changing one of these makes an interrupted import count twice when it is run again.
 const EVENTS_MAX: usize = 1000;
+const BYTES_MAX: usize = 1 << 20;
 /// Of a file that is refused, to find what else is wrong with it.
 const LOOKED_AT_BYTES_MAX: usize = 256 << 20;
-const BYTES_MAX: usize = 1 << 20;
 
 /// Some events of a file, as NDJSON.
 #[derive(PartialEq, Eq, Debug)]
