@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use async_trait::async_trait;
 use traqq::broker::{AppendError, Appended, Appender, Events, Idempotency};
 use traqq::compile::{Folder, Gate, GateRules, Part, Plan};
-use traqq::decode::Reason;
+use traqq::decode::{Reason, for_each_event};
 use traqq::model::{Checkpoint, Header, RecordBatch, Rules, TopicPartition, ValidRules};
 use traqq::query::{Engine, Limits};
 use traqq::server::Ingest;
@@ -37,7 +37,9 @@ static GATE_RULES: LazyLock<Arc<GateRules>> = LazyLock::new(|| Arc::new(GateRule
 pub fn judge(value: &[u8]) -> Vec<Result<(), Reason>> {
     let mut gate = Gate::new(&GATE_RULES);
     let whole = gate.check(value, NOW * 1000).map(|_| ());
-    let events = std::str::from_utf8(value).ok().and_then(|text| gate.split(text)).unwrap_or_default();
+    let part = std::str::from_utf8(value).ok().and_then(|text| gate.several_in(text, false));
+    let mut events = Vec::new();
+    part.into_iter().for_each(|part| for_each_event(part, |event| events.push(event)));
     if whole.is_ok() || events.is_empty() {
         return vec![whole];
     }

@@ -2,16 +2,15 @@
 //! in it, and the exact store operations.
 
 use std::io::Read;
-use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat};
 use clap::Args;
 
 use super::{Failure, Outcome, print_json};
 use crate::app::now_ms;
-use crate::compile::{Absent, Explained, ExplainedEvent, ExplainedPattern, FoldStats, Folder, Part, Plan, Refused};
+use crate::compile::{Absent, Explained, ExplainedEvent, ExplainedPattern, Explainer, FoldStats, Plan, Refused};
 use crate::config::Config;
-use crate::model::{Checkpoint, RecordBatch, TopicPartition};
+use crate::model::{RecordBatch, TopicPartition};
 use crate::store::redis::commands;
 
 #[derive(Args)]
@@ -35,11 +34,7 @@ pub struct Explain {
 impl Explain {
     pub fn run(self, config: &Config) -> Outcome {
         let rules = config.rules().validate().map_err(|error| Failure::Usage(error.to_string()))?;
-        let plan = Arc::new(Plan::new(rules));
-        let records = self.record()?;
-        let Explained { events, are_several } = plan.explain(&records.get(0));
-        let part = Part { records, from: Checkpoint::start(0) };
-        let folded = Folder::new(plan, usize::MAX).fold(&[part]).pop().expect("one record, one batch");
+        let (Explained { events, are_several }, folded) = Explainer::new(Plan::new(rules)).explain(self.record()?);
         let operations = commands(&config.store.redis.prefix, &folded.batch);
         if self.json {
             return print_json(&serde_json::json!({

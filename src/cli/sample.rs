@@ -8,9 +8,9 @@ use super::table::Table;
 use super::terminal::printable;
 use super::{Failure, Outcome};
 use crate::app::now_ms;
-use crate::compile::Plan;
+use crate::compile::{Explainer, Plan};
 use crate::decode;
-use crate::model::{Record, ValidRules};
+use crate::model::{RecordBatch, TopicPartition, ValidRules};
 
 /// Reasons and missing fields that are shown of each pattern.
 const EXAMPLES_MAX: usize = 3;
@@ -25,11 +25,13 @@ struct Found {
 /// `file` has an event a line, or one record. An error when a pattern finds nothing in any event.
 pub fn check(file: &Path, rules: ValidRules) -> Outcome {
     let bytes = std::fs::read(file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
-    let plan = Plan::new(rules);
+    let mut explainer = Explainer::new(Plan::new(rules));
     let mut patterns: Vec<((&'static str, String), Found)> = Vec::new();
     let (mut events, mut refused) = (0, BTreeMap::<String, usize>::new());
     for record in records(&bytes) {
-        for event in plan.explain(&Record::of_value(record, now_ms())).events {
+        let mut batch = RecordBatch::new(TopicPartition::new("sample", 0), 0);
+        batch.push(0, now_ms(), None, Some(record));
+        for event in explainer.explain(batch).0.events {
             let event = match event {
                 Ok(event) => event,
                 Err(error) => {

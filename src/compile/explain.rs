@@ -1,8 +1,11 @@
 //! What a plan sees in an event, for whoever writes the mapping. Slow; nothing is counted.
 
+use std::sync::Arc;
+
+use super::fold::{Folded, Folder, Part};
 use super::plan::Plan;
-use crate::decode::{Decoded, Raw, Reason, Shape, TimeSource, excerpt, is_number, paths, trim};
-use crate::model::{Pattern, Record};
+use crate::decode::{Decoded, Raw, Reason, Shape, TimeSource, excerpt, is_number, micros, paths, trim};
+use crate::model::{Checkpoint, Pattern, Record, RecordBatch};
 
 /// What one record holds: an event, or several.
 pub struct Explained {
@@ -45,8 +48,34 @@ pub struct Absent {
 
 const NO_SUCH_FIELD: &str = "no such field";
 
+/// Explains one record after the other.
+pub struct Explainer {
+    plan: Arc<Plan>,
+    folder: Folder,
+}
+
+impl Explainer {
+    pub fn new(plan: Plan) -> Self {
+        let plan = Arc::new(plan);
+        Self { folder: Folder::new(Arc::clone(&plan), usize::MAX), plan }
+    }
+
+    /// A batch of one record: what it holds, and what it becomes.
+    pub fn explain(&mut self, records: RecordBatch) -> (Explained, Folded) {
+        let mut explained = self.plan.explain(&records.get(0));
+        let part = Part { records, from: Checkpoint::start(0) };
+        let folded = self.folder.fold([part]).pop().expect("one record, one batch");
+        // Of what only the fold judges, such as how old an event is.
+        for letter in &folded.dead_letters {
+            let refused = Refused { reason: letter.reason, detail: self.plan.describe(letter) };
+            explained.events[letter.index.unwrap_or(0) as usize] = Err(refused);
+        }
+        (explained, folded)
+    }
+}
+
 impl Plan {
-    pub fn explain(&self, record: &Record<'_>) -> Explained {
+    fn explain(&self, record: &Record<'_>) -> Explained {
         let mut slots = vec![Raw::Absent; self.reader.slots()];
         let mut shape = Shape::default();
         let decoded = self.reader.read(record, &mut shape, &mut slots);
@@ -131,11 +160,14 @@ impl Plan {
 
     fn amount(&self, field: &str, slots: &[Raw<'_>]) -> Result<String, Absent> {
         let value = self.value_of(field, slots)?;
-        match self.raw(field, slots) {
-            Raw::Number(_) => Ok(value),
-            Raw::Text(text) if is_number(trim(text)) => Ok(value),
-            _ => Err(Absent { field: excerpt(field), why: "it is no number" }),
-        }
+        let number = match self.raw(field, slots) {
+            Raw::Number(text) => Some(&**text),
+            Raw::Text(text) => Some(trim(text)).filter(|text| is_number(text)),
+            _ => None,
+        };
+        let absent = |why| Absent { field: excerpt(field), why };
+        let number = number.ok_or_else(|| absent("it is no number"))?;
+        micros(number).map(|_| value).ok_or_else(|| absent("it is a million millions or more, which is not summed"))
     }
 
     fn raw<'s, 'a>(&self, field: &str, slots: &'s [Raw<'a>]) -> &'s Raw<'a> {
@@ -160,12 +192,13 @@ impl Absent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Rules;
+    use crate::model::{Rules, TopicPartition};
 
     fn explain(mapping: &str, event: &str) -> Vec<String> {
         let rules: Rules = serde_json::from_str(&format!(r#"{{"mapping":{mapping}}}"#)).unwrap();
-        let plan = Plan::new(rules.validate().unwrap());
-        let explained = plan.explain(&Record::of_value(event.as_bytes(), 1_700_000_000_000));
+        let mut records = RecordBatch::new(TopicPartition::new("t", 0), 0);
+        records.push(0, 1_700_000_000_000, None, Some(event.as_bytes()));
+        let (explained, _) = Explainer::new(Plan::new(rules.validate().unwrap())).explain(records);
         let lines = explained.events.into_iter().flat_map(|event| match event {
             Err(refused) => vec![refused.detail],
             Ok(event) => {
@@ -200,5 +233,21 @@ mod tests {
         let several = explain(r#"{"add":["event"]}"#, r#"[{"event":"a"},{"x":1}]"#);
         assert_eq!(several[..2], ["a 1700000000 None", "add event = a"]);
         assert!(several[2].contains("the event has x"), "{several:?}");
+    }
+
+    /// An event that the fold refuses was explained as one that counts.
+    #[test]
+    fn what_only_the_fold_refuses_is_refused() {
+        for (event, part) in [
+            (r#"{"event":"a","ts":"2099-01-01T00:00:00Z"}"#, "more than a day ahead"),
+            (r#"{"event":"a","ts":1}"#, "older than every bucket"),
+            (r#"[{"event":"a"},{"event":"b","ts":1}]"#, "older than every bucket"),
+        ] {
+            let lines = explain(r#"{"add":["event"]}"#, event);
+            assert!(lines.last().is_some_and(|line| line.contains(part)), "{event}: {lines:?}");
+        }
+        let sum = r#"{"add_value":[{"key":"event","add_key":"amount"}]}"#;
+        let lines = explain(sum, r#"{"event":"a","amount":1e12}"#);
+        assert!(lines[1].contains("not summed"), "{lines:?}");
     }
 }

@@ -73,9 +73,10 @@ impl Gate {
         Self { rules: Arc::clone(rules), shape: Shape::default() }
     }
 
-    /// The events of a text, if it holds several; each is to become a record of its own.
-    pub fn split<'t>(&self, text: &'t str) -> Option<Vec<&'t str>> {
-        self.rules.reader.split(text)
+    /// The part of a text that holds several events, if one does; each is to become a record of its own. `is_named`: all of it has
+    /// a name already.
+    pub fn several_in<'t>(&self, text: &'t str, is_named: bool) -> Option<&'t str> {
+        self.rules.reader.several_in(text, is_named)
     }
 
     /// The event with another name, which stands in the record itself: not every log keeps headers. `None` when it is no object, or a

@@ -6,7 +6,7 @@ mod gate;
 mod plan;
 mod tables;
 
-pub use explain::{Absent, Explained, ExplainedEvent, ExplainedPattern, Refused};
+pub use explain::{Absent, Explained, ExplainedEvent, ExplainedPattern, Explainer, Refused};
 pub use fold::{DeadLetter, FoldStats, Folded, Folder, Part};
 pub use gate::{Admitted, Gate, GateRules};
 pub use plan::Plan;

@@ -97,15 +97,15 @@ impl EventReader {
         match self.extractor.extract(text, shape, slots) {
             Ok(()) => {}
             Err(reason @ (Reason::NotAnObject | Reason::InvalidJson)) => {
-                return several::in_text(text).map_or(Err(reason), |pieces| self.several(pieces, reason));
+                return self.several(text, reason, reason);
             }
             Err(reason) => return Err(reason),
         }
         if let Some(decoded) = self.named_event(text, record, shape, slots)? {
             return Ok(decoded);
         }
-        match several::in_field(text, &self.rules.batch_fields) {
-            Some(pieces) => self.several(pieces, Reason::NoEvent),
+        match several::array_in(text, &self.rules.batch_fields) {
+            Some(array) => self.several(array, Reason::NoEvent, Reason::NoEvent),
             None => self.default_name(slots),
         }
     }
@@ -125,26 +125,34 @@ impl EventReader {
         }
     }
 
-    /// The events of a text that is on its way to becoming records, if it holds several. The limits
-    /// on a record are no limits here.
-    pub fn split<'t>(&self, text: &'t str) -> Option<Vec<&'t str>> {
+    /// The part of a text that holds several events, if one does, for a text on its way to becoming
+    /// records; [`for_each_event`](super::for_each_event) hands them out. The limits on a record are
+    /// no limits here. `is_named`: all of it has a name already.
+    pub fn several_in<'t>(&self, text: &'t str, is_named: bool) -> Option<&'t str> {
         let mut slots = vec![Raw::Absent; self.slots()];
         let shape = &mut Shape::default();
-        if self.extractor.extract(text, shape, &mut slots).is_err() {
-            return several::in_text(text);
-        }
-        let nowhere = Record::of_value(text.as_bytes(), 0);
-        match self.named_event(text, &nowhere, shape, &mut slots) {
-            Ok(None) => several::in_field(text, &self.rules.batch_fields),
-            _ => None,
-        }
+        let part = if self.extractor.extract(text, shape, &mut slots).is_err() {
+            text
+        } else {
+            let nowhere = Record::of_value(text.as_bytes(), 0);
+            match self.named_event(text, &nowhere, shape, &mut slots) {
+                Ok(None) if !is_named => several::array_in(text, &self.rules.batch_fields)?,
+                _ => return None,
+            }
+        };
+        several::count(part).filter(|count| *count > 0).map(|_| part)
     }
 
-    fn several<'a>(&self, pieces: Vec<&'a str>, if_empty: Reason) -> Result<Decoded<'a>, Reason> {
-        match pieces.len() {
-            0 => Err(if_empty),
-            count if count > self.rules.max_events_per_record => Err(Reason::TooManyEvents),
-            _ => Ok(Decoded::Several(pieces)),
+    fn several<'a>(&self, text: &'a str, if_none: Reason, if_empty: Reason) -> Result<Decoded<'a>, Reason> {
+        match several::count(text) {
+            None => Err(if_none),
+            Some(0) => Err(if_empty),
+            Some(count) if count > self.rules.max_events_per_record => Err(Reason::TooManyEvents),
+            Some(count) => {
+                let mut events = Vec::with_capacity(count);
+                several::for_each(text, |event| events.push(event));
+                Ok(Decoded::Several(events))
+            }
         }
     }
 

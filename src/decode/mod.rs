@@ -20,6 +20,7 @@ pub use event::{BELIEVABLE_MS_MIN, Decoded, EventReader, TimeSource};
 pub use extract::{Extractor, FieldId, Raw, Shape, elements, validate};
 pub use label::{Cut, cut, escape_into, is_reserved, trim, unescape_compound, unescape_single};
 pub use number::{Micros, is_number, label as number_label, micros};
+pub use several::for_each as for_each_event;
 
 /// Why a record is a dead letter. The names are written into headers and metrics and do not change.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -103,5 +104,5 @@ impl Reason {
 
 /// Whether a text is an array or objects in a row.
 pub fn are_several(text: &[u8]) -> bool {
-    std::str::from_utf8(text).is_ok_and(|text| several::in_text(text).is_some())
+    std::str::from_utf8(text).is_ok_and(|text| several::count(text).is_some())
 }

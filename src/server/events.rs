@@ -168,8 +168,8 @@ fn read_head(headers: &HeaderMap, name_header: Option<&str>) -> Answer<Head> {
             return Err((Kind::BadRequest, detail));
         }
     };
-    let name = name_header.and_then(|name| headers.get(name)).map(|value| value.to_str().unwrap_or_default().trim());
-    let name = name.filter(|name| !name.is_empty()).map(str::to_owned);
+    let name = name_header.and_then(|name| headers.get(name)).and_then(|value| str::from_utf8(value.as_bytes()).ok());
+    let name = name.map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned);
     Ok(Head { format, coding, key, attributes, name })
 }
 
@@ -210,14 +210,20 @@ fn judge(ingest: &Ingest, body: Vec<u8>, head: &Head, bytes_max: usize, hold: &m
     if let Some(name) = &head.name {
         judge.name_events(name.clone());
     }
+    // What headers say of an event is a part of it.
+    let mut fingerprint = fingerprint(&body);
     match &head.attributes {
         Some(attributes) => {
             let event = attributes.clone().with_data(&body).map_err(|detail| (Kind::BadRequest, detail))?;
+            fingerprint = super::ingest::fingerprint(&event);
             _ = judge.event(&event);
         }
         None => judge.body(&body, head.format).map_err(|detail| (Kind::BadRequest, detail))?,
     }
+    if let Some(name) = &head.name {
+        fingerprint = fingerprint.rotate_left(1) ^ super::ingest::fingerprint(name.as_bytes());
+    }
     let judged = judge.finish();
     hold.take(judged.events.len() * EVENT_BYTES).map_err(|NoRoom| no_room())?;
-    Ok((judged, fingerprint(&body)))
+    Ok((judged, fingerprint))
 }

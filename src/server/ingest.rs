@@ -198,6 +198,15 @@ impl Hold {
     }
 }
 
+/// Some of the events that stood together were rejected.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NotAll {
+    /// Of the first of them.
+    pub why: String,
+    /// How many were not rejected.
+    pub taken: usize,
+}
+
 /// Judges the events of one request.
 pub struct Judge {
     gate: Gate,
@@ -215,13 +224,10 @@ impl Judge {
         self.name = Some(name);
     }
 
-    /// One event, or a text that holds several. `Err` says why the first of those that were rejected was.
-    pub fn event(&mut self, value: &[u8]) -> Result<(), String> {
+    /// One event, or a text that holds several. `Err` says why the first of those that were rejected was, and how many were taken.
+    pub fn event(&mut self, value: &[u8]) -> Result<(), NotAll> {
         let first = self.index;
-        let rejected = match self.single(value) {
-            Ok(()) => return Ok(()),
-            Err(reason) => reason,
-        };
+        let Err(rejected) = self.single(value) else { return Ok(()) };
         // Whatever the limits on one record say to all of it together.
         let may_be_several = matches!(
             rejected,
@@ -233,19 +239,18 @@ impl Judge {
                 | Reason::TooManyEvents
         );
         let text = std::str::from_utf8(value).ok().filter(|_| may_be_several);
-        match text.and_then(|text| self.gate.split(text)).filter(|events| !events.is_empty()) {
-            None => Err(self.reject(value, rejected)),
-            Some(events) => {
-                let mut why = Ok(());
-                for event in events {
-                    if let Err(reason) = self.single(event.as_bytes()) {
-                        let text = self.reject(event.as_bytes(), reason);
-                        why = why.and(Err(format!("event {}: {text}", self.index - 1 - first)));
-                    }
-                }
-                why
+        let Some(part) = text.and_then(|text| self.gate.several_in(text, self.name.is_some())) else {
+            return Err(NotAll { why: self.reject(value, rejected), taken: 0 });
+        };
+        let (mut taken, mut why) = (0, None);
+        decode::for_each_event(part, |event| match self.single(event.as_bytes()) {
+            Ok(()) => taken += 1,
+            Err(reason) => {
+                let text = self.reject(event.as_bytes(), reason);
+                why.get_or_insert_with(|| format!("event {}: {text}", self.index - 1 - first));
             }
-        }
+        });
+        why.map_or(Ok(()), |why| Err(NotAll { why, taken }))
     }
 
     fn single(&mut self, value: &[u8]) -> Result<(), Reason> {
@@ -259,15 +264,18 @@ impl Judge {
         Ok(())
     }
 
+    /// Why, in particular for as many as an answer names one by one.
     fn reject(&mut self, value: &[u8], reason: Reason) -> String {
         *self.judged.reasons.entry(reason).or_default() += 1;
         let report = &mut self.judged.report;
         report.rejected += 1;
-        let detail = self.gate.describe(value, self.now_ms, reason);
-        if report.errors.len() < ERRORS_MAX {
-            report.errors.push(Rejection { index: self.index, reason: reason.name(), detail: detail.clone() });
-        }
+        let index = self.index;
         self.index += 1;
+        if report.errors.len() >= ERRORS_MAX {
+            return reason.explain().to_owned();
+        }
+        let detail = self.gate.describe(value, self.now_ms, reason);
+        report.errors.push(Rejection { index, reason: reason.name(), detail: detail.clone() });
         detail
     }
 
@@ -303,7 +311,12 @@ impl Judge {
         let malformed = |index: usize| {
             format!("the array is malformed at or behind element {index}; send valid JSON, or one event a line")
         };
-        decode::elements(text, |element| _ = self.event(element.as_bytes())).map_err(malformed)
+        let judge = |element: &str| {
+            if let Err(reason) = self.single(element.as_bytes()) {
+                self.reject(element.as_bytes(), reason);
+            }
+        };
+        decode::elements(text, judge).map_err(malformed)
     }
 
     pub fn finish(self) -> Judged {

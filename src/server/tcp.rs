@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 
 use super::Config;
 use super::access::{Access, Tokens};
-use super::ingest::{Hold, Ingest, Judge};
+use super::ingest::{Hold, Ingest, Judge, NotAll};
 use super::tls::{Stream, Tls};
 use crate::model::BucketKind;
 use crate::query::{Align, Answer, Engine, Find, Range, Request, Selector};
@@ -210,7 +210,7 @@ struct Connection {
 struct Step {
     judge: Judge,
     /// Why each line's event was rejected, if it was.
-    verdicts: Vec<Result<(), String>>,
+    verdicts: Vec<Result<(), NotAll>>,
     bytes: usize,
 }
 
@@ -421,7 +421,11 @@ impl Connection {
         let appended = ingest.append(judge.finish(), None, hold, "tcp").await;
         for verdict in verdicts {
             match (verdict, &appended) {
-                (Err(why), _) => self.fail(&why),
+                (Err(NotAll { why, taken: 0 }), _) => self.fail(&why),
+                (Err(NotAll { why, taken }), Ok(_)) => {
+                    self.fail(&format!("{why}; the other {taken} of its events were taken"));
+                }
+                (Err(_), Err(error)) => self.fail(&error.to_string()),
                 (Ok(()), Ok(_)) => self.output.extend_from_slice(OK),
                 (Ok(()), Err(error)) => self.fail(&error.to_string()),
             }

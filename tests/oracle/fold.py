@@ -615,8 +615,8 @@ class Fold:
         """Rule 20, binary mode."""
         content_type, attributes = None, {}
         for name, text in headers:
-            if name == "content-type":
-                content_type = text
+            if name == "content-type" and content_type is None:
+                content_type = text or b""
             elif name.startswith(("ce_", "ce-")):
                 attributes[name[3:]] = text
         if value is not None and len(value) > self.bytes_max:

@@ -199,6 +199,7 @@ def odd_records(second):
     cases += [(b"plain text", binary + [text, when]), (b"\xff\xfe", binary + [text]), (None, binary + [text, when]), (None, binary)]
     cases += [(b"", binary + [text]), (b"", binary), (b"not json", binary), (b"not json", binary + [structured]), (b"[1]", binary + [when])]
     cases += [(body, binary + [("ce_time", b"soon")]), (body, binary + [("ce_time", b"")]), (body, binary + [("ce_x", b"\xff")])]
+    cases += [(b"not json", binary + [("content-type", None), when]), (b"not json", binary + [text, ("content-type", b"application/json"), when])]
     cases += [(body, [("ce-specversion", b"1.0"), ("ce-type", b"in NATS"), ("ce-subject", b"sub")]), (b"[1]{}", binary)]
     cases += [(body, [("specversion", b"1.0"), ("empty", None), ("some", b"header")]), (b"[1]", [("some", b"\xff"), ("empty", None)])]
     return cases

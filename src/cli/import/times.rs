@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::decode::{CLOUD_EVENT_TIME, Decoded, EventReader, Raw, Reason, Shape, TimeSource, trim};
+use crate::decode::{CLOUD_EVENT_TIME, Decoded, EventReader, Raw, Reason, Shape, TimeSource, for_each_event, trim};
 use crate::model::{EventRules, Record};
 
 /// Names that are told when none of them is a time.
@@ -64,7 +64,10 @@ impl Times {
                     | Reason::TooManyEvents)
         );
         let text = str::from_utf8(line).ok().filter(|_| may_be_several)?;
-        self.reader.split(text.trim()).filter(|events| !events.is_empty())
+        let part = self.reader.several_in(text.trim(), false)?;
+        let mut events = Vec::new();
+        for_each_event(part, |event| events.push(event));
+        Some(events)
     }
 
     /// Sees to it that an event, which is a line, has a time. `columns` are those of its file, if it has some.
