@@ -32,7 +32,7 @@ impl Seen {
         self.counted.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// A topic that is being made has no partitions for a moment: where it begins cannot be told yet.
+    /// A topic that is being made has no partitions for a moment; where it begins is not known yet.
     pub fn partitions(&self) -> Result<Vec<TopicPartition>, String> {
         if let Some((topic, _)) = self.counted.iter().find(|(_, partitions)| *partitions == 0) {
             return Err(format!("topic {topic:?} has no partitions yet"));

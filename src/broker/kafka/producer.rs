@@ -91,7 +91,8 @@ impl KafkaProducer {
     /// answers who would know.
     async fn missing(&self) -> Option<String> {
         let why = self.last_look.or(self.look()).await;
-        // What waits would come into a topic that is made anew, long after its sender was told otherwise.
+        // What waits would come into a topic that is made anew, long after its sender was told
+        // otherwise.
         if why.is_some() {
             self.lock().purge(PurgeConfig::default().queue().non_blocking());
         }
