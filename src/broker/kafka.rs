@@ -434,10 +434,7 @@ impl Consumer for KafkaConsumer {
         for problem in &seen.problems {
             tracing::warn!(problem, "topics");
         }
-        let each = |(topic, partitions): &(String, i32)| -> Vec<TopicPartition> {
-            (0..*partitions).map(|partition| TopicPartition::new(topic, partition)).collect()
-        };
-        Ok(seen.counted.iter().flat_map(each).collect())
+        seen.partitions().map_err(|error| BrokerError::Retry(format!("kafka {}: {error}", self.brokers)))
     }
 
     fn starts(&mut self, start: Start, partitions: &[TopicPartition]) -> BrokerResult<Vec<i64>> {

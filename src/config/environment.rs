@@ -93,7 +93,7 @@ fn meaning(rest: &str, name: &str, value: &str) -> Meaning {
     if OTHERS.iter().any(|other| name.strip_prefix(PREFIX) == Some(other)) || is_of_kubernetes(rest, value) {
         return Meaning::Other;
     }
-    Meaning::Unknown(nearest(rest))
+    Meaning::Unknown(nearest(rest, value))
 }
 
 /// The key that a variable sets, if there is one.
@@ -165,13 +165,15 @@ fn known() -> impl Iterator<Item = String> {
 }
 
 /// The variable that resembles this one most, and whether it is so near that it must be meant.
-fn nearest(rest: &str) -> Option<(String, bool)> {
+fn nearest(rest: &str, value: &str) -> Option<(String, bool)> {
     // A section alone sets nothing either.
     let keys: Vec<String> = known().filter(|name| name.starts_with(&format!("{rest}__"))).collect();
     if let Some(first) = keys.first() {
         let all = keys.iter().map(|name| format!("{PREFIX}{name}")).collect::<Vec<_>>().join(" or ");
         let some = || format!("{PREFIX}{first} or another key of this section");
-        return Some((if keys.len() > 3 { some() } else { all }, true));
+        // A path is what a script keeps in such a name: TRAQQ_DATA=/data.
+        let is_path = ["/", "./", "../", "~"].iter().any(|start| value.starts_with(start));
+        return Some((if keys.len() > 3 { some() } else { all }, !is_path));
     }
     let words: Vec<String> = known().flat_map(|name| sections(&name)).collect();
     let given: Vec<&str> = rest.split('_').filter(|part| !part.is_empty()).collect();
@@ -184,7 +186,10 @@ fn nearest(rest: &str) -> Option<(String, bool)> {
             let is_misplaced = dropped.iter().all(|part| words.iter().any(|word| word == part));
             for (missing, form) in forms(&parts) {
                 let distance = distance(&tail.join("_"), &form);
-                let is_meant = is_misplaced && distance <= form.len() / 4;
+                // A key of a section in a section has a name that others may use too (TRAQQ_URL):
+                // one of its sections, or another one, must be said as well.
+                let has_section = parts.len() <= 2 || missing + 1 < parts.len() || left_out > 0;
+                let is_meant = is_misplaced && has_section && distance <= form.len() / 4;
                 let cost = 2 * distance + missing + left_out + if is_meant { 0 } else { 100 };
                 if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
                     best = Some((cost, name.clone(), is_meant));
@@ -268,6 +273,8 @@ mod tests {
             ("TRAQQ_WORKER__BATCH_EVNTS", "TRAQQ_WORKER__BATCH_EVENTS"),
             ("TRAQQ_DATA_DIRECTORY", "TRAQQ_DATA__DIRECTORY"),
             ("TRAQQ_LOG_LEVEL", "TRAQQ_LOG__LEVEL"),
+            ("TRAQQ_REDDIS_URL", "TRAQQ_STORE__REDIS__URL"),
+            ("TRAQQ_STORE_URL", "TRAQQ_STORE__REDIS__URL"),
             ("TRAQQ_LOG", "TRAQQ_LOG__FORMAT or TRAQQ_LOG__LEVEL"),
             ("TRAQQ_CONFIGS", "TRAQQ_CONFIG"),
             ("traqq_config", "TRAQQ_CONFIG"),
@@ -280,8 +287,25 @@ mod tests {
 
     #[test]
     fn a_variable_that_resembles_nothing_is_a_warning() {
-        for name in ["TRAQQ_VERSION", "TRAQQ_IMAGE", "TRAQQ_IMAGE_TAG", "TRAQQ_HOME", "TRAQQ_X", "TRAQQ_"] {
-            let environment = of(name, "1").unwrap_or_else(|error| panic!("{error}"));
+        for (name, value) in [
+            ("TRAQQ_VERSION", "1"),
+            ("TRAQQ_IMAGE", "1"),
+            ("TRAQQ_IMAGE_TAG", "1"),
+            ("TRAQQ_HOME", "1"),
+            ("TRAQQ_X", "1"),
+            ("TRAQQ_", "1"),
+            ("TRAQQ_URL", "http://traqq.example"),
+            ("TRAQQ_REPLICAS", "3"),
+            ("TRAQQ_DOMAIN", "traqq.example"),
+            ("TRAQQ_START", "1"),
+            ("TRAQQ_TOPICS", "a"),
+            ("TRAQQ_GROUP", "a"),
+            ("TRAQQ_USER", "a"),
+            ("TRAQQ_PASSWORD_FILE", "/run/secrets/a"),
+            ("TRAQQ_DATA", "/data"),
+            ("TRAQQ_LOG", "./traqq.log"),
+        ] {
+            let environment = of(name, value).unwrap_or_else(|error| panic!("{error}"));
             assert!(environment.settings.is_empty());
             assert!(environment.warnings[0].starts_with(&format!("{name} is set, and sets nothing")), "{name}");
         }

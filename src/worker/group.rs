@@ -21,6 +21,10 @@ const TICK_MAX: Duration = Duration::from_secs(60);
 /// Positions are committed to the broker again now and then even if they have not moved: a commit that met a rebalance may be gone
 /// without a word, and the broker forgets offsets that nobody renews.
 const MARK_ALL_EVERY: Duration = Duration::from_secs(5);
+/// What is given back to the group is drained for no longer, whatever `worker.drain_timeout_ms`
+/// says: the group waits for a member for its rebalance timeout (15 s by default), and shuts it
+/// out after that.
+const REVOKE_DRAIN_MAX_MS: u64 = 10_000;
 
 impl Loop {
     pub(super) fn on_assigned(&mut self, names: Vec<TopicPartition>) {
@@ -61,7 +65,9 @@ impl Loop {
                 partition.is_leaving = true;
             }
         }
-        let deadline = Instant::now() + Duration::from_millis(self.worker.config.drain_timeout_ms);
+        let stop_ms = self.worker.config.drain_timeout_ms;
+        let drain_ms = if self.is_draining { stop_ms } else { stop_ms.min(REVOKE_DRAIN_MAX_MS) };
+        let deadline = Instant::now() + Duration::from_millis(drain_ms);
         match &mut self.leaving {
             Some(leaving) => leaving.partitions.extend(names),
             None => self.leaving = Some(Leaving { partitions: names, deadline }),

@@ -54,6 +54,7 @@ const ASSIGNOR: &str = "cooperative-sticky";
 const SESSION_MS: u64 = 10_000;
 const REQUEST_MS: u64 = 10_000;
 const JOIN_MS: u64 = 15_000;
+const SETUP_MS: u64 = 10_000;
 const REFRESH_INTERVAL_MS: u64 = 10_000;
 
 /// Properties that decide what is counted and shown, and what to set instead.
@@ -141,6 +142,11 @@ impl Config {
         Duration::from_millis(ms.unwrap_or(REFRESH_INTERVAL_MS))
     }
 
+    /// How long a connection may take to come about.
+    pub fn setup_timeout(&self) -> Duration {
+        Duration::from_millis(self.number("socket.connection.setup.timeout.ms").unwrap_or(SETUP_MS))
+    }
+
     fn number(&self, property: &str) -> Option<u64> {
         self.properties.get(property)?.trim().parse().ok()
     }
@@ -213,13 +219,14 @@ fn new_client() -> ClientConfig {
 fn bound_waiting(config: &Config, client: &mut ClientConfig) {
     // A fetch waits at the broker for so long, which is no silence.
     let request_ms = REQUEST_MS.max(config.number("fetch.wait.max.ms").unwrap_or(0) + 5_000);
-    // To join a group takes until its slowest member has come: this bounds the request too. The group is polled all the time, so it
-    // says little of the member itself; librdkafka wants it no shorter than the session.
+    // To join a group takes until its slowest member has come: this bounds the request too. It is
+    // the group's rebalance timeout as well, so that a worker must have drained what it gives back
+    // before (it takes 10 s at most). librdkafka wants it no shorter than the session.
     let join_ms = JOIN_MS.max(config.number("session.timeout.ms").unwrap_or(SESSION_MS));
     client
         .set("socket.timeout.ms", request_ms.to_string())
         .set("max.poll.interval.ms", join_ms.to_string())
-        .set("socket.connection.setup.timeout.ms", "10000")
+        .set("socket.connection.setup.timeout.ms", SETUP_MS.to_string())
         .set("api.version.request.timeout.ms", "5000")
         .set("reconnect.backoff.max.ms", "3000")
         // A member that has asked for its topics in vain asks again with the next look at them.

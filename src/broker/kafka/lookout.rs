@@ -13,6 +13,7 @@ use rdkafka::types::RDKafkaRespErr;
 
 use super::context::{Context, lock};
 use super::topics::Topics;
+use crate::model::TopicPartition;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a question that was not answered.
@@ -29,6 +30,17 @@ pub struct Seen {
 impl Seen {
     pub fn names(&self) -> BTreeSet<String> {
         self.counted.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// A topic that is being made has no partitions for a moment; where it begins is not known yet.
+    pub fn partitions(&self) -> Result<Vec<TopicPartition>, String> {
+        if let Some((topic, _)) = self.counted.iter().find(|(_, partitions)| *partitions == 0) {
+            return Err(format!("topic {topic:?} has no partitions yet"));
+        }
+        let each = |(topic, partitions): &(String, i32)| -> Vec<TopicPartition> {
+            (0..*partitions).map(|partition| TopicPartition::new(topic, partition)).collect()
+        };
+        Ok(self.counted.iter().flat_map(each).collect())
     }
 }
 
@@ -114,5 +126,21 @@ impl Lookout {
     /// What was found since it was asked last.
     pub fn take(&self) -> Option<Seen> {
         lock(&self.seen).take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_without_partitions_is_waited_for() {
+        let seen = |counted: &[(&str, i32)]| Seen {
+            counted: counted.iter().map(|(name, partitions)| ((*name).to_owned(), *partitions)).collect(),
+            problems: Vec::new(),
+        };
+        assert_eq!(seen(&[("a", 1), ("b", 2)]).partitions().unwrap().len(), 3);
+        assert!(seen(&[("a", 1), ("b", 0)]).partitions().unwrap_err().contains("\"b\" has no partitions yet"));
+        assert_eq!(seen(&[]).partitions().unwrap(), []);
     }
 }

@@ -10,6 +10,7 @@ use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _, PurgeConfig};
+use tokio::time::Instant;
 
 use super::config::{Config, invalid};
 use super::lookout::absence;
@@ -22,6 +23,8 @@ const EVENT_QUEUE_TIMEOUT: Duration = Duration::from_secs(2);
 /// After so long without an acknowledgement it is looked at whether there can be one.
 const HESITATION: Duration = Duration::from_secs(1);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// What one request has learned of the topic is good for the others that wait with it.
+const LOOK_AGE_MAX: Duration = Duration::from_secs(1);
 /// Events of one request that wait for their acknowledgement.
 const EVENTS_IN_FLIGHT: usize = 4096;
 const NO_KEYS: &str = "Idempotency-Key needs the local log: Kafka cannot remember keys, so a repeated request would count twice; \
@@ -35,6 +38,24 @@ pub struct KafkaProducer {
     key_field: Option<String>,
     /// The topic was not there when it was looked at last.
     is_missing: AtomicBool,
+    last_look: LastLook,
+}
+
+/// Why there could be no acknowledgement when it was looked last. One looks at a time, and those
+/// that wait meanwhile take its answer.
+#[derive(Default)]
+struct LastLook(tokio::sync::Mutex<Option<(Instant, Option<String>)>>);
+
+impl LastLook {
+    async fn or(&self, look: impl Future<Output = Option<String>>) -> Option<String> {
+        let mut last = self.0.lock().await;
+        if let Some((_, why)) = last.as_ref().filter(|(at, _)| at.elapsed() < LOOK_AGE_MAX) {
+            return why.clone();
+        }
+        let why = look.await;
+        *last = Some((Instant::now(), why.clone()));
+        why
+    }
 }
 
 impl KafkaProducer {
@@ -51,7 +72,14 @@ impl KafkaProducer {
     fn to(config: &Config, topic: String, key_field: Option<String>) -> Result<Self, String> {
         let client = config.producer_client();
         let producer = Mutex::new(client.create().map_err(invalid)?);
-        Ok(Self { client, producer, topic, key_field, is_missing: AtomicBool::new(false) })
+        Ok(Self {
+            client,
+            producer,
+            topic,
+            key_field,
+            is_missing: AtomicBool::new(false),
+            last_look: LastLook::default(),
+        })
     }
 
     /// Held for a few instructions; nothing panics meanwhile.
@@ -62,18 +90,22 @@ impl KafkaProducer {
     /// Why there can be no acknowledgement: the client waits half a minute for a topic that is gone. `None` if there can, or if nobody
     /// answers who would know.
     async fn missing(&self) -> Option<String> {
-        let (producer, topic) = (self.lock().clone(), self.topic.clone());
-        let looked = tokio::task::spawn_blocking(move || {
-            let why = absence(&producer.client().fetch_metadata(Some(&topic), LOOK_TIMEOUT).ok()?, &topic).err();
-            // What waits would come into a topic that is made anew, long after its sender was told otherwise.
-            if why.is_some() {
-                producer.purge(PurgeConfig::default().queue());
-            }
-            why
-        });
-        let why = looked.await.ok().flatten();
+        let why = self.last_look.or(self.look()).await;
+        // What waits would come into a topic that is made anew, long after its sender was told
+        // otherwise.
+        if why.is_some() {
+            self.lock().purge(PurgeConfig::default().queue().non_blocking());
+        }
         self.is_missing.store(why.is_some(), Ordering::Relaxed);
         why
+    }
+
+    async fn look(&self) -> Option<String> {
+        let (producer, topic) = (self.lock().clone(), self.topic.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            absence(&producer.client().fetch_metadata(Some(&topic), LOOK_TIMEOUT).ok()?, &topic).err()
+        });
+        looked.await.ok().flatten()
     }
 
     /// An error as a person reads it.
@@ -220,4 +252,27 @@ impl Appender for KafkaProducer {
 
 fn in_part(topic: &str, why: &str) -> AppendError {
     AppendError::Retry(format!("topic {topic}: {why}; some of these events may be in it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_wait_share_one_look_at_the_topic() {
+        let (last, looks) = (LastLook::default(), AtomicUsize::new(0));
+        let look = || async {
+            tokio::time::sleep(LOOK_TIMEOUT).await;
+            looks.fetch_add(1, Ordering::Relaxed);
+            Some("gone".to_owned())
+        };
+        let answers = futures_util::future::join_all((0..50).map(|_| last.or(look()))).await;
+        assert!(answers.iter().all(|why| why.as_deref() == Some("gone")));
+        assert_eq!(looks.load(Ordering::Relaxed), 1);
+        tokio::time::sleep(LOOK_AGE_MAX).await;
+        last.or(look()).await;
+        assert_eq!(looks.load(Ordering::Relaxed), 2);
+    }
 }
