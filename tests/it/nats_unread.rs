@@ -332,3 +332,43 @@ fn dead_letters_that_lead_back_into_the_stream_are_refused() {
         assert_eq!(messages, 1);
     }
 }
+
+/// It was asked once whether they do, and subjects of streams change.
+#[test]
+fn dead_letters_that_come_to_lead_back_into_the_stream_are_refused() {
+    let letters = || stream::Config { name: "letters".to_owned(), ..plain(&["dead"]) };
+    let scene = Scene::without_stream(1, "");
+    let publish = || {
+        with(&scene.nats, |jetstream| async move {
+            jetstream.publish("e.bad", "not json".into()).await.unwrap().await.unwrap();
+        });
+    };
+    let messages = |name: &'static str| {
+        with(
+            &scene.nats,
+            |jetstream| async move { jetstream.get_stream(name).await.unwrap().cached_info().state.messages },
+        )
+    };
+    with(&scene.nats, |jetstream| async move {
+        jetstream.create_stream(plain(&["e.*"])).await.unwrap();
+        jetstream.create_stream(letters()).await.unwrap();
+    });
+    let worker = scene.worker(0);
+    publish();
+    poll_until(PATIENCE, "a dead letter", || (messages("letters") == 1).then_some(()));
+    with(&scene.nats, |jetstream| async move {
+        jetstream.delete_stream("letters").await.unwrap();
+        jetstream.update_stream(plain(&["e.*", "dead"])).await.unwrap();
+    });
+    publish();
+    wait_for_reason(&worker, "leads into events");
+    assert_eq!(messages(STREAM), 3);
+    with(&scene.nats, |jetstream| async move {
+        jetstream.update_stream(plain(&["e.*"])).await.unwrap();
+        jetstream.create_stream(letters()).await.unwrap();
+    });
+    // Its own, and the one that went astray.
+    poll_until(PATIENCE, "both dead letters", || (messages("letters") == 2).then_some(()));
+    wait_until_ready(&worker);
+    assert_eq!((messages(STREAM), worker.stop()), (3, 0));
+}

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
+use async_nats::jetstream::stream::{ConsumerErrorKind, RetentionPolicy, Stream};
 use async_nats::jetstream::{ErrorCode, consumer::Consumer};
 use async_nats::{HeaderMap, StatusCode, Subject};
 use bytes::Bytes;
@@ -291,10 +291,13 @@ impl Reader {
         };
         let is = |error: &ConsumerErrorKind, code| matches!(error, ConsumerErrorKind::JetStream(error) if error.error_code() == code);
         let mut made = stream.create_consumer(config.clone()).await;
-        if made.as_ref().is_err_and(|error| is(&error.kind(), ErrorCode::CONSUMER_MAX_PENDING_ACK_EXCESS)) {
+        let keeps_all = stream.cached_info().config.retention == RetentionPolicy::Limits;
+        if keeps_all && made.as_ref().is_err_and(|error| is(&error.kind(), ErrorCode::CONSUMER_MAX_PENDING_ACK_EXCESS))
+        {
             // A limit of the stream, the account or the server. Acknowledgements are housekeeping:
             // without them there is nothing to limit, and NATS's own tools show what was delivered
-            // instead of what was counted.
+            // instead of what was counted. Any other retention would remove what is delivered
+            // before it is counted.
             let config = pull::Config { ack_policy: AckPolicy::None, max_ack_pending: 0, ..config };
             made = stream.create_consumer(config).await;
         }
@@ -304,6 +307,13 @@ impl Reader {
                 let text = format!(
                     "{error}; raise max_consumers of stream {place} or of the account, or delete consumers that nobody needs \
                      (`nats consumer ls {place}`)"
+                );
+                return self.link.retry("consumer", &text);
+            }
+            if is(&error.kind(), ErrorCode::CONSUMER_MAX_PENDING_ACK_EXCESS) {
+                let text = format!(
+                    "{error}; stream {place} removes what is acknowledged: give it retention by limits, or raise max_ack_pending of stream, \
+                     account and server to {ACK_PENDING_MAX}"
                 );
                 return self.link.retry("consumer", &text);
             }

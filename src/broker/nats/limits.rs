@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::account::Account;
-use async_nats::jetstream::stream::{self, DiscardPolicy};
+use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy};
 use futures_util::TryStreamExt;
 
 use super::config::Config;
@@ -73,11 +73,11 @@ impl Demand {
     }
 }
 
-/// Whether consumers go without acknowledgements.
+/// Whether consumers go without acknowledgements. Retention that needs them is another check's.
 fn ack_pending(stream: &stream::Config, account: &Account) -> Option<String> {
     let of_stream = stream.consumer_limits.as_ref().map(|limits| limits.max_ack_pending);
     let max = [of_stream.unwrap_or(0), account.limits.max_ack_pending].into_iter().filter(|max| *max > 0).min()?;
-    (max < super::fetch::ACK_PENDING_MAX).then(|| {
+    (stream.retention == RetentionPolicy::Limits && max < super::fetch::ACK_PENDING_MAX).then(|| {
         format!(
             "max_ack_pending is {max}, less than may be on its way: consumers go without, so NATS's tools show what was delivered, not what is counted"
         )
@@ -190,6 +190,8 @@ mod tests {
         let small = stream::Config { consumer_limits: Some(limits(10)), ..stream(-1) };
         assert!(ack_pending(&small, &Account::default()).unwrap().contains("max_ack_pending is 10"));
         assert_eq!(ack_pending(&stream(-1), &Account::default()), None);
+        let queue = stream::Config { retention: RetentionPolicy::WorkQueue, ..small };
+        assert_eq!(ack_pending(&queue, &Account::default()), None);
         let mut account = Account::default();
         account.limits.max_ack_pending = 500;
         assert!(ack_pending(&stream(-1), &account).unwrap().contains("is 500"));

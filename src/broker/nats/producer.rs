@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future;
 use futures_util::stream::{self, StreamExt};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use super::config::Config;
 use super::link::{Link, confirmed, ingest_subject, nobody_takes, origins};
@@ -62,8 +62,8 @@ struct Target {
 enum To {
     DeadLetters {
         subject: String,
-        /// It was asked that they do not come back to us.
-        checked: OnceCell<()>,
+        /// They are known not to come back to us. Until then one goes at a time.
+        is_apart: Mutex<bool>,
     },
     Events {
         /// Known once the stream was seen.
@@ -78,7 +78,7 @@ impl NatsProducer {
     /// `None` when dead letters are discarded.
     pub async fn dead_letters(config: &Config) -> Result<Option<Self>, String> {
         let Some(subject) = config.dead_letters() else { return Ok(None) };
-        Ok(Some(Self { link: Link::new(config).await?, to: To::DeadLetters { subject, checked: OnceCell::new() } }))
+        Ok(Some(Self { link: Link::new(config).await?, to: To::DeadLetters { subject, is_apart: Mutex::new(false) } }))
     }
 
     pub async fn ingest(config: &Config) -> Result<Self, String> {
@@ -174,15 +174,17 @@ impl NatsProducer {
     }
 
     /// Dead letters that the counted stream takes are read, and become dead letters again. Asked
-    /// once, before the first one goes: at the start the server may not have answered.
+    /// before the first one goes: at the start the server may not have answered.
     async fn check_letters(&self, subject: &str) -> Result<(), ProduceError> {
         match self.link.jetstream.stream_by_subject(subject).await {
-            Ok(stream) if stream == self.link.config.stream => {
-                Err(ProduceError::Retry(super::doctor::feeds_itself(subject, &stream)))
-            }
-            // Whoever publishes is told what is wrong.
+            Ok(stream) if stream == self.link.config.stream => Err(self.feeds_itself(subject)),
+            // The acknowledgement tells, also to a user who may not ask.
             _ => Ok(()),
         }
+    }
+
+    fn feeds_itself(&self, subject: &str) -> ProduceError {
+        ProduceError::Retry(super::doctor::feeds_itself(subject, &self.link.config.stream))
     }
 }
 
@@ -233,8 +235,7 @@ fn put(headers: &mut HeaderMap, name: &str, value: &[u8]) {
 #[async_trait]
 impl Producer for NatsProducer {
     async fn send(&self, message: &Message) -> Result<(), ProduceError> {
-        let To::DeadLetters { subject, checked } = &self.to else { unreachable!("events are appended") };
-        checked.get_or_try_init(|| self.check_letters(subject)).await?;
+        let To::DeadLetters { subject, is_apart } = &self.to else { unreachable!("events are appended") };
         let mut headers = HeaderMap::new();
         let mut id = String::new();
         for (name, value) in &message.headers {
@@ -260,14 +261,26 @@ impl Producer for NatsProducer {
                 self.bytes_max()
             )));
         }
-        let sent = self.publish(subject.clone(), headers, payload).await.map(|_| ());
-        sent.map_err(|error| match error.kind() {
+        let first = Some(is_apart.lock().await).filter(|is_apart| !**is_apart);
+        if first.is_some() {
+            self.check_letters(subject).await?;
+        }
+        let sent = self.publish(subject.clone(), headers, payload).await;
+        let ack = sent.map_err(|error| match error.kind() {
             _ if is_too_large(&error) => ProduceError::TooLarge(full(&error)),
             PublishErrorKind::StreamNotFound => ProduceError::Retry(format!(
                 "no stream takes dead-letter subject {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
             )),
             _ => ProduceError::Retry(self.link.explain(&format!("dead-letter subject {subject}: {}", full(&error)))),
-        })
+        })?;
+        // Subjects of streams may change at any time.
+        let is_astray = ack.stream == self.link.config.stream;
+        match first {
+            Some(mut is_apart) => *is_apart = !is_astray,
+            None if is_astray => *is_apart.lock().await = false,
+            None => {}
+        }
+        if is_astray { Err(self.feeds_itself(subject)) } else { Ok(()) }
     }
 }
 

@@ -63,9 +63,9 @@ impl Complaints {
         self.lock().back().filter(|(at, _)| at.elapsed() < RECENT).map(|(_, text)| text.clone())
     }
 
-    /// That it may not publish to a subject that begins like this.
-    pub fn refusal(&self, prefix: &str) -> Option<String> {
-        let quoted = format!("Publish to \"{prefix}");
+    /// That it may not publish to this very subject.
+    pub fn refusal(&self, subject: &str) -> Option<String> {
+        let quoted = format!("Publish to \"{subject}\"");
         let all = self.lock();
         let mut recent = all.iter().rev().filter(|(at, _)| at.elapsed() < RECENT);
         recent.find(|(_, text)| text.contains(&quoted)).map(|(_, text)| text.clone())
@@ -84,9 +84,19 @@ mod tests {
         assert!(!complaints.hear(&refused("events.a")));
         assert!(complaints.hear("disconnected"));
         assert_eq!(complaints.last().as_deref(), Some("disconnected"));
-        assert_eq!(complaints.refusal("events."), Some(refused("events.a")));
+        assert_eq!(complaints.refusal("events.a"), Some(refused("events.a")));
         assert_eq!(complaints.refusal("other"), None);
         (0..COMPLAINTS_MAX).for_each(|number| _ = complaints.hear(&number.to_string()));
+        assert_eq!(complaints.refusal("events.a"), None);
+    }
+
+    #[test]
+    fn a_refusal_of_a_subject_is_not_one_of_its_beginning() {
+        let complaints = Complaints::default();
+        let text = "nats: Permissions Violation for Publish to \"events.ab\"";
+        assert!(complaints.hear(text));
+        assert_eq!(complaints.refusal("events.a"), None);
         assert_eq!(complaints.refusal("events."), None);
+        assert_eq!(complaints.refusal("events.ab").as_deref(), Some(text));
     }
 }
