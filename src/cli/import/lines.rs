@@ -25,6 +25,11 @@ impl<R: BufRead> Lines<R> {
             self.line += 1;
             let (is_whole, is_end) = self.read(body)?;
             if !is_whole {
+                // All of the file may be in this one.
+                let is_first = !std::mem::replace(&mut self.has_begun, true);
+                if is_first && let Some(what) = is_all(&body[start..]) {
+                    return Err(what.to_owned());
+                }
                 body.truncate(start);
                 let why = format!("longer than {} bytes", self.bytes_max);
                 return Ok(Some(Item { line: self.line, result: Err(why) }));
@@ -37,10 +42,8 @@ impl<R: BufRead> Lines<R> {
                 continue;
             }
             let is_first = !std::mem::replace(&mut self.has_begun, true);
-            if is_first && memchr::memmem::find(&body[start..], b"}\r{").is_some() {
-                return Err(
-                    "its lines end with CR alone; `tr '\\r' '\\n' <FILE | traqq import -` imports them".to_owned()
-                );
+            if is_first && has_other_ends(&body[start..]) {
+                return Err(OTHER_ENDS.to_owned());
             }
             if is_first && let Some(what) = is_begun(&body[start..]) {
                 return Err(what.to_owned());
@@ -70,6 +73,23 @@ impl<R: BufRead> Lines<R> {
             }
         }
     }
+}
+
+const OTHER_ENDS: &str = "its lines end with CR alone; `tr '\\r' '\\n' <FILE | traqq import -` imports them";
+
+fn has_other_ends(line: &[u8]) -> bool {
+    memchr::memmem::find(line, b"}\r{").is_some()
+}
+
+/// What to do with a file of which the first line, longer than a line may be, is all.
+fn is_all(beginning: &[u8]) -> Option<&'static str> {
+    if has_other_ends(beginning) {
+        return Some(OTHER_ENDS);
+    }
+    (beginning.trim_ascii_start().first() == Some(&b'[')).then_some(
+        "begins with an array on one line that is too long for one, and an event is an object on a line of its own; \
+         `jq -c '.[]' FILE | traqq import -` imports the objects of an array",
+    )
 }
 
 /// What to do with a file of which the first line is only the beginning of a value.
@@ -137,5 +157,14 @@ mod tests {
         let error = Lines::new(&b"{\r\n\"event\": 5}\r\n"[..], 9).next(&mut Vec::new()).err().unwrap();
         assert!(error.contains("jq -c ."), "{error}");
         assert_eq!(lines("[{}]\n{\n", 9), [(1, Ok("[{}]".to_owned())), (2, Ok("{".to_owned()))]);
+    }
+
+    /// Thousands of events in an array on one line were one line that was rejected.
+    #[test]
+    fn a_first_line_that_is_all_of_the_file_is_named() {
+        let next = |text: &str| Lines::new(text.as_bytes(), 8).next(&mut Vec::new()).map(|_| ());
+        assert!(next("[{\"a\":1},{\"a\":2}]\n").unwrap_err().contains("jq -c '.[]'"));
+        assert!(next("{}\r{}\r{}\r{}\r").unwrap_err().contains("tr '\\r'"));
+        assert_eq!(next("{\"a\":\"long\"}\n[1]\n"), Ok(()));
     }
 }

@@ -136,6 +136,9 @@ impl Times {
         if time.len() > TIME_BYTES_MAX {
             return Err(format!("{name} is no time: it has more than {TIME_BYTES_MAX} bytes"));
         }
+        if self.time_fields.is_empty() && !is_cloud_event {
+            return Err("this server looks at no field for the time (events.time_fields is empty)".to_owned());
+        }
         // The field that is looked at before all others, so that no other one decides.
         let first = self.time_fields.first().map_or(CLOUD_EVENT_MEMBER, String::as_str);
         let (target, is_taken) = match is_cloud_event {
