@@ -62,10 +62,10 @@ impl<R: BufRead> Lines<R> {
             }
             let end = memchr::memchr(b'\n', buffer);
             let part = &buffer[..end.unwrap_or(buffer.len())];
+            // Of a line that is too long its beginning, however it came.
+            let room = self.bytes_max.saturating_sub(length);
+            body.extend_from_slice(&part[..part.len().min(room)]);
             length = length.saturating_add(part.len());
-            if length <= self.bytes_max {
-                body.extend_from_slice(part);
-            }
             let consumed = part.len() + usize::from(end.is_some());
             self.input.consume(consumed);
             if end.is_some() {
