@@ -240,7 +240,8 @@ impl Producer for NatsProducer {
         let mut id = String::new();
         for (name, value) in &message.headers {
             let value = value.as_deref().unwrap_or_default();
-            if ["traqq-topic", "traqq-partition", "traqq-offset"].contains(&&**name) {
+            // One record may have several, which differ in their index.
+            if ["traqq-topic", "traqq-partition", "traqq-offset", "traqq-index"].contains(&&**name) {
                 id.push_str(&String::from_utf8_lossy(value));
                 id.push('/');
             }
