@@ -10,7 +10,6 @@ use crate::model::{BucketKind, EventRules, Record, Retention, ValidRules, Zone};
 /// The part of the rules that the door looks at; shared by all doors.
 pub struct GateRules {
     reader: EventReader,
-    events: EventRules,
     zone: Zone,
     /// Kinds of buckets, and how long each is kept after its end, in milliseconds; `None` for ever.
     retention_ms: Vec<(BucketKind, Option<i64>)>,
@@ -39,7 +38,6 @@ impl GateRules {
         };
         Self {
             reader: EventReader::new(&rules.rules.events, key_field),
-            events: rules.rules.events.clone(),
             zone: rules.zone,
             retention_ms: rules.kinds.iter().map(retention).collect(),
             // The only field that is asked for is the first.
@@ -49,12 +47,12 @@ impl GateRules {
 
     /// The header that holds the name of an event, if one is configured.
     pub fn name_header(&self) -> Option<&str> {
-        Some(&*self.events.name_header).filter(|name| !name.is_empty())
+        Some(&*self.events().name_header).filter(|name| !name.is_empty())
     }
 
     /// How events are read.
     pub fn events(&self) -> &EventRules {
-        &self.events
+        self.reader.rules()
     }
 
     fn is_too_old(&self, second: i64, now_ms: i64) -> bool {
@@ -84,7 +82,7 @@ impl Gate {
     pub fn with_name(&self, value: &[u8], name: &str) -> Option<Vec<u8>> {
         let text = std::str::from_utf8(value).ok()?.trim_ascii();
         let inside = text.strip_prefix('{')?.strip_suffix('}')?;
-        let field = self.rules.events.name_fields.first()?;
+        let field = self.rules.events().name_fields.first()?;
         if decode::validate(text).is_err() || decode::is_structured(text) {
             return None;
         }

@@ -67,6 +67,10 @@ impl EventReader {
         }
     }
 
+    pub fn rules(&self) -> &EventRules {
+        &self.rules
+    }
+
     /// How many slots [`Self::read`] fills.
     pub fn slots(&self) -> usize {
         self.extractor.slots()

@@ -52,6 +52,15 @@ enum Items {
     Rows(Box<Rows<Input>>),
 }
 
+impl Items {
+    fn next(&mut self, event: &mut Vec<u8>) -> Result<Option<Item>, String> {
+        match self {
+            Self::Lines(lines) => lines.next(event),
+            Self::Rows(rows) => rows.next(event),
+        }
+    }
+}
+
 /// A batch that is being filled.
 #[derive(Default)]
 struct Filling {
@@ -105,10 +114,7 @@ impl Batches {
         }
         while filling.items < EVENTS_MAX {
             let mut event = Vec::new();
-            let item = match &mut self.items {
-                Items::Lines(lines) => lines.next(&mut event)?,
-                Items::Rows(rows) => rows.next(&mut event)?,
-            };
+            let item = self.items.next(&mut event)?;
             let Some(Item { line, result }) = item else { break };
             if let Err(why) = result {
                 filling.items += 1;
@@ -171,11 +177,7 @@ impl Batches {
         let mut bytes = 0;
         while bytes < LOOKED_AT_BYTES_MAX {
             let mut event = Vec::new();
-            let item = match &mut self.items {
-                Items::Lines(lines) => lines.next(&mut event),
-                Items::Rows(rows) => rows.next(&mut event),
-            };
-            match item {
+            match self.items.next(&mut event) {
                 Ok(Some(_)) => bytes += event.len() + 1,
                 Ok(None) => return None,
                 Err(error) => return Some(error),
