@@ -24,6 +24,7 @@ pub mod database;
 pub mod decode;
 pub mod hll;
 pub mod model;
+mod panics;
 pub mod query;
 pub mod server;
 pub mod store;

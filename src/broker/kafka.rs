@@ -32,10 +32,11 @@ pub use topics::Topics;
 
 use super::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
 use crate::model::{RecordBatch, TopicPartition};
+use crate::panics::contained;
 use assignment::{offsets, to_list, to_offsets, whole_assignment};
 use context::{Context, Rebalance, give_back, lock};
 use lookout::Lookout;
-use record::{contained, push};
+use record::{UnreadableNames, push};
 use standing::Reading;
 
 /// How long a question to the broker may take.
@@ -68,6 +69,7 @@ pub struct KafkaConsumer {
     is_paused: bool,
     /// Since when no broker has a connection.
     away_since: Option<Instant>,
+    unreadable_names: UnreadableNames,
 }
 
 /// A client, and what looks for its topics.
@@ -106,6 +108,7 @@ impl KafkaConsumer {
             halted: BTreeSet::new(),
             is_paused: false,
             away_since: None,
+            unreadable_names: UnreadableNames::default(),
         };
         this.subscribe(this.topics.named().clone()).map_err(|error| format!("broker.kafka.topics: {error}"))?;
         Ok(this)
@@ -277,7 +280,7 @@ impl Consumer for KafkaConsumer {
                             }
                         };
                     }
-                    bytes += push(&mut batches[at], &message);
+                    bytes += push(&mut batches[at], &message, &mut self.unreadable_names);
                     records += 1;
                 }
                 Some(Err(error)) => events.extend(self.error_event(&error)?),
@@ -473,6 +476,7 @@ impl Consumer for KafkaConsumer {
             Offset::Offset(position) => Some(Mark {
                 partition: TopicPartition::new(element.topic(), element.partition()),
                 position,
+                // Any tool may write bytes there that are not UTF-8.
                 note: contained(|| element.metadata().to_owned()).unwrap_or_default(),
             }),
             _ => None,

@@ -20,12 +20,10 @@ mod config;
 mod upkeep;
 mod verify;
 
-use std::cell::Cell;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use fjall::{CompressionType, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, OwnedWriteBatch, PersistMode};
@@ -33,6 +31,8 @@ use fjall::{CompressionType, Keyspace, KeyspaceCreateOptions, KvSeparationOption
 pub use age::AgeClock;
 pub use config::{Config, Durability};
 pub use upkeep::Upkeep;
+
+use crate::panics::contained;
 
 /// The version of the directory's layout and of every row in it.
 const FORMAT: u32 = 1;
@@ -307,34 +307,10 @@ impl Open {
 
 /// The database panics over some kinds of damage to its journal; that is damage like any other.
 fn open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Open> {
-    quietly(|| try_open(directory, cache_bytes, epoch)).unwrap_or_else(|why| {
+    contained(|| try_open(directory, cache_bytes, epoch)).unwrap_or_else(|why| {
         let text = damaged(directory, &format!("its journal is not what was written: {why}"));
         Err(DatabaseError::Stop(text))
     })
-}
-
-thread_local! {
-    static IS_QUIET: Cell<bool> = const { Cell::new(false) };
-    static PANIC: Cell<String> = const { Cell::new(String::new()) };
-}
-
-/// `Err` is what the work panicked with and where, of which nothing is printed.
-fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let others = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if IS_QUIET.get() {
-                PANIC.set(info.to_string());
-            } else {
-                others(info);
-            }
-        }));
-    });
-    IS_QUIET.set(true);
-    let result = catch_unwind(AssertUnwindSafe(work));
-    IS_QUIET.set(false);
-    result.map_err(|_| PANIC.take().lines().collect::<Vec<_>>().join(" "))
 }
 
 fn damaged(directory: &Path, what: &str) -> String {

@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 /// Folder or file under `src`, and what of the crate it may import.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("model", &["hll"]),
     ("hll", &[]),
     ("courtesy.rs", &[]),
+    ("panics.rs", &[]),
     ("telemetry", &[]),
     ("decode", &["model"]),
     ("compile", &["model", "decode", "hll", "courtesy"]),
-    ("database", &[]),
-    ("broker", &["model", "hll", "database", "courtesy"]),
+    ("database", &["panics"]),
+    ("broker", &["model", "hll", "database", "courtesy", "panics"]),
     ("store", &["model", "hll", "database", "courtesy"]),
     ("worker", &["model", "hll", "broker", "decode", "compile", "store", "telemetry"]),
     ("query", &["model", "hll", "store", "decode", "compile"]),

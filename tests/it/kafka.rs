@@ -127,6 +127,32 @@ fn header_names_that_are_not_text_do_no_harm() {
     assert_eq!(worker.stop(), 0);
 }
 
+/// Each of them was a report of a panic: 7 MB of log for one record of 90 KB, and again with every replay.
+#[test]
+fn thousands_of_header_names_that_are_not_text_are_one_line_of_the_log() {
+    use std::os::unix::ffi::OsStrExt;
+    let Scene { topic, redis, directory, file, .. } = Scene::new("it-header-flood", 1, "");
+    let line = directory.path().join("line");
+    std::fs::write(&line, "{\"event\":\"odd\"}\n").unwrap();
+    for _ in 0..3 {
+        let mut kcat = Command::new("kcat");
+        kcat.args(["-b", &kafka_brokers(), "-t", &topic, "-P"]);
+        for number in 0..2_000 {
+            let name = [format!("{number}").as_bytes(), b"\xff=1"].concat();
+            kcat.arg("-H").arg(std::ffi::OsStr::from_bytes(&name));
+        }
+        assert!(kcat.args(["-l", line.to_str().unwrap()]).status().unwrap().success());
+    }
+    produce(&topic, &events(100));
+    let worker = Process::start(&file);
+    wait_for_total(&redis, 103);
+    let first = worker.wait_for_line("header names are not UTF-8");
+    assert!(first.contains("names=100") && first.contains("offset=0"), "{first}");
+    let (code, log) = worker.stop_and_log();
+    assert_eq!(code, 0);
+    assert!(!log.contains("panicked") && log.matches("header names are not UTF-8").count() == 1, "{log}");
+}
+
 /// Records removed before they were counted, while the worker was away and under its feet.
 #[test]
 fn a_gap_in_the_log_is_skipped_when_the_operator_says_so() {

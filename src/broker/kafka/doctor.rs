@@ -15,9 +15,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::config::{Config, ignored, invalid};
 use super::context::{failure, is_reason, lock, log};
 use super::lookout::{Seen, absence, look};
-use super::record::contained;
 use super::topics::Topics;
 use crate::model::{Check, Finding};
+use crate::panics::contained;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Reasons of one failure; every broker has its own.
@@ -220,7 +220,7 @@ fn group(client: &Client, config: &Config) -> Finding {
     };
     // What other members call themselves may not be text.
     let found = contained(|| list.groups().iter().find(|info| info.name() == group).map(|info| judged(info, config)));
-    found.flatten().unwrap_or_else(|| Finding::Good(format!("{group}, no members")))
+    found.ok().flatten().unwrap_or_else(|| Finding::Good(format!("{group}, no members")))
 }
 
 fn judged(info: &GroupInfo, config: &Config) -> Finding {

@@ -1,27 +1,67 @@
 //! What librdkafka hands over, as ours.
 
+use std::time::{Duration, Instant};
+
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 
 use crate::model::RecordBatch;
+use crate::panics::contained;
+
+/// Header names of one record that may be unreadable; headers behind so many are left out. Each one
+/// costs some microseconds, and a record has room for thousands.
+const UNREADABLE_MAX: u64 = 100;
+/// How often unreadable names are reported.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// Header names that are not UTF-8, which any producer may write and over which rdkafka panics.
+#[derive(Default)]
+pub(super) struct UnreadableNames {
+    count: u64,
+    reported: Option<Instant>,
+}
+
+impl UnreadableNames {
+    fn add(&mut self, count: u64, message: &BorrowedMessage<'_>) {
+        self.count += count;
+        if count == 0 || self.reported.is_some_and(|at| at.elapsed() < REPORT_EVERY) {
+            return;
+        }
+        let names = std::mem::take(&mut self.count);
+        let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+        tracing::warn!(
+            names,
+            topic,
+            partition,
+            offset,
+            "header names are not UTF-8 and were read as U+FFFD; this record has the last of them"
+        );
+        self.reported = Some(Instant::now());
+    }
+}
 
 /// Returns about as many bytes as it takes.
-pub(super) fn push(batch: &mut RecordBatch, message: &BorrowedMessage<'_>) -> usize {
+pub(super) fn push(
+    batch: &mut RecordBatch,
+    message: &BorrowedMessage<'_>,
+    unreadable_names: &mut UnreadableNames,
+) -> usize {
     let mut bytes = message.payload_len() + message.key_len() + 64;
     let timestamp_ms = message.timestamp().to_millis().unwrap_or(-1);
     batch.push(message.offset(), timestamp_ms, message.key(), message.payload());
     // librdkafka reads their number behind the value, which is on its way to the processor by now.
     if let Some(headers) = message.headers() {
+        let mut unreadable = 0;
         for index in 0..headers.count() {
-            let header = contained(|| headers.get(index));
+            let header = contained(|| headers.get(index)).ok();
+            unreadable += u64::from(header.is_none());
             let (name, value) = header.map_or(("\u{fffd}", None), |header| (header.key, header.value));
             bytes += name.len() + value.map_or(0, <[u8]>::len);
             batch.push_header((name, value));
+            if unreadable == UNREADABLE_MAX {
+                break;
+            }
         }
+        unreadable_names.add(unreadable, message);
     }
     bytes
-}
-
-/// rdkafka panics over header names and commit notes that are not UTF-8, which any producer or tool may write.
-pub(super) fn contained<T>(read: impl FnOnce() -> T) -> Option<T> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).ok()
 }
