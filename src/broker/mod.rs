@@ -175,9 +175,10 @@ pub struct Message {
 pub enum ProduceError {
     #[error("{0}")]
     Retry(String),
-    /// The destination will never take this message: it is too large.
+    /// The destination will never take this message: it is too large, or something in it is not
+    /// allowed there. A smaller and plainer one may pass.
     #[error("{0}")]
-    TooLarge(String),
+    Refused(String),
 }
 
 #[async_trait]

@@ -12,11 +12,11 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::budget::Permit;
+use super::dead_letter::{beginning, whole};
 use super::status::Status;
 use super::uncounted::Tally;
-use crate::broker::{Message, ProduceError, Producer};
+use crate::broker::{ProduceError, Producer};
 use crate::compile::{DeadLetter, FoldStats, Folded, Plan};
-use crate::hll::murmur64a;
 use crate::model::Span;
 use crate::store::{Outcome, Session, StoreResult};
 use crate::telemetry::names;
@@ -54,21 +54,10 @@ pub struct LaneSender {
     pub status: Arc<Status>,
 }
 
-/// Where a dead letter came from and why it is one; the names do not change.
-const HEADER_REASON: &str = "traqq-reason";
-const HEADER_CLASS: &str = "traqq-class";
-const HEADER_DETAIL: &str = "traqq-detail";
-const HEADER_TOPIC: &str = "traqq-topic";
-const HEADER_PARTITION: &str = "traqq-partition";
-const HEADER_OFFSET: &str = "traqq-offset";
-const HEADER_INDEX: &str = "traqq-index";
-const HEADER_TIMESTAMP: &str = "traqq-timestamp-ms";
-/// On an envelope, whose value is only the beginning of the record.
-const HEADER_BYTES: &str = "traqq-value-bytes";
-const HEADER_HASH: &str = "traqq-value-murmur64a";
 /// The obstacle's name in the status.
 pub(super) const DEAD_LETTERS: &str = "dead letters";
-const ENVELOPE_BYTES: usize = 64 << 10;
+/// Of the value in the first copy that is shorter than the record; each one after it has half.
+const COPY_BYTES: usize = 64 << 10;
 /// Dead letters handed to the producer at once: this many,
 const LETTERS_IN_FLIGHT: usize = 1000;
 /// or bytes.
@@ -135,67 +124,40 @@ fn letters_at_once(letters: &[DeadLetter]) -> usize {
 
 async fn publish(producer: &dyn Producer, plan: &Plan, status: &Status, letter: &DeadLetter) {
     let detail = plan.describe(letter);
-    let mut message = to_message(letter, &detail);
+    let mut message = whole(letter, &detail);
     let mut backoff = Backoff::default();
-    let mut envelope_bytes = ENVELOPE_BYTES;
+    // Of the value in a copy that is sent instead; `None` for the whole.
+    let mut copy_bytes: Option<usize> = None;
     loop {
         match producer.send(&message).await {
             Ok(()) => return status.clear(DEAD_LETTERS),
-            Err(ProduceError::TooLarge(error)) => {
+            // Not even the shortest copy: this is for the operator to mend, and then all may pass.
+            Err(ProduceError::Refused(error)) if copy_bytes == Some(0) => {
+                refused(status, letter, &error);
+                tokio::time::sleep(backoff.next()).await;
+                (message, copy_bytes) = (whole(letter, &detail), None);
+            }
+            Err(ProduceError::Refused(error)) => {
                 tracing::warn!(
                     partition = %letter.partition, offset = letter.offset, error,
-                    "a dead letter is too large for its topic; sending its beginning"
+                    "the dead-letter destination does not take a dead letter; sending its beginning without key and headers"
                 );
-                if envelope_bytes == 0 {
-                    status.obstruct(DEAD_LETTERS, &error);
-                    tokio::time::sleep(backoff.next()).await;
-                }
-                message = to_envelope(letter, &detail, envelope_bytes);
-                // Should even that be too much.
-                envelope_bytes /= 2;
+                let bytes = copy_bytes.map_or(COPY_BYTES, |bytes| bytes / 2);
+                (message, copy_bytes) = (beginning(letter, &detail, bytes), Some(bytes));
             }
             Err(ProduceError::Retry(error)) => {
-                metrics::counter!(names::DEAD_LETTER_RETRIES).increment(1);
-                status.obstruct(DEAD_LETTERS, &error);
-                tracing::warn!(
-                    error, reason = letter.reason.name(), partition = %letter.partition, offset = letter.offset,
-                    "the dead-letter destination refuses; the partition waits"
-                );
+                refused(status, letter, &error);
                 tokio::time::sleep(backoff.next()).await;
             }
         }
     }
 }
 
-fn to_message(letter: &DeadLetter, detail: &str) -> Message {
-    let mut headers = letter.headers.clone();
-    for (name, value) in [
-        (HEADER_REASON, letter.reason.name().to_owned()),
-        (HEADER_CLASS, letter.reason.class().to_owned()),
-        (HEADER_DETAIL, detail.to_owned()),
-        (HEADER_TOPIC, letter.partition.topic.to_string()),
-        (HEADER_PARTITION, letter.partition.partition.to_string()),
-        (HEADER_OFFSET, letter.offset.to_string()),
-        (HEADER_TIMESTAMP, letter.timestamp_ms.to_string()),
-    ] {
-        headers.push((name.to_owned(), Some(value.into_bytes())));
-    }
-    if let Some(index) = letter.index {
-        headers.push((HEADER_INDEX.to_owned(), Some(index.to_string().into_bytes())));
-    }
-    Message { key: letter.key.clone(), value: letter.value.clone(), headers, timestamp_ms: None }
-}
-
-/// Coordinates, size, hash and beginning of a record that the destination will not take whole.
-fn to_envelope(letter: &DeadLetter, detail: &str, bytes_max: usize) -> Message {
-    let value = letter.value.as_deref().unwrap_or_default();
-    let without_headers = DeadLetter { headers: Vec::new(), key: None, value: None, ..letter.clone() };
-    let mut message = to_message(&without_headers, detail);
-    message.value = Some(value[..value.len().min(bytes_max)].to_vec());
-    for (name, value) in
-        [(HEADER_BYTES, value.len().to_string()), (HEADER_HASH, format!("{:016x}", murmur64a(value, 0)))]
-    {
-        message.headers.push((name.to_owned(), Some(value.into_bytes())));
-    }
-    message
+fn refused(status: &Status, letter: &DeadLetter, error: &str) {
+    metrics::counter!(names::DEAD_LETTER_RETRIES).increment(1);
+    status.obstruct(DEAD_LETTERS, error);
+    tracing::warn!(
+        error, reason = letter.reason.name(), partition = %letter.partition, offset = letter.offset,
+        "the dead-letter destination refuses; the partition waits"
+    );
 }

@@ -4,6 +4,7 @@
 //! - `pool`       the threads that fold
 //! - `execution`  threads, or tasks of a simulation
 //! - `lane`       the task that sends a lane's batches, in order, dead letters first
+//! - `dead_letter`  what a record that cannot be counted looks like where it is kept
 //! - `start`      what must hold before anything is counted
 //! - `run`        the loop that ties them together: records, jobs, answers
 //! - `resync`     the one rule for every doubt: go back to the stored positions
@@ -21,6 +22,7 @@ mod backoff;
 mod budget;
 mod chance;
 mod config;
+pub mod dead_letter;
 mod driver;
 mod execution;
 mod gauges;
@@ -41,5 +43,5 @@ pub use chance::seed;
 pub use config::{Config, OnEmptyStore, OnLogGap};
 pub use execution::Execution;
 pub use run::{Worker, WorkerError};
-pub use start::plan_difference;
+pub use start::{note_of, plan_difference, start_in};
 pub use status::{PartitionStatus, Status};

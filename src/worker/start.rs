@@ -140,13 +140,23 @@ impl Starter {
 
     /// The note beside our broker commits: where counting began, should the store ever be lost.
     pub fn note(&self, start: i64) -> String {
-        format!("traqq prefix={} start={start}", self.prefix)
+        note_of(&self.prefix, start)
     }
 
     fn recorded_start(&self, mark: &Mark) -> Option<i64> {
-        let start = mark.note.strip_prefix(&format!("traqq prefix={} start=", self.prefix))?;
-        start.parse().ok()
+        start_in(&mark.note, &self.prefix)
     }
+}
+
+/// The note for a prefix.
+pub fn note_of(prefix: &str, start: i64) -> String {
+    format!("traqq prefix={prefix} start={start}")
+}
+
+/// The start in a note, if it is one for this prefix. Any tool may write anything there.
+pub fn start_in(note: &str, prefix: &str) -> Option<i64> {
+    let start = note.strip_prefix("traqq prefix=")?.strip_prefix(prefix)?.strip_prefix(" start=")?;
+    start.parse().ok().filter(|start| *start >= 0)
 }
 
 /// How the plan of a prefix differs from these rules, and what to do about it.

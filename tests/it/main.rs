@@ -19,6 +19,7 @@ mod mapping;
 mod model;
 mod nats;
 mod nats_access;
+mod nats_hostile;
 mod nats_unread;
 mod output;
 mod process;

@@ -478,25 +478,41 @@ fn events_come_in_in_front_of_nats() {
     assert_eq!(worker.stop(), 0);
 }
 
+/// A message as bytes on the wire.
+pub struct Raw {
+    pub subject: String,
+    pub headers: Vec<u8>,
+    pub payload: String,
+}
+
+/// Publishes what no client would send, and returns when the server has read it.
+pub fn publish_raw(nats: &Nats, messages: &[Raw]) {
+    let address = nats.url().strip_prefix("nats://").unwrap().to_owned();
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut text = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
+    for Raw { subject, headers, payload } in messages {
+        let (head, whole) = (headers.len(), headers.len() + payload.len());
+        text.extend_from_slice(format!("HPUB {subject} {head} {whole}\r\n").as_bytes());
+        text.extend_from_slice(&[headers, payload.as_bytes(), b"\r\n"].concat());
+    }
+    text.extend_from_slice(b"PING\r\n");
+    stream.write_all(&text).unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    assert!(lines.any(|line| line.unwrap() == "PONG"));
+}
+
 /// A client that cannot read a message's headers ends the connection, and met the message again behind the next one, for ever.
 #[test]
 fn messages_with_headers_that_nats_does_not_allow_are_counted() {
     let scene = Scene::new(2, "");
     let publish_raw = |headers: &[&[u8]]| {
-        let address = scene.nats.url().strip_prefix("nats://").unwrap().to_owned();
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut text = b"CONNECT {\"verbose\":false,\"headers\":true}\r\n".to_vec();
-        for (number, headers) in headers.iter().enumerate() {
-            let event = format!(r#"{{"event":"odd","ip":"10.1.0.{number}"}}"#);
-            let (head, whole) = (headers.len(), headers.len() + event.len());
-            text.extend_from_slice(format!("HPUB {STREAM}.k{number} {head} {whole}\r\n").as_bytes());
-            text.extend_from_slice(&[*headers, event.as_bytes(), b"\r\n"].concat());
-        }
-        text.extend_from_slice(b"PING\r\n");
-        stream.write_all(&text).unwrap();
-        let mut lines = BufReader::new(stream).lines();
-        assert!(lines.any(|line| line.unwrap() == "PONG"));
+        let messages = headers.iter().enumerate().map(|(number, headers)| Raw {
+            subject: format!("{STREAM}.k{number}"),
+            headers: headers.to_vec(),
+            payload: format!(r#"{{"event":"odd","ip":"10.1.0.{number}"}}"#),
+        });
+        publish_raw(&scene.nats, &messages.collect::<Vec<_>>());
     };
     let odd: [&[u8]; 5] = [
         b"NATS/1.0\r\nX-Name: caf\xe9\r\n\r\n",

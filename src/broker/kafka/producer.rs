@@ -187,8 +187,12 @@ impl Producer for KafkaProducer {
             Ok(_) => Ok(()),
             Err((error, _)) => Err(match error {
                 KafkaError::MessageProduction(
-                    RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize,
-                ) => ProduceError::TooLarge(error.to_string()),
+                    RDKafkaErrorCode::MessageSizeTooLarge
+                    | RDKafkaErrorCode::InvalidMessageSize
+                    | RDKafkaErrorCode::InvalidRecord
+                    | RDKafkaErrorCode::InvalidTimestamp
+                    | RDKafkaErrorCode::PolicyViolation,
+                ) => ProduceError::Refused(error.to_string()),
                 _ => {
                     self.renew(&error);
                     let why = self.explained(&error).await;

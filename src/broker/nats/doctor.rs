@@ -22,14 +22,15 @@ pub async fn checks(config: &Config) -> Vec<Check> {
         Ok(link) => link,
         Err(finding) => return vec![Check { name: "connection", finding }],
     };
-    let info = link.client.server_info();
+    let jetstream = link.jetstream();
+    let info = link.client().server_info();
     let finding = if version(&info.version).is_some_and(|version| version < VERSION_MIN) {
         Finding::Bad(format!("nats-server {} is too old: 2.10 or newer is needed", info.version))
     } else {
         Finding::Good(format!("{}, nats-server {}", config.place(), info.version))
     };
     checks.push(Check { name: "connection", finding });
-    match link.jetstream.query_account().await {
+    match jetstream.query_account().await {
         Ok(_) => {}
         Err(error) => {
             checks.push(Check { name: "jetstream", finding: no_answer(&link, &error) });
@@ -70,7 +71,8 @@ async fn ingestion(link: &Link, counted: &stream::Config) -> Finding {
     if link.config.ingest_subject.is_none() || link.config.partition_subject.is_some() {
         return good;
     }
-    let taker = match confirmed(|| link.jetstream.stream_by_subject(&*subject), nobody_takes).await {
+    let jetstream = link.jetstream();
+    let taker = match confirmed(|| jetstream.stream_by_subject(&*subject), nobody_takes).await {
         Ok(taker) if taker == counted.name || origins(counted).next().is_some() => return good,
         Ok(taker) => format!("stream {taker} takes it"),
         Err(error) if nobody_takes(&error) => "no stream takes it".to_owned(),
@@ -83,7 +85,8 @@ async fn ingestion(link: &Link, counted: &stream::Config) -> Finding {
 }
 
 async fn dead_letters(link: &Link, subject: &str, counted: &stream::Config) -> Finding {
-    let taken_by = confirmed(|| link.jetstream.stream_by_subject(subject), nobody_takes);
+    let jetstream = link.jetstream();
+    let taken_by = confirmed(|| jetstream.stream_by_subject(subject), nobody_takes);
     let taker = match taken_by.await {
         Ok(taker) => taker,
         Err(error) if nobody_takes(&error) => {
@@ -96,7 +99,7 @@ async fn dead_letters(link: &Link, subject: &str, counted: &stream::Config) -> F
     if taker == counted.name || origins(counted).any(|origin| origin == taker) {
         return Finding::Bad(feeds_itself(subject, &counted.name));
     }
-    match link.jetstream.get_stream(&taker).await.map(|stream| takes_nothing(&stream.cached_info().config)) {
+    match jetstream.get_stream(&taker).await.map(|stream| takes_nothing(&stream.cached_info().config)) {
         Ok(Some(reason)) => Finding::Bad(format!("{subject}: {reason}")),
         Ok(None) => Finding::Good(format!("{subject}, taken by stream {taker}")),
         Err(error) => Finding::Unavailable(link.explain(&format!("stream {taker}: {error}"))),
@@ -183,17 +186,18 @@ pub async fn create(config: &Config) -> Result<Vec<String>, String> {
     let link = Link::reach(config).await.map_err(|finding| finding.to_string())?;
     let mut made = Vec::new();
     let name = &config.stream;
-    match link.jetstream.get_stream(name).await {
+    let jetstream = link.jetstream();
+    match jetstream.get_stream(name).await {
         Ok(_) => {}
         Err(error) if is_missing(&error) => {
-            let created = link.jetstream.create_stream(new_stream(config)).await;
+            let created = jetstream.create_stream(new_stream(config)).await;
             created.map_err(|error| format!("stream {name} cannot be created: {error}"))?;
             made.push(format!("stream {name}: {} partitions, events to {name}.<key>", config.partitions));
         }
         Err(error) => return Err(format!("stream {name}: {error}")),
     }
     if let Some(subject) = config.dead_letters()
-        && link.jetstream.stream_by_subject(subject.clone()).await.is_err()
+        && jetstream.stream_by_subject(subject.clone()).await.is_err()
     {
         let stream = stream::Config {
             name: format!("{name}-dead-letters"),
@@ -202,7 +206,7 @@ pub async fn create(config: &Config) -> Result<Vec<String>, String> {
             ..stream::Config::default()
         };
         let dead = stream.name.clone();
-        let created = link.jetstream.create_stream(stream).await;
+        let created = jetstream.create_stream(stream).await;
         created.map_err(|error| format!("stream {dead} cannot be created: {error}"))?;
         made.push(format!("stream {dead}: {subject}"));
     }

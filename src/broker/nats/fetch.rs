@@ -44,8 +44,14 @@ pub const ACK_PENDING_MAX: i64 = 2_000_000;
 const ACK_WAIT: Duration = Duration::from_secs(24 * 3600);
 /// A partition without a message moves its position to where the stream ended so long ago, which is longer than any replica lags.
 const SETTLED: Duration = Duration::from_secs(10);
-/// So many messages are read one by one behind one that the client cannot read.
-const CROWD: u32 = 100;
+/// So many messages are read one by one behind one that the client cannot read, twice as many each
+/// time that there is another one soon behind them,
+const CROWD_MIN: u32 = 100;
+/// up to so many: one by one they come a few thousand a second, and every end of the client also
+/// interrupts the other partitions.
+const CROWD_MAX: u32 = 25_600;
+/// Soon is within this time.
+const CROWD_MEMORY: Duration = Duration::from_secs(60);
 /// Between attempts to read a partition.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -65,11 +71,29 @@ pub struct Reader {
     pub verify: Option<i64>,
     /// What was handed over last.
     pub last: Option<Fingerprint>,
-    /// Reading has ended before, for whatever reason.
-    pub is_again: bool,
+    /// Where the attempt before this one began; `None` before the first.
+    pub began_at: Option<i64>,
+    pub crowd: Crowd,
     pub pull_bytes: usize,
     pub out: mpsc::Sender<Arrival>,
     pub paused: watch::Receiver<bool>,
+}
+
+/// How many messages are read one by one behind one that the client cannot read.
+#[derive(Default)]
+pub struct Crowd {
+    size: u32,
+    met: Option<Instant>,
+}
+
+impl Crowd {
+    /// There was such a message.
+    fn meet(&mut self, now: Instant) -> u32 {
+        let is_soon = self.met.is_some_and(|met| now.duration_since(met) < CROWD_MEMORY);
+        self.size = if is_soon { (self.size * 2).clamp(CROWD_MIN, CROWD_MAX) } else { CROWD_MIN };
+        self.met = Some(now);
+        self.size
+    }
 }
 
 /// The name of a partition's consumer.
@@ -94,10 +118,10 @@ impl Reader {
         }
     }
 
-    /// Which connection to which server.
-    fn session(&self) -> (String, u64) {
-        let info = self.link.client.server_info();
-        (info.server_id, info.client_id)
+    /// Which client, and which connection to which server.
+    fn session(&self) -> (u64, String, u64) {
+        let info = self.link.client().server_info();
+        (self.link.number(), info.server_id, info.client_id)
     }
 
     /// `Stop` when the stream is no longer the one that was read.
@@ -132,15 +156,23 @@ impl Reader {
         self.link.stored(from, Some(self.filter.as_deref().unwrap_or(">"))).await
     }
 
-    /// Hands over what the client would end the connection over, again and again.
-    async fn pass_unreadable(&mut self) -> BrokerResult<()> {
-        // They come in crowds, from a producer that does not know better.
-        let (mut crowd, mut unreadable) = (0, 0);
+    /// Hands over what the client would end the connection over, again and again. With `is_stuck`
+    /// the first messages are handed over whatever they look like: the attempt before came no
+    /// further than this one begins, and perhaps the client knows more reasons than we do.
+    async fn pass_unreadable(&mut self, is_stuck: bool) -> BrokerResult<()> {
+        // They come in crowds, from a producer that does not know better, or that does.
+        let (mut left, mut crowd, mut unreadable) = (0, None, 0);
+        if is_stuck {
+            left = CROWD_MIN;
+        }
         while let Some(stored) = self.first(self.next()).await? {
-            match (stored.is_readable(), crowd) {
-                (true, 0) => break,
-                (true, _) => crowd -= 1,
-                (false, _) => (crowd, unreadable) = (CROWD, unreadable + 1),
+            if !stored.is_readable() {
+                left = *crowd.get_or_insert_with(|| self.crowd.meet(Instant::now()));
+                unreadable += 1;
+            } else if left == 0 {
+                break;
+            } else {
+                left -= 1;
             }
             let batch = self.batch_of(&stored);
             self.hand_over(batch, None).await?;
@@ -167,14 +199,16 @@ impl Reader {
             }
             self.verify = None;
         }
-        if std::mem::replace(&mut self.is_again, true) {
-            self.pass_unreadable().await?;
+        let begins_at = self.next();
+        if let Some(before) = self.began_at.replace(begins_at) {
+            self.pass_unreadable(before == begins_at).await?;
         }
         let consumer = self.consumer(&stream).await?;
         // The server may bound what one pull asks for.
         let pull_max = usize::try_from(consumer.cached_info().config.max_batch).ok().filter(|max| *max > 0);
-        let inbox = link.client.new_inbox();
-        let subscribed = link.client.subscribe(format!("{inbox}.*")).await;
+        let client = link.client();
+        let inbox = client.new_inbox();
+        let subscribed = client.subscribe(format!("{inbox}.*")).await;
         let mut messages = subscribed.map_err(|error| failed("consumer", &error))?;
         let mut average = Average::of(&stream);
         let (mut delivered, mut next) = (0, self.next());
@@ -471,6 +505,15 @@ mod tests {
         assert_eq!((new.sequence, new.delivery, new.pending), (17, 4, 9));
         assert_eq!(Place::parse("$JS.ACK.events.traqq-0.1.x.4.1700000000123456789.9"), None);
         assert_eq!(Place::parse("_INBOX.x"), None);
+    }
+
+    #[test]
+    fn the_crowd_grows_while_it_keeps_coming() {
+        let (mut crowd, now) = (Crowd::default(), Instant::now());
+        assert_eq!([crowd.meet(now), crowd.meet(now), crowd.meet(now + Duration::from_secs(59))], [100, 200, 400]);
+        (0..20).for_each(|_| _ = crowd.meet(now + Duration::from_secs(60)));
+        assert_eq!(crowd.meet(now + Duration::from_secs(61)), CROWD_MAX);
+        assert_eq!(crowd.meet(now + Duration::from_secs(121)), CROWD_MIN);
     }
 
     #[test]

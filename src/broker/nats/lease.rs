@@ -17,6 +17,7 @@ use async_nats::jetstream::kv::{self, Operation};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 
+use super::entries::{Key, owner};
 use super::link::Link;
 use super::trouble::Trouble;
 use super::{Arrival, Change};
@@ -123,22 +124,21 @@ impl View {
 
     fn hear(&mut self, entry: &kv::Entry) {
         let is_gone = entry.operation != Operation::Put;
-        if let Some(id) = entry.key.strip_prefix("worker.") {
-            if is_gone {
-                self.heard.remove(id);
-            } else {
-                self.heard.insert(id.to_owned(), self.beat);
-            }
-        } else if let Some(partition) = entry.key.strip_prefix("lease.").and_then(|number| number.parse().ok()) {
-            let owner = if is_gone { String::new() } else { String::from_utf8_lossy(&entry.value).into_owned() };
-            let known = self.leases.entry(partition).or_default();
-            // Our own write may have been answered before it is seen here.
-            if entry.revision >= known.revision {
-                if !owner.is_empty() {
-                    self.heard.entry(owner.clone()).or_insert(self.beat);
+        match Key::parse(&entry.key, self.partitions) {
+            Some(Key::Worker(id)) if is_gone => _ = self.heard.remove(id),
+            Some(Key::Worker(id)) => _ = self.heard.insert(id.to_owned(), self.beat),
+            Some(Key::Lease(partition)) => {
+                let owner = if is_gone { "" } else { owner(&entry.value) };
+                let known = self.leases.entry(partition).or_default();
+                // Our own write may have been answered before it is seen here.
+                if entry.revision >= known.revision {
+                    if !owner.is_empty() {
+                        self.heard.entry(owner.to_owned()).or_insert(self.beat);
+                    }
+                    *known = Lease { owner: owner.to_owned(), revision: entry.revision };
                 }
-                *known = Lease { owner, revision: entry.revision };
             }
+            None => {}
         }
     }
 }

@@ -20,7 +20,7 @@ const REFUSALS_WAIT: Duration = Duration::from_millis(300);
 /// Nothing where the server or the stream cannot be reached, which the other checks say.
 pub async fn limits(config: &Config) -> Vec<Check> {
     let Ok(link) = Link::reach(config).await else { return Vec::new() };
-    let (Ok(account), Ok(stream)) = (link.jetstream.query_account().await, link.stream().await) else {
+    let (Ok(account), Ok(stream)) = (link.jetstream().query_account().await, link.stream().await) else {
         return Vec::new();
     };
     let found = &stream.cached_info().config;
@@ -86,7 +86,7 @@ fn ack_pending(stream: &stream::Config, account: &Account) -> Option<String> {
 
 async fn leases(link: &Link, account: &Account) -> Finding {
     let bucket = link.config.bucket();
-    if link.jetstream.get_key_value(&bucket).await.is_ok() {
+    if link.jetstream().get_key_value(&bucket).await.is_ok() {
         return Finding::Good(format!("in key-value bucket {bucket}"));
     }
     let limits = &account.limits;
@@ -133,13 +133,14 @@ async fn permissions(link: &Link, filter: Option<&str>) -> Finding {
     // Nobody takes this: it is no question, no acknowledgement, and it is for another stream.
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Expected-Stream", "none");
+    let client = link.client();
     for subject in &subjects {
-        let sent = link.client.publish_with_headers(subject.clone(), headers.clone(), "{\"none\"".into()).await;
+        let sent = client.publish_with_headers(subject.clone(), headers.clone(), "{\"none\"".into()).await;
         if let Err(error) = sent {
             return Finding::Unavailable(format!("{subject}: {error}"));
         }
     }
-    if let Err(error) = link.client.flush().await {
+    if let Err(error) = client.flush().await {
         return Finding::Unavailable(format!("{error}"));
     }
     tokio::time::sleep(REFUSALS_WAIT).await;

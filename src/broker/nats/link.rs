@@ -1,14 +1,20 @@
 //! The connection, and what the stream looks like.
+//!
+//! async-nats ends a client for good when its task panics, which a message on the wire can bring
+//! about (a header value with a lone CR does). Its tasks own a sender whose end tells us, whatever
+//! ended them; [`Link`] then makes another client.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::jetstream::context::{
     GetStreamByNameError, GetStreamByNameErrorKind, GetStreamError, GetStreamErrorKind,
 };
 use async_nats::jetstream::stream::{self, Stream};
 use async_nats::jetstream::{self, Context, kv};
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
+use tokio::sync::watch;
 
 use super::config::Config;
 use super::trouble::Complaints;
@@ -20,25 +26,42 @@ const PUBLISHES_MAX: usize = 16_384;
 /// How often a server must say that something is missing, and the pause between.
 const MISSING_ASKS: usize = 4;
 const MISSING_PAUSE: Duration = Duration::from_millis(500);
+/// Between attempts to make a client in place of one that ended.
+const REPLACE_PAUSE: Duration = Duration::from_millis(500);
 
 pub struct Link {
-    pub client: Client,
-    pub jetstream: Context,
+    current: Arc<RwLock<Connection>>,
     pub config: Config,
     pub complaints: Arc<Complaints>,
 }
 
+#[derive(Clone)]
+struct Connection {
+    client: Client,
+    jetstream: Context,
+    /// Closed when the client's tasks have ended.
+    alive: watch::Receiver<()>,
+    /// How many clients there were before.
+    number: u64,
+}
+
 impl Link {
-    /// Reaches a server in the background; what is asked before waits for it.
+    /// Reaches a server in the background; what is asked before waits for it. Called on a runtime,
+    /// where a task replaces the client should it end.
     pub async fn new(config: &Config) -> Result<Self, String> {
-        let options = config.connect_options().await?.retry_on_initial_connect();
-        Self::connect(config, options).await.map_err(|error| format!("{}: {error}", config.place()))
+        let complaints = Arc::new(Complaints::default());
+        let first = begin(config, &complaints, 0).await?;
+        let link = Self::of(first, config, complaints);
+        tokio::spawn(replace(Arc::downgrade(&link.current), config.clone(), Arc::clone(&link.complaints)));
+        Ok(link)
     }
 
     /// Reaches a server now, or says why not.
     pub async fn reach(config: &Config) -> Result<Self, Finding> {
         let options = config.connect_options().await.map_err(Finding::Bad)?;
-        Self::connect(config, options).await.map_err(|error| {
+        let complaints = Arc::new(Complaints::default());
+        let connected = connect(config, options, &complaints, 0).await;
+        connected.map(|connection| Self::of(connection, config, complaints)).map_err(|error| {
             if error.kind() == ConnectErrorKind::TimedOut {
                 return Finding::Unavailable(format!(
                     "{}: nobody answers as nats-server does: is the host up, and is this its port for clients (4222), not that of HTTP (8222)?",
@@ -57,32 +80,31 @@ impl Link {
         })
     }
 
-    async fn connect(config: &Config, options: ConnectOptions) -> Result<Self, ConnectError> {
-        let complaints = Arc::new(Complaints::default());
-        let heard = Arc::clone(&complaints);
-        let options = options.event_callback(move |event| {
-            match event {
-                Event::Connected => heard.clear(),
-                Event::Closed | Event::Draining => tracing::debug!(%event, "nats"),
-                event => {
-                    // The same again, with every attempt to connect, is not news.
-                    if heard.hear(&event.to_string()) {
-                        tracing::warn!(%event, "nats");
-                    }
-                }
-            }
-            std::future::ready(())
-        });
-        let client = options.connect(&config.servers[..]).await?;
-        let context = jetstream::context::ContextBuilder::new()
-            .timeout(super::config::REQUEST_TIMEOUT)
-            .max_ack_inflight(PUBLISHES_MAX)
-            .backpressure_on_inflight(true);
-        let jetstream = match &config.domain {
-            Some(domain) => context.domain(domain.clone()).build(client.clone()),
-            None => context.build(client.clone()),
-        };
-        Ok(Self { client, jetstream, config: config.clone(), complaints })
+    fn of(connection: Connection, config: &Config, complaints: Arc<Complaints>) -> Self {
+        Self { current: Arc::new(RwLock::new(connection)), config: config.clone(), complaints }
+    }
+
+    fn current(&self) -> Connection {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The client of now. What was made with an earlier one fails when that has ended.
+    pub fn client(&self) -> Client {
+        self.current().client
+    }
+
+    pub fn jetstream(&self) -> Context {
+        self.current().jetstream
+    }
+
+    /// How many clients there were before this one.
+    pub fn number(&self) -> u64 {
+        self.current().number
+    }
+
+    pub fn is_connected(&self) -> bool {
+        let current = self.current();
+        current.alive.has_changed().is_ok() && current.client.connection_state() == State::Connected
     }
 
     /// An error with what the server said besides, which may be the reason.
@@ -97,8 +119,8 @@ impl Link {
 
     /// The stream as its leader has it now.
     pub async fn stream(&self) -> BrokerResult<Stream> {
-        let name = &self.config.stream;
-        confirmed(|| self.jetstream.get_stream(name), is_missing).await.map_err(|error| {
+        let (name, jetstream) = (&self.config.stream, self.jetstream());
+        confirmed(|| jetstream.get_stream(name), is_missing).await.map_err(|error| {
             if is_missing(&error) {
                 return BrokerError::Stop(format!(
                     "{}: there is no stream {name:?}; create it with `traqq doctor --create`, or correct broker.nats.stream",
@@ -111,8 +133,8 @@ impl Link {
 
     /// The bucket of leases and marks; made if it is missing.
     pub async fn bucket(&self, replicas: usize) -> BrokerResult<kv::Store> {
-        let bucket = self.config.bucket();
-        if let Ok(store) = self.jetstream.get_key_value(&bucket).await {
+        let (bucket, jetstream) = (self.config.bucket(), self.jetstream());
+        if let Ok(store) = jetstream.get_key_value(&bucket).await {
             return Ok(store);
         }
         let config = kv::Config {
@@ -122,8 +144,78 @@ impl Link {
             history: 1,
             ..kv::Config::default()
         };
-        let created = self.jetstream.create_key_value(config).await;
+        let created = jetstream.create_key_value(config).await;
         created.map_err(|error| self.retry(&format!("key-value bucket {bucket}"), &error))
+    }
+}
+
+/// A client that reaches a server in the background.
+async fn begin(config: &Config, complaints: &Arc<Complaints>, number: u64) -> Result<Connection, String> {
+    let options = config.connect_options().await?.retry_on_initial_connect();
+    connect(config, options, complaints, number).await.map_err(|error| format!("{}: {error}", config.place()))
+}
+
+async fn connect(
+    config: &Config,
+    options: ConnectOptions,
+    complaints: &Arc<Complaints>,
+    number: u64,
+) -> Result<Connection, ConnectError> {
+    let heard = Arc::clone(complaints);
+    let (running, alive) = watch::channel(());
+    let options = options.event_callback(move |event| {
+        // The callback belongs to the client's tasks, and ends with them.
+        let _ = &running;
+        match event {
+            Event::Connected => heard.clear(),
+            Event::Closed | Event::Draining => tracing::debug!(%event, "nats"),
+            event => {
+                // The same again, with every attempt to connect, is not news.
+                if heard.hear(&event.to_string()) {
+                    tracing::warn!(%event, "nats");
+                }
+            }
+        }
+        std::future::ready(())
+    });
+    let client = options.connect(&config.servers[..]).await?;
+    let context = jetstream::context::ContextBuilder::new()
+        .timeout(super::config::REQUEST_TIMEOUT)
+        .max_ack_inflight(PUBLISHES_MAX)
+        .backpressure_on_inflight(true);
+    let jetstream = match &config.domain {
+        Some(domain) => context.domain(domain.clone()).build(client.clone()),
+        None => context.build(client.clone()),
+    };
+    Ok(Connection { client, jetstream, alive, number })
+}
+
+/// Makes another client whenever the current one ends, for as long as there is a [`Link`].
+async fn replace(current: Weak<RwLock<Connection>>, config: Config, complaints: Arc<Complaints>) {
+    let of_now = || Some(current.upgrade()?.read().unwrap_or_else(PoisonError::into_inner).clone());
+    loop {
+        let Some(Connection { mut alive, number, client, jetstream }) = of_now() else { return };
+        // A client ends when nobody has it any more.
+        drop((client, jetstream));
+        while alive.changed().await.is_ok() {}
+        let fresh = loop {
+            if current.strong_count() == 0 {
+                return;
+            }
+            let text = match begin(&config, &complaints, number + 1).await {
+                Ok(fresh) => break fresh,
+                Err(error) => error,
+            };
+            if complaints.hear(&text) {
+                tracing::error!(error = text, "no client of NATS can be made in place of one that ended");
+            }
+            tokio::time::sleep(REPLACE_PAUSE).await;
+        };
+        let Some(current) = current.upgrade() else { return };
+        *current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        if complaints.hear("the client ended") {
+            tracing::warn!("the client of NATS ended; what it was doing is done again with another");
+        }
     }
 }
 
@@ -305,5 +397,59 @@ mod tests {
             assert!(ingest_subject(stream, &Config::default()).unwrap_err().contains(reason), "{reason}");
             assert_eq!(ingest_subject(stream, &named).unwrap(), "elsewhere.*");
         }
+    }
+
+    /// Speaks the protocol on one connection, and ends the client with the first subscription.
+    async fn serve_poison(listener: &tokio::net::TcpListener) {
+        use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+        let (stream, _) = listener.accept().await.unwrap();
+        let (read, mut write) = stream.into_split();
+        let info = r#"{"server_id":"x","server_name":"x","version":"2.11.0","proto":1,"host":"127.0.0.1","port":1,"headers":true,"max_payload":1048576}"#;
+        write.write_all(format!("INFO {info}\r\n").as_bytes()).await.unwrap();
+        let mut lines = BufReader::new(read).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            let answer = match line.strip_prefix("SUB poison ") {
+                Some(id) => format!("HMSG poison {} 22 22\r\nNATS/1.0\r\nX: a\rb\r\n\r\n\r\n", id.trim()),
+                None if line == "PING" => "PONG\r\n".to_owned(),
+                None => continue,
+            };
+            if write.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn until(what: &str, is_so: impl Fn() -> bool) {
+        let wait = async {
+            while !is_so() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("{what}"));
+    }
+
+    /// Its state was "connected" for ever, and everything that was asked said "channel closed".
+    #[tokio::test]
+    async fn a_client_that_ends_is_noticed_and_replaced() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let servers = vec![format!("nats://{}", listener.local_addr().unwrap())];
+        let link = Link::new(&Config { servers, ..Config::default() }).await.unwrap();
+        let first = tokio::spawn(async move {
+            serve_poison(&listener).await;
+            listener
+        });
+        until("connected", || link.is_connected()).await;
+        let old = link.client();
+        let mut messages = old.subscribe("poison").await.unwrap();
+        assert!(futures_util::StreamExt::next(&mut messages).await.is_none(), "the client reads what it could not");
+        until("noticed", || !link.is_connected()).await;
+        let listener = first.await.unwrap();
+        until("replaced", || link.number() == 1).await;
+        assert!(!link.is_connected(), "nobody has accepted it yet");
+        let second = tokio::spawn(async move { serve_poison(&listener).await });
+        until("connected again", || link.is_connected()).await;
+        link.client().flush().await.unwrap();
+        assert!(old.flush().await.is_err());
+        second.abort();
     }
 }

@@ -7,7 +7,9 @@
 
 mod config;
 mod doctor;
+pub mod entries;
 mod fetch;
+pub mod headers;
 mod lease;
 mod limits;
 mod link;
@@ -22,9 +24,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::Subject;
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{kv, stream};
-use futures_util::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -34,7 +34,8 @@ pub use doctor::{checks, create};
 pub use limits::limits;
 pub use producer::NatsProducer;
 
-use self::fetch::Reader;
+use self::entries::{mark, mark_key, parse_mark};
+use self::fetch::{Crowd, Reader};
 use self::lease::Group;
 use self::link::Link;
 use self::look::{End, Look, REGRESSION_MAX, watermarks};
@@ -51,8 +52,6 @@ const MARK_EVERY: Duration = Duration::from_secs(5);
 /// How long the thread that reads waits for an answer, at most: longer than any takes.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the first message at or after a time is waited for.
-const TIME_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the tasks tell the consumer.
 enum Arrival {
@@ -107,7 +106,8 @@ pub struct NatsConsumer {
     /// and why the stream cannot be looked at.
     stream_trouble: Trouble,
     open: BTreeMap<i32, Open>,
-    bucket: Option<kv::Store>,
+    /// With the number of the client it was opened with.
+    bucket: Option<(u64, kv::Store)>,
     looked_at: Instant,
     look: Option<Look>,
     /// Since when the stream has ended before what was read.
@@ -150,10 +150,6 @@ impl NatsConsumer {
         TopicPartition { topic: Arc::clone(&self.topic), partition }
     }
 
-    fn is_connected(&self) -> bool {
-        self.link.client.connection_state() == async_nats::connection::State::Connected
-    }
-
     /// Asks the server. A client without a connection takes requests until its queue is full, and
     /// then none until it is connected again: the thread that reads must not wait for that.
     fn wait<T>(&self, what: &str, asked: impl Future<Output = BrokerResult<T>>) -> BrokerResult<T> {
@@ -184,12 +180,13 @@ impl NatsConsumer {
     }
 
     fn bucket(&mut self) -> BrokerResult<kv::Store> {
-        if let Some(bucket) = &self.bucket {
+        let number = self.link.number();
+        if let Some((_, bucket)) = self.bucket.as_ref().filter(|(of, _)| *of == number) {
             return Ok(bucket.clone());
         }
         let replicas = self.stream()?.cached_info().config.num_replicas;
         let bucket = self.wait("leases", self.link.bucket(replicas))?;
-        self.bucket = Some(bucket.clone());
+        self.bucket = Some((number, bucket.clone()));
         Ok(bucket)
     }
 
@@ -225,46 +222,30 @@ impl NatsConsumer {
         }
     }
 
-    fn mark_key(partition: i32) -> String {
-        format!("mark.{partition}")
-    }
-
     fn mark_of(&mut self, partition: i32) -> BrokerResult<Option<(i64, String)>> {
         let bucket = self.bucket()?;
         let value = self.wait("marks", async {
-            bucket.get(Self::mark_key(partition)).await.map_err(|error| self.link.retry("marks", &error))
+            bucket.get(mark_key(partition)).await.map_err(|error| self.link.retry("marks", &error))
         })?;
-        Ok(value.and_then(|value| {
-            let text = std::str::from_utf8(&value).ok()?;
-            let (position, note) = text.split_once(' ')?;
-            Some((position.parse().ok()?, note.to_owned()))
-        }))
+        Ok(value.and_then(|value| parse_mark(&value).map(|(position, note)| (position, note.to_owned()))))
     }
 
-    /// The first message of a partition at or after an instant.
-    fn at_time(&self, stream: &stream::Stream, partition: i32, ms: i64) -> BrokerResult<Option<i64>> {
-        let start_time = std::time::UNIX_EPOCH + Duration::from_millis(ms.max(0) as u64);
-        let config = pull::Config {
-            deliver_policy: DeliverPolicy::ByStartTime { start_time: start_time.into() },
-            ack_policy: AckPolicy::None,
-            filter_subject: self.filters[partition as usize].clone().unwrap_or_default(),
-            inactive_threshold: Duration::from_secs(10),
-            ..pull::Config::default()
-        };
+    /// The first message of a partition at or after an instant, by bisection: messages of a stream are
+    /// in the order of time. A consumer that begins there would have to deliver the message, which
+    /// the client may not be able to read.
+    fn at_time(&self, within: Watermarks, partition: i32, ms: i64) -> BrokerResult<Option<i64>> {
+        let filter = self.filters[partition as usize].as_deref().unwrap_or(">");
         self.wait("start time", async {
-            let failed = |error: &dyn std::fmt::Display| self.link.retry("start time", error);
-            let consumer = stream.create_consumer(config).await.map_err(|error| failed(&error))?;
-            let mut messages = consumer
-                .fetch()
-                .max_messages(1)
-                .expires(TIME_TIMEOUT)
-                .messages()
-                .await
-                .map_err(|error| failed(&error))?;
-            let Some(message) = messages.next().await else { return Ok(None) };
-            let message = message.map_err(|error| failed(&error))?;
-            let info = message.info().map_err(|error| failed(&error))?;
-            Ok(Some(info.stream_sequence as i64))
+            let (mut low, mut high, mut found) = (within.low, within.high, None);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                match self.link.stored(middle, Some(filter)).await? {
+                    None => high = middle,
+                    Some(stored) if stored.published_ms < ms => low = stored.sequence + 1,
+                    Some(stored) => (high, found) = (middle, Some(stored.sequence)),
+                }
+            }
+            Ok(found)
         })
     }
 }
@@ -314,7 +295,8 @@ impl Consumer for NatsConsumer {
                 trouble: Arc::clone(&trouble),
                 verify: (opening.offset < opening.position).then_some(opening.offset),
                 last: None,
-                is_again: false,
+                began_at: None,
+                crowd: Crowd::default(),
                 pull_bytes,
                 out: self.out.clone(),
                 paused: self.paused.subscribe(),
@@ -381,7 +363,7 @@ impl Consumer for NatsConsumer {
     }
 
     fn away(&self) -> Option<String> {
-        if !self.is_connected() {
+        if !self.link.is_connected() {
             let text = self.link.explain(&"no server can be reached");
             return Some(format!("{}: {text}", self.link.config.place()));
         }
@@ -395,7 +377,7 @@ impl Consumer for NatsConsumer {
     }
 
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
-        if !self.is_connected() {
+        if !self.link.is_connected() {
             return Err(self.link.retry("acknowledging", &"no server can be reached"));
         }
         let mut replies = Vec::new();
@@ -410,21 +392,21 @@ impl Consumer for NatsConsumer {
         }
         self.wait("acknowledging", async {
             for reply in replies {
-                let acked = self.link.client.publish(reply, "+ACK".into()).await;
+                let acked = self.link.client().publish(reply, "+ACK".into()).await;
                 acked.map_err(|error| self.link.retry("acknowledging", &error))?;
             }
             Ok(())
         })?;
         let mut puts = Vec::new();
-        for mark in marks {
-            let number = mark.partition.partition;
+        for due in marks {
+            let number = due.partition.partition;
             let Some(open) = self.open.get_mut(&number) else { continue };
             let is_due = open
                 .marked
-                .is_none_or(|(position, at)| position != mark.position && (wait || at.elapsed() >= MARK_EVERY));
+                .is_none_or(|(position, at)| position != due.position && (wait || at.elapsed() >= MARK_EVERY));
             if is_due {
-                open.marked = Some((mark.position, Instant::now()));
-                puts.push((Self::mark_key(number), format!("{} {}", mark.position, mark.note)));
+                open.marked = Some((due.position, Instant::now()));
+                puts.push((mark_key(number), mark(due.position, &due.note)));
             }
         }
         if puts.is_empty() {
@@ -451,15 +433,15 @@ impl Consumer for NatsConsumer {
 
     fn starts(&mut self, start: Start, partitions: &[TopicPartition]) -> BrokerResult<Vec<i64>> {
         self.join()?;
-        let stream = self.stream()?;
-        let Watermarks { low, high } = watermarks(&stream);
+        let within = watermarks(&self.stream()?);
+        let Watermarks { low, high } = within;
         let mut starts = Vec::with_capacity(partitions.len());
         for partition in partitions {
             starts.push(match start {
                 Start::Earliest => low,
                 Start::Latest => high,
                 Start::Committed => self.mark_of(partition.partition)?.map_or(low, |(position, _)| position),
-                Start::TimeMs(ms) => self.at_time(&stream, partition.partition, ms)?.unwrap_or(high),
+                Start::TimeMs(ms) => self.at_time(within, partition.partition, ms)?.unwrap_or(high),
             });
         }
         Ok(starts)
@@ -483,6 +465,7 @@ impl Consumer for NatsConsumer {
             self.arrivals.close();
             let _ = self.runtime.block_on(async { tokio::time::timeout(CLOSE_TIMEOUT, wait).await });
         }
-        let _ = self.runtime.block_on(async { tokio::time::timeout(CLOSE_TIMEOUT, self.link.client.flush()).await });
+        let client = self.link.client();
+        let _ = self.runtime.block_on(async { tokio::time::timeout(CLOSE_TIMEOUT, client.flush()).await });
     }
 }

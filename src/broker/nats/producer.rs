@@ -15,6 +15,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::{Mutex, OnceCell};
 
 use super::config::Config;
+use super::headers::put;
 use super::link::{Link, confirmed, ingest_subject, nobody_takes, origins};
 use crate::broker::{AppendError, Appended, Appender, Events, Idempotency, Message, ProduceError, Producer};
 use crate::hll::murmur64a;
@@ -88,13 +89,13 @@ impl NatsProducer {
 
     fn bytes_max(&self) -> usize {
         // Before the first connection nothing is known, and the server judges.
-        Some(self.link.client.server_info().max_payload).filter(|bytes| *bytes > 0).unwrap_or(usize::MAX)
+        Some(self.link.client().server_info().max_payload).filter(|bytes| *bytes > 0).unwrap_or(usize::MAX)
     }
 
     /// Returns when the stream has the message. Whoever begins it must go on polling it: it has a place among the publishes in flight,
     /// of which there are only so many, until it is answered.
     async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<PublishAck, PublishError> {
-        self.link.jetstream.publish_with_headers(subject, headers, payload).await?.await
+        self.link.jetstream().publish_with_headers(subject, headers, payload).await?.await
     }
 
     async fn publish_event(&self, event: &Outgoing) -> Result<PublishAck, PublishError> {
@@ -163,7 +164,8 @@ impl NatsProducer {
         if error.kind() != PublishErrorKind::StreamNotFound || self.link.config.partition_subject.is_some() {
             return None;
         }
-        let taken_by = confirmed(|| self.link.jetstream.stream_by_subject(subject), nobody_takes).await;
+        let jetstream = self.link.jetstream();
+        let taken_by = confirmed(|| jetstream.stream_by_subject(subject), nobody_takes).await;
         taken_by.is_err_and(|error| nobody_takes(&error)).then(|| {
             format!(
                 "no stream takes subject {subject}, and stream {} takes {}: correct broker.nats.ingest_subject",
@@ -176,7 +178,7 @@ impl NatsProducer {
     /// Dead letters that the counted stream takes are read, and become dead letters again. Asked
     /// before the first one goes: at the start the server may not have answered.
     async fn check_letters(&self, subject: &str) -> Result<(), ProduceError> {
-        match self.link.jetstream.stream_by_subject(subject).await {
+        match self.link.jetstream().stream_by_subject(subject).await {
             Ok(stream) if stream == self.link.config.stream => Err(self.feeds_itself(subject)),
             // The acknowledgement tells, also to a user who may not ask.
             _ => Ok(()),
@@ -202,6 +204,13 @@ fn is_too_large(error: &PublishError) -> bool {
         || source.is_some_and(|error| codes.contains(&error.error_code()))
 }
 
+/// Whether the stream refuses this message for what it is, and not for the state that the stream is
+/// in. JetStream answers 400 to both, and all that can be wrong with a stream is that it is sealed.
+fn is_refused(error: &PublishError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
+    source.is_some_and(|error| error.code() == 400 && error.error_code() != ErrorCode::STREAM_SEALED)
+}
+
 /// Something no other process has.
 pub(super) fn nuid() -> String {
     let seed = std::collections::hash_map::RandomState::new();
@@ -214,22 +223,6 @@ fn header_bytes(headers: &HeaderMap) -> usize {
     let values = headers.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
     values.map(|(name, value)| AsRef::<str>::as_ref(name).len() + value.as_str().len() + HEADER_BYTES).sum::<usize>()
         + 16
-}
-
-/// Names and values as NATS can carry them: what it cannot is percent-encoded, so that nothing is lost and nothing breaks the headers.
-fn put(headers: &mut HeaderMap, name: &str, value: &[u8]) {
-    let encode = |bytes: &[u8], is_plain: fn(u8) -> bool| -> String {
-        let each = bytes
-            .iter()
-            .map(|byte| if is_plain(*byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") });
-        each.collect()
-    };
-    let name = encode(name.as_bytes(), |byte| byte.is_ascii_graphic() && byte != b':');
-    let value = match std::str::from_utf8(value) {
-        Ok(text) if !text.contains(['\r', '\n', '\0']) => text.to_owned(),
-        _ => encode(value, |byte| byte.is_ascii_graphic() || byte == b' '),
-    };
-    headers.append(name.as_str(), value.as_str());
 }
 
 #[async_trait]
@@ -245,10 +238,7 @@ impl Producer for NatsProducer {
                 id.push_str(&String::from_utf8_lossy(value));
                 id.push('/');
             }
-            // The id of the original message would make this one its duplicate.
-            if !name.eq_ignore_ascii_case(MESSAGE_ID) {
-                put(&mut headers, name, value);
-            }
+            put(&mut headers, name, value);
         }
         if let Some(key) = &message.key {
             put(&mut headers, KEY, key);
@@ -257,7 +247,7 @@ impl Producer for NatsProducer {
         let payload = Bytes::from(message.value.clone().unwrap_or_default());
         let bytes = payload.len() + header_bytes(&headers);
         if bytes > self.bytes_max() {
-            return Err(ProduceError::TooLarge(format!(
+            return Err(ProduceError::Refused(format!(
                 "{bytes} bytes with headers, and the server takes {}",
                 self.bytes_max()
             )));
@@ -268,7 +258,7 @@ impl Producer for NatsProducer {
         }
         let sent = self.publish(subject.clone(), headers, payload).await;
         let ack = sent.map_err(|error| match error.kind() {
-            _ if is_too_large(&error) => ProduceError::TooLarge(full(&error)),
+            _ if is_too_large(&error) || is_refused(&error) => ProduceError::Refused(full(&error)),
             PublishErrorKind::StreamNotFound => ProduceError::Retry(format!(
                 "no stream takes dead-letter subject {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
             )),
@@ -365,16 +355,5 @@ mod tests {
         let odd = subject_of("e.*", Some(b"a.b *"), 0);
         assert!(odd.len() == 2 + 16 && odd == subject_of("e.*", Some(b"a.b *"), 7), "{odd}");
         assert_eq!(subject_of("e.*", Some(b""), 0).len(), 18);
-    }
-
-    #[test]
-    fn headers_that_nats_cannot_carry_are_encoded() {
-        let mut headers = HeaderMap::new();
-        put(&mut headers, "a b:c", b"line\r\nnext");
-        put(&mut headers, "plain", "ü".as_bytes());
-        put(&mut headers, "raw", &[0xff, b'x']);
-        assert_eq!(headers.get("a%20b%3Ac").unwrap().as_str(), "line%0D%0Anext");
-        assert_eq!(headers.get("plain").unwrap().as_str(), "ü");
-        assert_eq!(headers.get("raw").unwrap().as_str(), "%FFx");
     }
 }
