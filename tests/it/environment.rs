@@ -225,6 +225,7 @@ fn a_link_to_kafka_and_redis_that_goes_down_and_comes_back() {
     let Some(namespace) = Namespace::new() else { return };
     let (nodes, kafka) = behind_proxy(namespace.address);
     let scene = Scene::at(kafka.address().to_string(), "it-link", 3, "");
+    let scene = Scene { direct: nodes.variable("KAFKA_DIRECT"), ..scene };
     let redis = Proxy::at(namespace.address);
     redis.aim(scene.redis.port());
     let file = scene.changed("inside", &scene.redis.url(), &redis.url());

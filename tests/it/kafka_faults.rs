@@ -25,8 +25,8 @@ const SOON: &str =
 /// A Kafka whose clients, once they have asked it where it is, all come through the proxy.
 pub fn behind_proxy(address: Ipv4Addr) -> (Nodes, Proxy) {
     let proxy = Proxy::at(address);
-    let advertised = format!("advertised.listeners=CLIENT://{}", proxy.address());
-    let nodes = Nodes::up_with("kafka", &["--heap", "256m", "--kafka-set", &advertised]);
+    let address = proxy.address().to_string();
+    let nodes = Nodes::up_with("kafka", &["--heap", "256m", "--kafka-advertise", &address]);
     let port = nodes.variable("KAFKA_BROKERS").rsplit(':').next().unwrap().parse().unwrap();
     proxy.aim(port);
     (nodes, proxy)
@@ -255,6 +255,7 @@ fn a_store_that_hangs_longer_than_the_poll_interval_costs_no_partitions() {
 fn fetches_and_commits_that_fail() {
     let (nodes, proxy) = behind_proxy(Ipv4Addr::LOCALHOST);
     let scene = Scene::at(proxy.address().to_string(), "it-proxy", 3, SOON);
+    let scene = Scene { direct: nodes.variable("KAFKA_DIRECT"), ..scene };
     let is_over = Arc::new(AtomicBool::new(false));
     let producer = scene.keep_producing(0, &is_over);
     let worker = scene.worker("worker");
@@ -297,6 +298,7 @@ fn connections_that_fall_silent_are_given_up_in_time() {
     let (nodes, proxy) = behind_proxy(Ipv4Addr::LOCALHOST);
     // As configured by default.
     let scene = Scene::at(proxy.address().to_string(), "it-silent", 8, "");
+    let scene = Scene { direct: nodes.variable("KAFKA_DIRECT"), ..scene };
     scene.produce(&[], &numbered(0..700));
     let mut workers = vec![scene.worker("worker0")];
     wait_for_total(&scene.redis, 700);

@@ -120,6 +120,9 @@ impl ProducerContext for Deliveries {
 
 pub struct Scene {
     pub brokers: String,
+    /// Where the test itself produces: past a proxy that disturbs the worker, or librdkafka in the test
+    /// meets what the worker is to be tested for.
+    pub direct: String,
     pub topic: String,
     pub redis: Redis,
     pub directory: tempfile::TempDir,
@@ -143,7 +146,7 @@ impl Scene {
             redis.url()
         );
         let file = write_config(directory.path(), &text);
-        Self { brokers, topic, redis, directory, file }
+        Self { direct: brokers.clone(), brokers, topic, redis, directory, file }
     }
 
     /// One of several workers, each with a log of its own.
@@ -154,7 +157,7 @@ impl Scene {
     /// Events from number `from` on, some every few milliseconds, until it is over; answers how many there are then.
     pub fn keep_producing(&self, from: usize, is_over: &Arc<AtomicBool>) -> JoinHandle<usize> {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", &self.brokers).set("enable.idempotence", "true");
+        config.set("bootstrap.servers", &self.direct).set("enable.idempotence", "true");
         config.set("queue.buffering.max.messages", "10000000");
         let producer: ThreadedProducer<Deliveries> = config.create_with_context(Deliveries::default()).unwrap();
         let (topic, is_over) = (self.topic.clone(), Arc::clone(is_over));
@@ -176,7 +179,7 @@ impl Scene {
 
     /// `more` are options of kcat.
     pub fn produce(&self, more: &[&str], lines: &[String]) {
-        produce_at(&self.brokers, &self.topic, more, lines);
+        produce_at(&self.direct, &self.topic, more, lines);
     }
 
     /// All events are counted, each once, and by their values; to be asked for good when no worker runs any more.
