@@ -454,13 +454,25 @@ def dead_letters(options):
     return kafka_records(options.kafka, kafka_partitions(options.kafka, [options.dead_letters]))
 
 
+ORIGINAL = "traqq-original-"
+
+
+def is_ours(name):
+    return name.startswith("traqq-") and not name.startswith(ORIGINAL)
+
+
+def name_kept(name):
+    """What a header is called in the dead letter of its record."""
+    return ORIGINAL + name if name.lower().startswith(("nats-", "traqq-")) else name
+
+
 def compare_dead_letters(letters, want):
     """Coordinates, reasons and bytes. They may come twice, but then must be the same."""
     lines, seen = [], set()
     for _, _, offset, _, key, headers, value in letters:
         # An id belongs to one message, and a dead letter is another.
         headers = [(name, text) for name, text in headers if name != "Nats-Msg-Id"]
-        named = {name: text for name, text in headers if name.startswith("traqq-")}
+        named = {name: text for name, text in headers if is_ours(name)}
         try:
             place = named["traqq-topic"].decode(), int(named["traqq-partition"]), int(named["traqq-offset"])
             if "traqq-index" in named:
@@ -485,8 +497,8 @@ def compare_dead_letters(letters, want):
             is_same = hashlib.sha256(value).digest() == original.digest
         if not detail.isprintable():
             lines.append(f"dead letter {place}: {detail!r} is no line of text")
-        rest = [(name, text) for name, text in headers if not name.startswith("traqq-")]
-        before = [(name, text) for name, text in original.headers if name != "Nats-Msg-Id"]
+        rest = [(name, text) for name, text in headers if not is_ours(name) and name != jetstream.POISON]
+        before = [(name_kept(name), text) for name, text in original.headers if name != jetstream.POISON]
         if not is_same or key != original.key or (not is_envelope and sorted(rest) != sorted(before)):
             lines.append(f"dead letter {place}: key, headers or bytes changed")
     return lines + [f"dead letter {place}: missing, {want[place].reason}" for place in sorted(want.keys() - seen)]

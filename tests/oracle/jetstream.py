@@ -9,6 +9,21 @@ import threading
 PENDING_MAX = 4000
 CHUNK = 2000
 TIMEOUT_S = 30
+# A header whose value, with a lone CR, ends the client of a worker for good; every so many messages.
+POISON = "X-Poison"
+POISON_EVERY = 9_973
+# Every so many say which stream they are for, which is not that of their dead letters.
+EXPECTED_EVERY = 7
+
+
+class Raw(str):
+    """A header value as it is: this client replaces what would break others."""
+
+    def strip(self, *_):
+        return self
+
+    def translate(self, *_):
+        return self
 
 
 def header_text(name, value):
@@ -72,6 +87,10 @@ async def publish_all(url, stream, records, rate):
         await room.acquire()
         texts = {name: header_text(name, data) for name, data in headers}
         texts = {name: text for name, text in texts.items() if text is not None} | {"Nats-Msg-Id": f"{stream}-{number}"}
+        if number % EXPECTED_EVERY == 3:
+            texts["Nats-Expected-Stream"] = stream
+        if number % POISON_EVERY == 5_000:
+            texts[POISON] = Raw("a\r b")
         task = loop.create_task(send(number, f"{stream}.{token(key, number)}", value or b"", texts))
         tasks.add(task)
         task.add_done_callback(tasks.discard)

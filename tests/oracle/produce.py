@@ -202,6 +202,8 @@ def odd_records(second):
     cases += [(b"not json", binary + [("content-type", None), when]), (b"not json", binary + [text, ("content-type", b"application/json"), when])]
     cases += [(body, [("ce-specversion", b"1.0"), ("ce-type", b"in NATS"), ("ce-subject", b"sub")]), (b"[1]{}", binary)]
     cases += [(body, [("specversion", b"1.0"), ("empty", None), ("some", b"header")]), (b"[1]", [("some", b"\xff"), ("empty", None)])]
+    # Names that mean something where dead letters go.
+    cases += [(b"not json", [("traqq-reason", b"too_old"), ("Traqq-Offset", b"-1"), ("traqq-key", b"k"), ("some", b"header")])]
     return cases
 
 
