@@ -31,4 +31,4 @@ pub use ingest::Ingest;
 pub use listen::{Listening, serve};
 pub use routes::{DeadLetters, Live, router};
 pub use tcp::{Conversation, serve as serve_tcp};
-pub use tls::Tls;
+pub use tls::{Tls, certified_key};

@@ -66,24 +66,29 @@ impl Files {
 
 impl Read {
     fn parse(&self, files: &Files) -> Result<CertifiedKey, String> {
-        let (certificates, key) = (files.certificates.display(), files.key.display());
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.certificates).collect();
-        let chain = chain.map_err(|error| format!("server.tls_cert_file = {certificates:?} is not PEM: {error}"))?;
-        if chain.is_empty() {
-            return Err(format!("server.tls_cert_file = {certificates:?} has no certificate; it must be PEM"));
-        }
-        let private = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| {
-            format!("server.tls_key_file = {key:?} has no private key; it must be PEM, without a password")
-        })?;
-        let provider = CryptoProvider::get_default().cloned();
-        let provider = provider.unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
-        CertifiedKey::from_der(chain, private, &provider).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => {
-                format!("server.tls_key_file = {key:?} is not the key of the certificate in {certificates:?}")
-            }
-            error => format!("server.tls_cert_file = {certificates:?} and tls_key_file = {key:?}: {error}"),
-        })
+        let names = (files.certificates.display().to_string(), files.key.display().to_string());
+        certified_key((&names.0, &self.certificates), (&names.1, &self.key))
     }
+}
+
+/// The chain of certificates and the key in two PEM files, each a name and what is in it.
+pub fn certified_key(certificates: (&str, &[u8]), key: (&str, &[u8])) -> Result<CertifiedKey, String> {
+    let ((certificates, chain), (key, private)) = (certificates, key);
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+    let chain = chain.map_err(|error| format!("server.tls_cert_file = {certificates:?} is not PEM: {error}"))?;
+    if chain.is_empty() {
+        return Err(format!("server.tls_cert_file = {certificates:?} has no certificate; it must be PEM"));
+    }
+    let private = PrivateKeyDer::from_pem_slice(private)
+        .map_err(|_| format!("server.tls_key_file = {key:?} has no private key; it must be PEM, without a password"))?;
+    let provider = CryptoProvider::get_default().cloned();
+    let provider = provider.unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
+    CertifiedKey::from_der(chain, private, &provider).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            format!("server.tls_key_file = {key:?} is not the key of the certificate in {certificates:?}")
+        }
+        error => format!("server.tls_cert_file = {certificates:?} and tls_key_file = {key:?}: {error}"),
+    })
 }
 
 /// The certificate that new connections are shown.
