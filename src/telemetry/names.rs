@@ -39,6 +39,7 @@ metrics! {
     TOMBSTONES = Counter "traqq_tombstones_total" [""] "Records with a null value.";
     DEAD_LETTERS = Counter "traqq_dead_letters_total" ["reason"] "Records that could not be counted, by reason.";
     DEAD_LETTER_RETRIES = Counter "traqq_dead_letter_retries_total" [""] "Times the dead-letter destination had to be tried again.";
+    DEAD_LETTERS_SHORTENED = Counter "traqq_dead_letters_shortened_total" [""] "Dead letters that the destination refused whole, of which it has the beginning.";
     BATCHES = Counter "traqq_batches_total" [""] "Batches applied by the store.";
     OPERATIONS = Counter "traqq_operations_total" [""] "Operations events became, before merging.";
     OPERATIONS_MERGED = Counter "traqq_operations_merged_total" [""] "Field operations sent to the store, after merging.";

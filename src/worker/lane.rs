@@ -138,11 +138,10 @@ async fn publish(producer: &dyn Producer, plan: &Plan, status: &Status, letter: 
                 (message, copy_bytes) = (whole(letter, &detail), None);
             }
             Err(ProduceError::Refused(error)) => {
-                tracing::warn!(
-                    partition = %letter.partition, offset = letter.offset, error,
-                    "the dead-letter destination does not take a dead letter; sending its beginning without key and headers"
-                );
-                let bytes = copy_bytes.map_or(COPY_BYTES, |bytes| bytes / 2);
+                metrics::counter!(names::DEAD_LETTERS_SHORTENED).increment(u64::from(copy_bytes.is_none()));
+                tracing::debug!(partition = %letter.partition, offset = letter.offset, error, "sending less of a dead letter");
+                let whole = letter.value.as_ref().map_or(0, Vec::len);
+                let bytes = copy_bytes.map_or(whole.min(COPY_BYTES), |bytes| bytes / 2);
                 (message, copy_bytes) = (beginning(letter, &detail, bytes), Some(bytes));
             }
             Err(ProduceError::Retry(error)) => {

@@ -57,7 +57,7 @@ fn messages_that_end_the_client_stop_nobody() {
     assert_eq!(worker.stop(), 0);
 }
 
-/// A stream of dead letters that obeys every command a header can give.
+/// A stream of dead letters that obeys rollups, which remove what it has.
 fn obedient(scene: &Scene) {
     let letters = stream::Config {
         name: "letters".to_owned(),
@@ -176,5 +176,92 @@ fn counting_begins_at_a_time_whatever_the_first_message_looks_like() {
     std::fs::write(&scene.file, text.replace("key_field", &format!("start = \"{begin}\"\nkey_field"))).unwrap();
     let worker = scene.worker(0);
     scene.wait_for_total(58);
+    assert_eq!(worker.stop(), 0);
+}
+
+/// Who reads a partition, by when its consumer was made.
+fn consumer_of(scene: &Scene, partition: i32) -> Option<String> {
+    with(&scene.nats, |jetstream| async move {
+        let stream = jetstream.get_stream(STREAM).await.unwrap();
+        stream.consumer_info(format!("traqq-{partition}")).await.ok().map(|info| info.created.to_string())
+    })
+}
+
+/// Each of them ended the client of all partitions, so that a few of them a second stopped everybody.
+#[test]
+fn messages_that_end_the_client_interrupt_no_other_partition() {
+    let scene = Scene::new(2, "");
+    let worker = scene.worker(0);
+    // One key of each partition.
+    let of_key = |number: usize| {
+        publish_raw(&scene.nats, &[event(number, &format!("{STREAM}.k{number}"), b"NATS/1.0\r\n\r\n")]);
+        with(&scene.nats, |jetstream| async move {
+            let stream = jetstream.get_stream(STREAM).await.unwrap();
+            let last = stream.get_raw_message(stream.cached_info().state.last_sequence).await.unwrap();
+            last.subject.split('.').nth(1).unwrap().parse::<usize>().unwrap()
+        })
+    };
+    let attacked = of_key(0);
+    let honest = (1..).find(|number| of_key(*number) != attacked).unwrap();
+    let count = honest as i64 + 1;
+    scene.wait_for_total(count);
+    let poison = |number: usize| {
+        publish_raw(&scene.nats, &[event(number, &format!("{STREAM}.k0"), b"NATS/1.0\r\nX: a\rb\r\n\r\n")]);
+    };
+    // The first one ends the client that both are read with.
+    poison(0);
+    scene.wait_for_total(count + 1);
+    worker.wait_for_line("messages have headers or subjects");
+    let other = 1 - attacked as i32;
+    let mut expected = count + 1;
+    let send_honest = |expected: &mut i64| {
+        publish_raw(&scene.nats, &[event(0, &format!("{STREAM}.k{honest}"), b"NATS/1.0\r\n\r\n")]);
+        *expected += 1;
+        scene.wait_for_total(*expected);
+    };
+    send_honest(&mut expected);
+    let before = poll_until(PATIENCE, "the other partition is read", || consumer_of(&scene, other));
+    for number in 0..20 {
+        poison(number);
+        expected += 1;
+        send_honest(&mut expected);
+    }
+    assert_eq!(consumer_of(&scene, other), Some(before), "its consumer was never made anew");
+    assert!(worker.is_ready());
+    poll_until(PATIENCE, "no lag", || (worker.metric("traqq_lag_records") == 0.0).then_some(()));
+    assert_eq!(worker.stop(), 0);
+}
+
+/// Nobody could be given a partition any more.
+#[test]
+fn entries_that_end_the_client_are_removed_from_the_bucket() {
+    let scene = Scene::new(2, "");
+    scene.publish(100);
+    let worker = scene.worker(0);
+    scene.wait_for_total(100);
+    let poison = || {
+        let bucket = format!("$KV.traqq-traqq-{STREAM}");
+        let entry = |key: &str, headers: &[u8]| message(&format!("{bucket}.{key}"), headers, "x");
+        publish_raw(
+            &scene.nats,
+            &[
+                entry("zzz", b"NATS/1.0\r\nX: a\rb\r\n\r\n"),
+                entry("mark.0", b"NATS/1.0\r\nX: a\rb\r\n\r\n"),
+                entry("yyy", b"NATS/1.0 200\r\n\r\n"),
+                entry("lease.+1", b"NATS/1.0\r\n\r\n"),
+            ],
+        );
+    };
+    poison();
+    worker.wait_for_line("entries of the group's bucket that nobody can read were removed");
+    scene.publish(100);
+    scene.wait_for_total(200);
+    poll_until(PATIENCE, "ready", || worker.is_ready().then_some(()));
+    assert_eq!(worker.stop(), 0);
+    poison();
+    let worker = scene.worker(0);
+    scene.publish(100);
+    scene.wait_for_total(300);
+    poll_until(PATIENCE, "ready", || worker.is_ready().then_some(()));
     assert_eq!(worker.stop(), 0);
 }

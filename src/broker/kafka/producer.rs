@@ -188,6 +188,7 @@ impl Producer for KafkaProducer {
             Err((error, _)) => Err(match error {
                 KafkaError::MessageProduction(
                     RDKafkaErrorCode::MessageSizeTooLarge
+                    | RDKafkaErrorCode::MessageBatchTooLarge
                     | RDKafkaErrorCode::InvalidMessageSize
                     | RDKafkaErrorCode::InvalidRecord
                     | RDKafkaErrorCode::InvalidTimestamp
@@ -243,7 +244,9 @@ impl Appender for KafkaProducer {
             let Err((error, _)) = sent else { continue };
             return Err(match error {
                 KafkaError::MessageProduction(
-                    RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize,
+                    RDKafkaErrorCode::MessageSizeTooLarge
+                    | RDKafkaErrorCode::MessageBatchTooLarge
+                    | RDKafkaErrorCode::InvalidMessageSize,
                 ) => AppendError::Refused { index, reason: format!("topic {}: {error}", self.topic) },
                 _ => {
                     self.renew(&error);

@@ -8,8 +8,8 @@ use crate::model::RecordBatch;
 use crate::panics::contained;
 
 /// Header names of one record that may be unreadable; headers behind so many are left out. Each one
-/// costs some microseconds, and a record has room for thousands.
-const UNREADABLE_MAX: u64 = 100;
+/// costs as much as folding a record, and a record has room for thousands.
+const UNREADABLE_MAX: u64 = 8;
 /// How often unreadable names are reported.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 

@@ -23,8 +23,10 @@ impl<'a> Key<'a> {
         if let Some(id) = key.strip_prefix("worker.") {
             return (id.len() <= TEXT_MAX).then_some(Self::Worker(id));
         }
-        let partition = key.strip_prefix("lease.")?.parse().ok()?;
-        (0..partitions).contains(&partition).then_some(Self::Lease(partition))
+        let number = key.strip_prefix("lease.")?;
+        let partition: i32 = number.parse().ok().filter(|partition| (0..partitions).contains(partition))?;
+        // Another spelling is another key, with revisions of its own.
+        (partition.to_string() == number).then_some(Self::Lease(partition))
     }
 }
 
@@ -56,7 +58,18 @@ mod tests {
     fn entries_of_others_are_nobodys() {
         assert_eq!(Key::parse("worker.ab", 4), Some(Key::Worker("ab")));
         assert_eq!(Key::parse("lease.3", 4), Some(Key::Lease(3)));
-        for other in ["lease.4", "lease.-1", "lease.99999999999", "lease.", "lease.x", "mark.1", "", "workers.a"] {
+        for other in [
+            "lease.4",
+            "lease.-1",
+            "lease.99999999999",
+            "lease.",
+            "lease.x",
+            "lease.+3",
+            "lease.03",
+            "mark.1",
+            "",
+            "workers.a",
+        ] {
             assert_eq!(Key::parse(other, 4), None, "{other}");
         }
         assert_eq!(owner(b"w1"), "w1");

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+use async_nats::header::HeaderValue;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::{ConsumerErrorKind, RetentionPolicy, Stream};
 use async_nats::jetstream::{ErrorCode, consumer::Consumer};
@@ -52,6 +53,8 @@ const CROWD_MIN: u32 = 100;
 const CROWD_MAX: u32 = 25_600;
 /// Soon is within this time.
 const CROWD_MEMORY: Duration = Duration::from_secs(60);
+/// How often it is reported that there are such messages.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// Between attempts to read a partition.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -71,9 +74,15 @@ pub struct Reader {
     pub verify: Option<i64>,
     /// What was handed over last.
     pub last: Option<Fingerprint>,
-    /// Where the attempt before this one began; `None` before the first.
-    pub began_at: Option<i64>,
+    /// Where the attempt before was when the connection it read from ended, if it ended by that.
+    pub cut_off_at: Option<i64>,
+    /// Reading has ended before, for whatever reason.
+    pub is_again: bool,
+    /// The client to read with, once there was a message that the client cannot read: the next one
+    /// ends this one, and not that of the other partitions.
+    pub own_link: Option<Arc<Link>>,
     pub crowd: Crowd,
+    pub unreadable: Unreadable,
     pub pull_bytes: usize,
     pub out: mpsc::Sender<Arrival>,
     pub paused: watch::Receiver<bool>,
@@ -96,6 +105,27 @@ impl Crowd {
     }
 }
 
+/// Messages that the client cannot read, reported now and then.
+#[derive(Default)]
+pub struct Unreadable {
+    count: u64,
+    reported: Option<Instant>,
+}
+
+impl Unreadable {
+    fn report(&mut self, partition: &TopicPartition, sequence: i64) {
+        self.count += 1;
+        if self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+            let messages = std::mem::take(&mut self.count);
+            tracing::warn!(
+                %partition, messages, sequence,
+                "messages have headers or subjects that the client of NATS cannot read; they are read one by one"
+            );
+            self.reported = Some(Instant::now());
+        }
+    }
+}
+
 /// The name of a partition's consumer.
 pub fn consumer_name(group: &str, partition: i32) -> String {
     format!("{group}-{partition}")
@@ -114,14 +144,23 @@ impl Reader {
             if self.out.send(arrival).await.is_err() || is_over {
                 return;
             }
-            tokio::time::sleep(RETRY).await;
+            // Whatever ended the connection is dealt with at once. It takes a connection to lose one.
+            if self.cut_off_at.is_none() {
+                tokio::time::sleep(RETRY).await;
+            }
         }
+    }
+
+    /// What the consumer is read with.
+    fn reading_link(&self) -> &Arc<Link> {
+        self.own_link.as_ref().unwrap_or(&self.link)
     }
 
     /// Which client, and which connection to which server.
     fn session(&self) -> (u64, String, u64) {
-        let info = self.link.client().server_info();
-        (self.link.number(), info.server_id, info.client_id)
+        let link = self.reading_link();
+        let info = link.client().server_info();
+        (link.number(), info.server_id, info.client_id)
     }
 
     /// `Stop` when the stream is no longer the one that was read.
@@ -145,7 +184,9 @@ impl Reader {
     fn batch_of(&self, stored: &Stored) -> RecordBatch {
         let mut batch = self.batch();
         batch.push(stored.sequence, stored.published_ms, None, Some(&stored.payload));
-        for (name, value) in stored.headers() {
+        let mut headers = stored.headers();
+        headers.sort_by(|(left, _), (right, _)| left.cmp(right));
+        for (name, value) in headers {
             batch.push_header((&header_name(&name), Some(value.as_bytes())));
         }
         batch
@@ -157,40 +198,42 @@ impl Reader {
     }
 
     /// Hands over what the client would end the connection over, again and again. With `is_stuck`
-    /// the first messages are handed over whatever they look like: the attempt before came no
-    /// further than this one begins, and perhaps the client knows more reasons than we do.
+    /// the first messages are handed over whatever they look like: the connection ended where this
+    /// attempt begins, and perhaps the client knows more reasons than we do.
     async fn pass_unreadable(&mut self, is_stuck: bool) -> BrokerResult<()> {
         // They come in crowds, from a producer that does not know better, or that does.
-        let (mut left, mut crowd, mut unreadable) = (0, None, 0);
-        if is_stuck {
-            left = CROWD_MIN;
-        }
-        while let Some(stored) = self.first(self.next()).await? {
+        let (mut left, mut crowd) = (if is_stuck { CROWD_MIN } else { 0 }, None);
+        loop {
+            let Some(stored) = self.first(self.next()).await? else {
+                self.pending.store(0, Ordering::Relaxed);
+                return Ok(());
+            };
             if !stored.is_readable() {
+                if self.own_link.is_none() {
+                    let link = self.link.another().await.map_err(|error| self.link.retry("client", &error))?;
+                    self.own_link = Some(Arc::new(link));
+                }
                 left = *crowd.get_or_insert_with(|| self.crowd.meet(Instant::now()));
-                unreadable += 1;
+                self.unreadable.report(&self.partition, stored.sequence);
             } else if left == 0 {
-                break;
+                return Ok(());
             } else {
                 left -= 1;
             }
             let batch = self.batch_of(&stored);
             self.hand_over(batch, None).await?;
+            self.trouble.clear();
+            let pending = self.pending.load(Ordering::Relaxed);
+            self.pending.store((pending - 1).max(0), Ordering::Relaxed);
         }
-        if unreadable > 0 {
-            tracing::warn!(
-                partition = %self.partition, unreadable, next = self.next(),
-                "messages had headers that NATS does not allow; what cannot be made out of these was left out"
-            );
-        }
-        Ok(())
     }
 
     async fn read(&mut self) -> BrokerResult<Infallible> {
         let link = Arc::clone(&self.link);
         let failed = |what: &str, error: &dyn std::fmt::Display| link.retry(what, error);
         let stream = link.stream().await.map_err(|error| BrokerError::Retry(error.to_string()))?;
-        let session = self.session();
+        // Of the connection that is compared with: should it end meanwhile, all of this is done again.
+        let compared = self.session();
         self.compare(&stream).await?;
         if let Some(sequence) = self.verify {
             if let Some(stored) = self.link.stored(sequence, None).await? {
@@ -199,14 +242,21 @@ impl Reader {
             }
             self.verify = None;
         }
-        let begins_at = self.next();
-        if let Some(before) = self.began_at.replace(begins_at) {
-            self.pass_unreadable(before == begins_at).await?;
+        let is_again = std::mem::replace(&mut self.is_again, true);
+        let cut_off_at = self.cut_off_at.take();
+        if is_again {
+            self.pass_unreadable(cut_off_at == Some(self.next())).await?;
         }
+        let reading = Arc::clone(self.reading_link());
+        let (session, stream) = match &self.own_link {
+            None => (compared, stream),
+            Some(own) => (self.session(), own.stream().await.map_err(|error| BrokerError::Retry(error.to_string()))?),
+        };
         let consumer = self.consumer(&stream).await?;
+        self.pending.store(consumer.cached_info().num_pending as i64, Ordering::Relaxed);
         // The server may bound what one pull asks for.
         let pull_max = usize::try_from(consumer.cached_info().config.max_batch).ok().filter(|max| *max > 0);
-        let client = link.client();
+        let client = reading.client();
         let inbox = client.new_inbox();
         let subscribed = client.subscribe(format!("{inbox}.*")).await;
         let mut messages = subscribed.map_err(|error| failed("consumer", &error))?;
@@ -247,8 +297,16 @@ impl Reader {
                         Err(_) => return Err(failed("pull", &"neither a message nor a heartbeat; reading again")),
                     },
                 };
-                let message = message.ok_or_else(|| failed("pull", &"the subscription ended"))?;
+                let Some(message) = message else {
+                    // What came before it is counted, or it would end the client once more.
+                    if !batch.is_empty() {
+                        self.hand_over(batch, last_reply.take()).await?;
+                    }
+                    self.cut_off_at = Some(self.next());
+                    return Err(failed("pull", &"the subscription ended"));
+                };
                 if batch.is_empty() && self.session() != session {
+                    self.cut_off_at = Some(self.next());
                     return Err(failed("pull", &"connected again; comparing what was read last"));
                 }
                 let place = message.reply.as_ref().and_then(|reply| Place::parse(reply));
@@ -477,8 +535,13 @@ fn is_full(message: &async_nats::Message) -> bool {
 
 fn push(batch: &mut RecordBatch, sequence: i64, published_ms: i64, payload: &Bytes, headers: Option<&HeaderMap>) {
     batch.push(sequence, published_ms, None, Some(payload));
-    for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
-        let name = header_name(name.as_ref());
+    let Some(headers) = headers else { return };
+    let mut named: Vec<(&str, &[HeaderValue])> =
+        headers.iter().map(|(name, values)| (name.as_ref(), &values[..])).collect();
+    // The client keeps them in no order; a record is to be the same whenever it is read.
+    named.sort_unstable_by_key(|(name, _)| *name);
+    for (name, values) in named {
+        let name = header_name(name);
         values.iter().for_each(|value| batch.push_header((&name, Some(value.as_str().as_bytes()))));
     }
 }

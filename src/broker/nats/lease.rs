@@ -172,11 +172,21 @@ impl Group {
                         return;
                     }
                     tokio::time::sleep(RETRY).await;
+                    self.remove_unreadable().await;
                 }
             }
         };
         if let Some(done) = closed {
             let _ = done.send(());
+        }
+    }
+
+    /// An entry that the client cannot read would end every watch of the bucket, everywhere.
+    async fn remove_unreadable(&self) {
+        match self.link.remove_unreadable_entries().await {
+            Ok(0) => {}
+            Ok(removed) => tracing::warn!(removed, "entries of the group's bucket that nobody can read were removed"),
+            Err(error) => tracing::debug!(%error, "looking for entries that nobody can read"),
         }
     }
 

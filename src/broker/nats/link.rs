@@ -5,7 +5,7 @@
 //! ended them; [`Link`] then makes another client.
 
 use std::sync::{Arc, PoisonError, RwLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
 use async_nats::jetstream::context::{
@@ -28,6 +28,8 @@ const MISSING_ASKS: usize = 4;
 const MISSING_PAUSE: Duration = Duration::from_millis(500);
 /// Between attempts to make a client in place of one that ended.
 const REPLACE_PAUSE: Duration = Duration::from_millis(500);
+/// How often it is reported that clients end.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 pub struct Link {
     current: Arc<RwLock<Connection>>,
@@ -49,7 +51,15 @@ impl Link {
     /// Reaches a server in the background; what is asked before waits for it. Called on a runtime,
     /// where a task replaces the client should it end.
     pub async fn new(config: &Config) -> Result<Self, String> {
-        let complaints = Arc::new(Complaints::default());
+        Self::start(config, Arc::default()).await
+    }
+
+    /// Another client of the same, for what may end it: this one goes on.
+    pub async fn another(&self) -> Result<Self, String> {
+        Self::start(&self.config, Arc::clone(&self.complaints)).await
+    }
+
+    async fn start(config: &Config, complaints: Arc<Complaints>) -> Result<Self, String> {
         let first = begin(config, &complaints, 0).await?;
         let link = Self::of(first, config, complaints);
         tokio::spawn(replace(Arc::downgrade(&link.current), config.clone(), Arc::clone(&link.complaints)));
@@ -192,6 +202,7 @@ async fn connect(
 
 /// Makes another client whenever the current one ends, for as long as there is a [`Link`].
 async fn replace(current: Weak<RwLock<Connection>>, config: Config, complaints: Arc<Complaints>) {
+    let (mut ended, mut reported) = (0_u64, None::<Instant>);
     let of_now = || Some(current.upgrade()?.read().unwrap_or_else(PoisonError::into_inner).clone());
     loop {
         let Some(Connection { mut alive, number, client, jetstream }) = of_now() else { return };
@@ -213,8 +224,10 @@ async fn replace(current: Weak<RwLock<Connection>>, config: Config, complaints: 
         };
         let Some(current) = current.upgrade() else { return };
         *current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        if complaints.hear("the client ended") {
-            tracing::warn!("the client of NATS ended; what it was doing is done again with another");
+        ended += 1;
+        if reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+            tracing::warn!(ended, "the client of NATS ended; what it was doing is done again with another");
+            (ended, reported) = (0, Some(Instant::now()));
         }
     }
 }

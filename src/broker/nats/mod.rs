@@ -35,7 +35,7 @@ pub use limits::limits;
 pub use producer::NatsProducer;
 
 use self::entries::{mark, mark_key, parse_mark};
-use self::fetch::{Crowd, Reader};
+use self::fetch::{Crowd, Reader, Unreadable};
 use self::lease::Group;
 use self::link::Link;
 use self::look::{End, Look, REGRESSION_MAX, watermarks};
@@ -171,7 +171,9 @@ impl NatsConsumer {
         }
         if self.group.is_none() {
             let (commands, queue) = mpsc::unbounded_channel();
-            let (link, trouble) = (Arc::clone(&self.link), Arc::clone(&self.group_trouble));
+            // With a client of its own: anybody who may write to the bucket can end it.
+            let link = Arc::new(self.runtime.block_on(self.link.another()).map_err(BrokerError::Retry)?);
+            let trouble = Arc::clone(&self.group_trouble);
             let group = Group::new(link, self.id.clone(), self.filters.len() as i32, self.out.clone(), trouble);
             self.runtime.spawn(group.run(queue));
             self.group = Some(commands);
@@ -222,11 +224,8 @@ impl NatsConsumer {
         }
     }
 
-    fn mark_of(&mut self, partition: i32) -> BrokerResult<Option<(i64, String)>> {
-        let bucket = self.bucket()?;
-        let value = self.wait("marks", async {
-            bucket.get(mark_key(partition)).await.map_err(|error| self.link.retry("marks", &error))
-        })?;
+    fn mark_of(&self, partition: i32) -> BrokerResult<Option<(i64, String)>> {
+        let value = self.wait("marks", self.link.entry(&mark_key(partition)))?;
         Ok(value.and_then(|value| parse_mark(&value).map(|(position, note)| (position, note.to_owned()))))
     }
 
@@ -295,7 +294,10 @@ impl Consumer for NatsConsumer {
                 trouble: Arc::clone(&trouble),
                 verify: (opening.offset < opening.position).then_some(opening.offset),
                 last: None,
-                began_at: None,
+                cut_off_at: None,
+                is_again: false,
+                own_link: None,
+                unreadable: Unreadable::default(),
                 crowd: Crowd::default(),
                 pull_bytes,
                 out: self.out.clone(),

@@ -134,7 +134,7 @@ impl NatsProducer {
             }
             let Some((event, error)) = failed.last() else { return Ok(()) };
             failure = full(error);
-            if let Some((event, error)) = failed.iter().find(|(_, error)| is_too_large(error)) {
+            if let Some((event, error)) = failed.iter().find(|(_, error)| self.is_too_large(error)) {
                 return Err(AppendError::Refused { index: event.index, reason: full(error) });
             }
             if let Some(refusal) = self.link.complaints.refusal(&event.subject) {
@@ -185,6 +185,16 @@ impl NatsProducer {
         }
     }
 
+    /// Whether the stream will never take this very message. Whatever else it says may pass: a limit of
+    /// the account is a refusal with the same status.
+    fn is_too_large(&self, error: &PublishError) -> bool {
+        let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
+        let codes = [ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM, ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM];
+        // Without a connection the client judges by a default, and not by what the server takes.
+        (error.kind() == PublishErrorKind::MaxPayloadExceeded && self.link.is_connected())
+            || source.is_some_and(|error| codes.contains(&error.error_code()))
+    }
+
     fn feeds_itself(&self, subject: &str) -> ProduceError {
         ProduceError::Retry(super::doctor::feeds_itself(subject, &self.link.config.stream))
     }
@@ -194,21 +204,6 @@ impl NatsProducer {
 fn full(error: &PublishError) -> String {
     let source = std::error::Error::source(error);
     source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
-}
-
-/// Whether the stream will never take this very message.
-fn is_too_large(error: &PublishError) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
-    let codes = [ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM, ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM];
-    error.kind() == PublishErrorKind::MaxPayloadExceeded
-        || source.is_some_and(|error| codes.contains(&error.error_code()))
-}
-
-/// Whether the stream refuses this message for what it is, and not for the state that the stream is
-/// in. JetStream answers 400 to both, and all that can be wrong with a stream is that it is sealed.
-fn is_refused(error: &PublishError) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
-    source.is_some_and(|error| error.code() == 400 && error.error_code() != ErrorCode::STREAM_SEALED)
 }
 
 /// Something no other process has.
@@ -258,7 +253,7 @@ impl Producer for NatsProducer {
         }
         let sent = self.publish(subject.clone(), headers, payload).await;
         let ack = sent.map_err(|error| match error.kind() {
-            _ if is_too_large(&error) || is_refused(&error) => ProduceError::Refused(full(&error)),
+            _ if self.is_too_large(&error) => ProduceError::Refused(full(&error)),
             PublishErrorKind::StreamNotFound => ProduceError::Retry(format!(
                 "no stream takes dead-letter subject {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
             )),

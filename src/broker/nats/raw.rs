@@ -43,13 +43,67 @@ pub struct Stored {
 }
 
 impl Link {
-    /// `None` when there is none.
+    /// A message of the counted stream; `None` when there is none.
     pub async fn stored(&self, sequence: i64, filter: Option<&str>) -> BrokerResult<Option<Stored>> {
+        self.stored_in(&self.config.stream, sequence, filter).await
+    }
+
+    /// The same of any stream.
+    pub async fn stored_in(&self, stream: &str, sequence: i64, filter: Option<&str>) -> BrokerResult<Option<Stored>> {
         let what = format!("message {sequence}");
-        let failed = |error: &dyn std::fmt::Display| self.retry(&what, error);
-        let Some(message) = self.message(&what, &Question { seq: sequence, next_by_subj: filter }).await? else {
-            return Ok(None);
-        };
+        let question = Question { seq: sequence, next_by_subj: filter };
+        self.message(stream, &what, &question).await
+    }
+
+    /// The sequence of the last message that a filter lets through.
+    pub async fn last(&self, filter: &str) -> BrokerResult<Option<i64>> {
+        let question = LastQuestion { last_by_subj: filter };
+        let found = self.message(&self.config.stream, "the last message", &question).await?;
+        Ok(found.map(|stored| stored.sequence))
+    }
+
+    /// The value of a key in the bucket.
+    pub async fn entry(&self, key: &str) -> BrokerResult<Option<Vec<u8>>> {
+        let bucket = self.config.bucket();
+        let question = LastQuestion { last_by_subj: &format!("$KV.{bucket}.{key}") };
+        let found = self.message(&format!("KV_{bucket}"), key, &question).await?;
+        // What stands for an entry that was deleted has no value.
+        Ok(found.map(|stored| stored.payload).filter(|value| !value.is_empty()))
+    }
+
+    /// Removes entries of the bucket that the client cannot read; says how many there were.
+    pub async fn remove_unreadable_entries(&self) -> BrokerResult<usize> {
+        let (stream, mut next, mut removed) = (format!("KV_{}", self.config.bucket()), 1, 0);
+        while let Some(stored) = self.stored_in(&stream, next, Some(">")).await? {
+            next = stored.sequence + 1;
+            if !stored.is_readable() {
+                self.purge(&stream, &stored.subject).await?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    async fn purge(&self, stream: &str, subject: &str) -> BrokerResult<()> {
+        let failed = |error: &dyn std::fmt::Display| self.retry("purging", error);
+        let question = serde_json::json!({ "filter": subject });
+        let asked = self.jetstream().request(format!("STREAM.PURGE.{stream}"), &question).await;
+        match asked.map_err(|error| failed(&error))? {
+            Response::Ok(serde_json::Value::Object(_)) => Ok(()),
+            Response::Ok(_) => Err(failed(&"an answer that is none")),
+            Response::Err { error } => Err(failed(&error)),
+        }
+    }
+
+    async fn message<Q: Serialize>(&self, stream: &str, what: &str, question: &Q) -> BrokerResult<Option<Stored>> {
+        let failed = |error: &dyn std::fmt::Display| self.retry(what, error);
+        let subject = format!("STREAM.MSG.GET.{stream}");
+        let message: RawMessage =
+            match self.jetstream().request(subject, question).await.map_err(|error| failed(&error))? {
+                Response::Ok(Found { message }) => message,
+                Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => return Ok(None),
+                Response::Err { error } => return Err(failed(&error)),
+            };
         let decode = |text: &str| STANDARD.decode(text).map_err(|error| failed(&error));
         Ok(Some(Stored {
             sequence: message.sequence as i64,
@@ -58,22 +112,6 @@ impl Link {
             subject: message.subject,
             headers: decode(message.headers.as_deref().unwrap_or_default())?,
         }))
-    }
-
-    /// The sequence of the last message that a filter lets through.
-    pub async fn last(&self, filter: &str) -> BrokerResult<Option<i64>> {
-        let message = self.message("the last message", &LastQuestion { last_by_subj: filter }).await?;
-        Ok(message.map(|message| message.sequence as i64))
-    }
-
-    async fn message<Q: Serialize>(&self, what: &str, question: &Q) -> BrokerResult<Option<RawMessage>> {
-        let failed = |error: &dyn std::fmt::Display| self.retry(what, error);
-        let subject = format!("STREAM.MSG.GET.{}", self.config.stream);
-        match self.jetstream().request(subject, question).await.map_err(|error| failed(&error))? {
-            Response::Ok(Found { message }) => Ok(Some(message)),
-            Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
-            Response::Err { error } => Err(failed(&error)),
-        }
     }
 }
 
