@@ -34,6 +34,7 @@ pub(super) fn start_telemetry(
     warnings: &[String],
 ) -> Result<metrics_exporter_prometheus::PrometheusHandle, Failure> {
     telemetry::init_logs(log).map_err(Failure::Usage)?;
+    telemetry::log_panics();
     for warning in warnings {
         tracing::warn!(warning, "environment");
     }

@@ -229,7 +229,10 @@ fn messages_that_end_the_client_interrupt_no_other_partition() {
     assert_eq!(consumer_of(&scene, other), Some(before), "its consumer was never made anew");
     assert!(worker.is_ready());
     poll_until(PATIENCE, "no lag", || (worker.metric("traqq_lag_records") == 0.0).then_some(()));
-    assert_eq!(worker.stop(), 0);
+    let (code, log) = worker.stop_and_log();
+    assert_eq!(code, 0);
+    // Of the library, in the form of the log and not of each.
+    assert!(log.contains("panicked place=") && log.matches("panicked").count() < 10, "{log}");
 }
 
 /// Nobody could be given a partition any more.
