@@ -144,8 +144,9 @@ impl Reader {
             if self.out.send(arrival).await.is_err() || is_over {
                 return;
             }
-            // Whatever ended the connection is dealt with at once. It takes a connection to lose one.
-            if self.cut_off_at.is_none() {
+            // Another partition's message may have ended the client: there is no reason to wait. It takes
+            // a connection to lose one.
+            if self.cut_off_at.is_none() || self.own_link.is_some() {
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -232,7 +233,7 @@ impl Reader {
         let link = Arc::clone(&self.link);
         let failed = |what: &str, error: &dyn std::fmt::Display| link.retry(what, error);
         let stream = link.stream().await.map_err(|error| BrokerError::Retry(error.to_string()))?;
-        // Of the connection that is compared with: should it end meanwhile, all of this is done again.
+        // Should the connection end from here on, all of this is done again.
         let compared = self.session();
         self.compare(&stream).await?;
         if let Some(sequence) = self.verify {
@@ -250,7 +251,12 @@ impl Reader {
         let reading = Arc::clone(self.reading_link());
         let (session, stream) = match &self.own_link {
             None => (compared, stream),
-            Some(own) => (self.session(), own.stream().await.map_err(|error| BrokerError::Retry(error.to_string()))?),
+            Some(own) => {
+                let stream = own.stream().await.map_err(|error| BrokerError::Retry(error.to_string()))?;
+                let session = self.session();
+                self.compare(&stream).await?;
+                (session, stream)
+            }
         };
         let consumer = self.consumer(&stream).await?;
         self.pending.store(consumer.cached_info().num_pending as i64, Ordering::Relaxed);
