@@ -3,6 +3,7 @@
 pub mod address;
 mod bucket;
 mod check;
+pub mod escape;
 mod pattern;
 mod position;
 mod record;

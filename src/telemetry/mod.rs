@@ -7,4 +7,4 @@ mod setup;
 
 pub use panics::log_panics;
 pub use process::render as render_process;
-pub use setup::{Config, LogFormat, init_logs, init_metrics};
+pub use setup::{Config, Escapes, LogFormat, init_logs, init_metrics};

@@ -8,6 +8,7 @@ use super::RedisStore;
 use super::config::Config;
 use super::connect::{Info, Node};
 use super::place::Place;
+use crate::model::escape::redis_cli;
 use crate::model::{Check, Finding};
 use crate::store::StoreResult;
 
@@ -184,6 +185,8 @@ async fn permissions(node: &mut Node, config: &Config, store: &RedisStore) -> Fi
             }
         }
     }
+    // Where it stands in a command.
+    let user = redis_cli(&user);
     match denied[..] {
         [] => Finding::Good(format!("user {user}")),
         ["bgrewriteaof"] => Finding::Warning(format!(

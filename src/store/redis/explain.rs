@@ -1,5 +1,7 @@
-//! A batch as the commands a person would type. What the commit script does is the same, in one step.
+//! A batch as the commands a person would type, each argument as `redis-cli` reads it. What the
+//! commit script does is the same, in one step.
 
+use crate::model::escape::redis_cli as quote;
 use crate::model::{KeyWrite, Metric, WriteBatch, Writes};
 use crate::store::keys::Keys;
 
@@ -14,7 +16,7 @@ pub fn commands(prefix: &str, batch: &WriteBatch) -> Vec<String> {
     for write in &batch.writes {
         let tracking = keys.tracking(write.bucket);
         if !tracked.contains(&tracking) {
-            lines.push(format!("SADD    {tracking} <the keys above>"));
+            lines.push(format!("SADD    {} <the keys above>", quote(&tracking)));
             tracked.push(tracking);
         }
     }
@@ -22,7 +24,7 @@ pub fn commands(prefix: &str, batch: &WriteBatch) -> Vec<String> {
 }
 
 fn explain(keys: &Keys, write: &KeyWrite, lines: &mut Vec<String>) {
-    let names = keys.of_metric(write.bucket, &write.metric);
+    let names: Vec<String> = keys.of_metric(write.bucket, &write.metric).iter().map(|name| quote(name)).collect();
     let show = |bytes: &[u8]| quote(&String::from_utf8_lossy(bytes));
     match (&write.writes, &write.metric) {
         (Writes::Unique(elements), _) => {
@@ -31,7 +33,7 @@ fn explain(keys: &Keys, write: &KeyWrite, lines: &mut Vec<String>) {
         (Writes::UniqueBy(values), Metric::UniqueBy { of, by }) => {
             for (label, elements) in values {
                 lines.push(format!("SADD    {} {}", names[0], quote(label)));
-                let key = keys.unique_by(write.bucket, of, by, label);
+                let key = quote(&keys.unique_by(write.bucket, of, by, label));
                 lines.extend(elements.iter().map(|element| format!("PFADD   {key} {}", show(element))));
             }
         }
@@ -53,10 +55,4 @@ fn explain(keys: &Keys, write: &KeyWrite, lines: &mut Vec<String>) {
         }
         (Writes::UniqueBy(_), _) => unreachable!("writes fit their metric"),
     }
-}
-
-/// As redis-cli wants it.
-fn quote(text: &str) -> String {
-    let is_plain = !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "~._-/:@+%\\".contains(c));
-    if is_plain { text.to_owned() } else { format!("{text:?}") }
 }
