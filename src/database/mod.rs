@@ -17,6 +17,7 @@
 
 mod age;
 mod config;
+pub mod private;
 mod upkeep;
 mod verify;
 
@@ -37,6 +38,9 @@ use crate::panics::contained;
 /// The version of the directory's layout and of every row in it.
 const FORMAT: u32 = 1;
 const FORMAT_FILE: &str = "format";
+const DATABASE: &str = "database";
+/// What may be in the directory; the second is of the local log.
+const ENTRIES: [&str; 3] = [FORMAT_FILE, "acknowledged", DATABASE];
 const FORMAT_PREFIX: &str = "traqq data directory, format ";
 
 /// `periodic` is no later than this.
@@ -108,6 +112,9 @@ impl Database {
         check_format(directory)?;
         let cache_bytes = (memory_bytes / 4) as u64;
         let open = open(directory, cache_bytes, 1)?;
+        private::close_to_others(&directory.join(DATABASE), None)
+            .and_then(|()| private::close_to_others(directory, Some(&ENTRIES)))
+            .map_err(|error| DatabaseError::Stop(format!("{}: {error}", directory.display())))?;
         let database = Arc::new(Self {
             directory: directory.clone(),
             durability: config.durability,
@@ -145,6 +152,18 @@ impl Database {
         }
         check_format(directory)?;
         Ok(Some(FORMAT))
+    }
+
+    /// Whether a process has it open.
+    pub fn is_in_use(config: &Config) -> bool {
+        is_locked(&config.directory.join(DATABASE))
+    }
+
+    /// Whether others of this machine may enter where the data is.
+    pub fn is_open_to_others(config: &Config) -> bool {
+        [config.directory.clone(), config.directory.join(DATABASE)]
+            .iter()
+            .all(|place| private::is_open_to_others(place))
     }
 
     /// Room on the disk of a directory, or of the nearest one above it that exists.
@@ -436,7 +455,7 @@ fn check_format(directory: &Path) -> DatabaseResult<()> {
                      counts with `traqq store export`",
                     directory.display()
                 ))),
-                // A crash between making the file and filling it.
+                // A crash of an earlier version between making the file and filling it.
                 None if is_new && text.is_empty() => mark(&file).map_err(stop),
                 None => Err(DatabaseError::Stop(format!(
                     "{} is not what was written: it should say {FORMAT_PREFIX:?} and a number; is data.directory right?",
@@ -445,7 +464,7 @@ fn check_format(directory: &Path) -> DatabaseResult<()> {
             }
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && is_new => {
-            fs::create_dir_all(directory).map_err(stop)?;
+            private::create_directory(directory).map_err(stop)?;
             mark(&file).map_err(stop)
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(DatabaseError::Stop(format!(
@@ -457,8 +476,7 @@ fn check_format(directory: &Path) -> DatabaseResult<()> {
 }
 
 fn mark(file: &Path) -> std::io::Result<()> {
-    fs::write(file, format!("{FORMAT_PREFIX}{FORMAT}\n"))?;
-    fs::File::open(file)?.sync_all()
+    private::replace(file, format!("{FORMAT_PREFIX}{FORMAT}\n").as_bytes())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::database::private;
 use crate::hll::murmur64a;
 
 const FILE: &str = "acknowledged";
@@ -20,7 +21,8 @@ pub struct Watermark {
 impl Watermark {
     /// The file, and the ends of the partitions that it has.
     pub fn open(directory: &Path) -> io::Result<(Self, Vec<i64>)> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(directory.join(FILE))?;
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{FILE}: {error}"));
+        let file = private::open(&directory.join(FILE)).map_err(named)?;
         let mut row = vec![0; file.metadata()?.len() as usize];
         file.read_exact_at(&mut row, 0)?;
         Ok((Self { file }, parse(&row).unwrap_or_default()))
