@@ -1,25 +1,18 @@
 //! What holds, where each value came from, and what of it is not shown.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::Value as Json;
 
 use super::environment::PREFIX;
 use super::load::{FLAG, Loaded};
+use crate::broker::kafka;
 
-/// What the name of a secret among a client's properties has in it.
-const HIDDEN: [&str; 7] = ["pass", "secret", ".pem", "private.key", "oauthbearer.config", "jaas", "kinit.cmd"];
-/// What begins the name of a client's property that is hidden because it may be a secret, if misspelled, and those that are none.
-const HIDDEN_PROPERTIES: [&str; 2] = ["broker.kafka.properties.sasl.", "broker.kafka.properties.ssl."];
-const SHOWN_PROPERTIES: [&str; 9] = [
-    "sasl.mechanism",
-    "sasl.mechanisms",
-    "sasl.username",
-    "sasl.oauthbearer.method",
-    "sasl.kerberos.service.name",
-    "ssl.ca.location",
-    "ssl.certificate.location",
-    "ssl.key.location",
-    "ssl.endpoint.identification.algorithm",
-];
+/// What the name of a secret has in it.
+const HIDDEN: [&str; 2] = ["pass", "secret"];
+/// Values of a client, which are hidden unless the property is known to be no secret: a misspelled
+/// one may be.
+const PROPERTIES: &str = "broker.kafka.properties.";
 /// Lists of hosts and addresses without a scheme.
 const ADDRESSES: [&str; 4] = ["broker.kafka.brokers", "broker.nats.servers", "server.http", "server.tcp"];
 /// Set by the file that `NAME_FILE` points at, or by `NAME` itself, and never shown.
@@ -36,22 +29,30 @@ pub(super) const SECRETS: [&str; 9] = [
 ];
 
 pub(super) fn is_secret(key: &str) -> bool {
-    let may_be_one = HIDDEN_PROPERTIES.iter().any(|start| key.starts_with(start));
     SECRETS.contains(&key)
         || HIDDEN.iter().any(|part| key.contains(part))
-        || may_be_one && !SHOWN_PROPERTIES.iter().any(|name| key.ends_with(name))
+        || key.strip_prefix(PROPERTIES).is_some_and(|name| !kafka::Config::shows_property(name))
 }
 
 impl Loaded {
-    /// Where a value came from: the file, the environment, a flag, or nowhere.
-    fn origin(&self, path: &[String]) -> String {
+    fn metadata(&self, path: &[String]) -> Option<&figment::Metadata> {
         let (first, rest) = path.split_first().expect("a key has a name");
         let value = self.figment.find_value(first).ok();
         // By its parts: a name may have dots.
         let value = value.and_then(|value| {
             rest.iter().try_fold(value, |value, part| value.into_dict().and_then(|mut dict| dict.remove(part)))
         });
-        let metadata = value.and_then(|value| self.figment.get_metadata(value.tag()));
+        value.and_then(|value| self.figment.get_metadata(value.tag()))
+    }
+
+    /// The file that a value came from.
+    pub(super) fn file_of(&self, path: &[String]) -> Option<PathBuf> {
+        self.metadata(path)?.source.as_ref()?.file_path().map(Path::to_path_buf)
+    }
+
+    /// Where a value came from: the file, the environment, a flag, or nowhere.
+    fn origin(&self, path: &[String]) -> String {
+        let metadata = self.metadata(path);
         match metadata.map(|metadata| (&metadata.source, metadata.name.as_ref())) {
             Some((Some(figment::Source::File(file)), _)) => file.display().to_string(),
             Some((_, FLAG)) => "flag".to_owned(),

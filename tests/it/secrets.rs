@@ -23,7 +23,7 @@ const SECRETS: [(&str, &str); 6] = [
     ("TRAQQ_SERVER__WRITE_TOKEN", "zq6write"),
 ];
 
-const COMMANDS: [&[&str]; 13] = [
+const COMMANDS: [&[&str]; 14] = [
     &["config", "show"],
     &["config", "show", "--json"],
     &["config", "check"],
@@ -35,6 +35,7 @@ const COMMANDS: [&[&str]; 13] = [
     &["serve"],
     &["mapping", "show"],
     &["position", "show"],
+    &["store", "drop"],
     &["query", "--days", "1"],
     &["top"],
 ];
@@ -171,6 +172,17 @@ fn misplaced(port: u16) -> Vec<String> {
         ("sasl.oauthbearer.client.secret", "zqR"),
         ("sasl.oauthbearer.token.endpoint.url", "https://u:zqS@127.0.0.1/token"),
         ("sasl.kerberos.kinit.cmd", "echo zqT | kinit"),
+        ("sasl.kerberos.principal", "zqT"),
+        ("plugin.library.paths", "zqT"),
+        ("interceptors", "zqT"),
+        ("of.a.later.version", "zqT"),
+        ("SASL.PASSWORD", "zqT"),
+        ("sasl_password", "zqT"),
+        ("ssl.engine.id", "zqT"),
+        ("sasl.oauthbearer.extensions", "secret=zqT"),
+        ("sasl.oauthbearer.client.credentials.client.secret", "zqT"),
+        ("sasl.oauthbearer.assertion.private.key.pem", "zqT"),
+        ("ssl.ca.pem", "zqT"),
         ("ssl.key.password", "zqU"),
         ("ssl.key.pem", "zqV"),
         ("ssl.keystore.password", "zqW"),

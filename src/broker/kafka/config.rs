@@ -1,16 +1,20 @@
 //! `[broker.kafka]`, and the properties of librdkafka that follow from it.
 
+mod properties;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use serde::{Deserialize, Serialize};
 
 use super::topics::Topics;
 use crate::broker::Start;
 use crate::model::address::refuse_more_than_hosts;
+use crate::panics::contained;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -30,7 +34,7 @@ pub struct Config {
     pub ingest_topic: Option<String>,
     /// The field whose value becomes the key of such a record, and so decides its partition.
     pub key_field: Option<String>,
-    /// Passed to librdkafka as they are.
+    /// Passed to librdkafka as they are, but for those that load or run something.
     pub properties: BTreeMap<String, String>,
 }
 
@@ -58,8 +62,9 @@ const SETUP_MS: u64 = 10_000;
 const REFRESH_INTERVAL_MS: u64 = 10_000;
 
 /// Properties that decide what is counted and shown, and what to set instead.
-const OWNED: [(&str, &str); 7] = [
+const OWNED: [(&str, &str); 8] = [
     ("enable.auto.commit", "the worker commits what the store has"),
+    ("auto.commit.enable", "the worker commits what the store has"),
     ("enable.auto.offset.store", "the worker commits what the store has"),
     ("auto.offset.reset", "reading begins at the store's position; for an empty store set broker.kafka.start"),
     ("bootstrap.servers", "set broker.kafka.brokers"),
@@ -102,11 +107,7 @@ impl Config {
                     .to_owned(),
             );
         }
-        for (name, instead) in OWNED {
-            if self.properties.contains_key(name) {
-                return Err(format!("broker.kafka.properties.\"{name}\" belongs to traqq: {instead}"));
-            }
-        }
+        self.check_properties()?;
         Topics::new(self)?;
         self.start()?;
         self.client(1 << 20).map(|_| ())
@@ -117,6 +118,22 @@ impl Config {
         let keys = "sasl.username and sasl.password in broker.kafka.properties";
         let mut brokers = self.brokers.split(',');
         brokers.try_for_each(|broker| refuse_more_than_hosts("broker.kafka.brokers", broker.trim(), keys))
+    }
+
+    /// Whether every property may be passed on; before that no client is made of them.
+    pub fn check_properties(&self) -> Result<(), String> {
+        for name in self.properties.keys() {
+            if let Some((_, instead)) = OWNED.iter().find(|(owned, _)| owned == name) {
+                return Err(format!("broker.kafka.properties.\"{name}\" belongs to traqq: {instead}"));
+            }
+            properties::check(name)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the value of a property may be shown.
+    pub fn shows_property(name: &str) -> bool {
+        properties::is_shown(name)
     }
 
     /// The dead-letter topic, unless they are discarded.
@@ -163,6 +180,7 @@ impl Config {
 
     /// `buffer_bytes_max`: what librdkafka may fetch ahead.
     pub fn client(&self, buffer_bytes_max: usize) -> Result<ClientConfig, String> {
+        self.check_properties()?;
         let mut client = new_client();
         client.set("client.id", "traqq");
         if !self.is_new_protocol() {
@@ -187,8 +205,18 @@ impl Config {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error");
+        // Read by librdkafka, and nothing more: what would load something has been refused.
         client.create_native_config().map_err(invalid)?;
         Ok(client)
+    }
+
+    /// How many members a group has; `None` where that cannot be known.
+    pub fn members(&self, group: &str) -> Option<usize> {
+        self.check_properties().and_then(|()| self.check_brokers()).ok()?;
+        let client: BaseConsumer = self.producer_client().create().ok()?;
+        let list = client.fetch_group_list(Some(group), Duration::from_millis(REQUEST_MS)).ok()?;
+        // What other members call themselves may not be text.
+        contained(|| list.groups().iter().find(|info| info.name() == group).map(|info| info.members().len())).ok()?
     }
 
     pub fn producer_client(&self) -> ClientConfig {
@@ -198,7 +226,8 @@ impl Config {
         // A sender is told in time, and a dead letter that waits is seen to wait; by default that takes five minutes.
         client.set("message.timeout.ms", "30000");
         for (name, value) in &self.properties {
-            if !CONSUMER_ONLY.contains(&name.as_str()) {
+            // Nobody gets here with others.
+            if !CONSUMER_ONLY.contains(&name.as_str()) && properties::is_allowed(name) {
                 client.set(name, value);
             }
         }
@@ -270,6 +299,28 @@ mod tests {
         assert!(ms(&slow, "socket.timeout.ms") > 21_000);
         assert_eq!(ms(&slow, "max.poll.interval.ms"), 45_000);
         assert_eq!(ms(&client(&[("socket.timeout.ms", "60000")]), "socket.timeout.ms"), 60_000);
+    }
+
+    /// A configuration ran a program of its author's choice, even when it was only checked.
+    #[test]
+    fn no_client_is_made_of_properties_that_load_or_run_something() {
+        let directory = tempfile::tempdir().unwrap();
+        let made = directory.path().join("made");
+        for (name, value) in [
+            ("plugin.library.paths", made.display().to_string()),
+            ("ssl.engine.location", made.display().to_string()),
+            ("ssl.providers", "default,evil".to_owned()),
+            ("sasl.kerberos.kinit.cmd", format!("touch {}", made.display())),
+            ("sasl.kerberos.principal", format!("$(touch {})", made.display())),
+        ] {
+            let mut config = Config { topics: vec!["t".to_owned()], ..Config::default() };
+            config.properties.insert(name.to_owned(), value.clone());
+            for error in [config.check().unwrap_err(), config.client(1 << 20).unwrap_err()] {
+                assert!(error.contains(name) && error.contains("it would ") && !error.contains(&value), "{error}");
+            }
+            assert_eq!(config.producer_client().get(name), None);
+        }
+        assert!(!made.exists());
     }
 
     #[test]
