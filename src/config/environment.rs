@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Config;
+use super::load::SecretFile;
 use super::setting::{Setting, default_at, named};
 use super::show::{SECRETS, flatten, is_secret};
 
@@ -31,6 +32,8 @@ pub(super) struct Environment {
     pub settings: Vec<Setting>,
     /// Variables that set nothing, and resemble none that does.
     pub warnings: Vec<String>,
+    /// Files that variables name, with secrets in them.
+    pub secret_files: Vec<SecretFile>,
 }
 
 /// What a variable is for.
@@ -72,6 +75,7 @@ pub(super) fn read(variables: impl Iterator<Item = (String, Option<String>)>) ->
         let key = path.join(".");
         environment.settings.push(if is_file {
             let text = std::fs::read_to_string(&value).map_err(|error| format!("{name} = {value}: {error}"))?;
+            environment.secret_files.push((name.clone(), value.into()));
             Setting::verbatim(path, text.trim_end_matches(['\r', '\n']).to_owned(), name)
         } else if is_secret(&key) {
             Setting::verbatim(path, value, name)

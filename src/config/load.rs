@@ -7,8 +7,9 @@ use figment::error::Kind;
 use figment::providers::{Format, Serialized, Toml};
 
 use super::environment;
-use super::setting::{Named, Setting, parse_key};
+use super::setting::{Named, ReadFile, Setting, parse_key};
 use super::show::is_secret;
+use super::trust::{NotRead, read_own};
 use super::{BrokerKind, Config};
 
 const DEFAULT_FILE: &str = "traqq.toml";
@@ -18,18 +19,23 @@ const INTEGERS: [&str; 5] = ["usize", "u64", "i64", "u32", "i32"];
 /// What is counted when there is no file and nobody said anything.
 const STARTER: &str = include_str!("../../config/starter.toml");
 
+/// A file that a secret was read from: what named it, and its path.
+pub(super) type SecretFile = (String, PathBuf);
+
 /// A configuration with where each value came from.
 pub struct Loaded {
     pub config: Config,
-    /// What was set and sets nothing.
+    /// What was set and sets nothing, and a file that is there and is not read.
     pub warnings: Vec<String>,
+    /// Files that secrets were read from.
+    pub(super) secret_files: Vec<SecretFile>,
     pub(super) figment: Figment,
 }
 
 impl Loaded {
     fn of(figment: Figment) -> Result<Self, String> {
         let config: Config = figment.extract().map_err(|error| explain(&error))?;
-        Ok(Self { config, warnings: Vec::new(), figment })
+        Ok(Self { config, warnings: Vec::new(), secret_files: Vec::new(), figment })
     }
 }
 
@@ -47,14 +53,22 @@ pub(super) fn load_with(
     overrides: &[(String, String)],
 ) -> Result<Loaded, String> {
     let mut figment = Figment::new();
-    let file = match file {
+    let mut warnings = Vec::new();
+    let mut has_file = file.is_some();
+    match file {
         Some(file) if !file.is_file() => return Err(format!("{}: there is no such file", file.display())),
-        Some(file) => Some(file.to_owned()),
-        None => Some(PathBuf::from(DEFAULT_FILE)).filter(|file| file.is_file()),
-    };
-    let has_file = file.is_some();
-    if let Some(file) = file {
-        figment = figment.merge(Named(Toml::file_exact(file)));
+        Some(file) => figment = figment.merge(Named(Toml::file_exact(file))),
+        None if !Path::new(DEFAULT_FILE).is_file() => {}
+        None => match read_own(Path::new(DEFAULT_FILE)) {
+            Ok(text) => {
+                figment = figment.merge(Named(ReadFile { file: DEFAULT_FILE.into(), text }));
+                has_file = true;
+            }
+            Err(why @ NotRead::Failed(_)) => return Err(format!("{DEFAULT_FILE}: {why}")),
+            Err(why) => warnings.push(format!(
+                "./{DEFAULT_FILE} is not read: {why}; `--config ./{DEFAULT_FILE}` reads it all the same"
+            )),
+        },
     }
     let environment = environment::read(variables)?;
     for setting in environment.settings {
@@ -74,7 +88,9 @@ pub(super) fn load_with(
     if is_bare && loaded.config.broker.kind() == BrokerKind::Local {
         loaded = Loaded::of(defaults.merge(Toml::string(STARTER)).merge(figment))?;
     }
-    loaded.warnings = environment.warnings;
+    warnings.extend(environment.warnings);
+    loaded.warnings = warnings;
+    loaded.secret_files = environment.secret_files;
     Ok(loaded)
 }
 

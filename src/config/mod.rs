@@ -4,8 +4,11 @@ mod environment;
 mod load;
 mod setting;
 mod show;
+mod trust;
+mod warnings;
 
 pub use load::{Loaded, load, parse, starter};
+pub use warnings::beyond_loopback;
 
 use serde::{Deserialize, Serialize};
 

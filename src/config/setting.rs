@@ -1,8 +1,10 @@
 //! One setting from outside of a file: its key, and what its text means for that key.
 
+use std::path::PathBuf;
+
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Value};
-use figment::{Metadata, Profile, Provider};
+use figment::{Metadata, Profile, Provider, Source};
 use serde_json::Value as Json;
 
 use super::Config;
@@ -58,6 +60,22 @@ impl<P: Provider> Provider for Named<P> {
             NAMED.iter().for_each(|path| join_names(dict, path));
         }
         Ok(data)
+    }
+}
+
+/// The text of a file that has been read.
+pub(super) struct ReadFile {
+    pub file: PathBuf,
+    pub text: String,
+}
+
+impl Provider for ReadFile {
+    fn metadata(&self) -> Metadata {
+        Metadata::from("TOML file", Source::File(self.file.clone()))
+    }
+
+    fn data(&self) -> figment::error::Result<Map<Profile, Dict>> {
+        Toml::string(&self.text).data()
     }
 }
 
