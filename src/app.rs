@@ -66,6 +66,25 @@ pub fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     Ok(Arc::new(EmbeddedStore::open(&database, index_bytes(config), now)?))
 }
 
+/// Why a worker of this configuration may be running that counts into a store of this group and has
+/// nothing to count just now; `None` where none is known.
+pub fn idle_worker(config: &Config, group: &str) -> Option<String> {
+    match config.broker.kind() {
+        BrokerKind::Local if config.store_kind() == StoreKind::Redis && Database::is_in_use(&config.data) => {
+            let directory = config.data.directory.display();
+            Some(format!("{directory} is in use by a traqq, which may count into this store; stop it, and try again"))
+        }
+        BrokerKind::Kafka => {
+            let members = config.broker.kafka.members(group).filter(|members| *members > 0)?;
+            Some(format!(
+                "group {group:?}, which counts into this store, has {members} members; stop them, and try again (one that was \
+                 killed is forgotten after a moment)"
+            ))
+        }
+        _ => None,
+    }
+}
+
 /// Log and store as they are configured, and what looks after them.
 struct Backends {
     store: Arc<dyn Store>,
@@ -112,6 +131,7 @@ fn ingest_bytes(config: &Config) -> usize {
 }
 
 fn open_database(config: &Config) -> anyhow::Result<Arc<Database>> {
+    config.check_directory().map_err(|error| anyhow!(error))?;
     Ok(Database::open(&config.data, database_bytes(config))?)
 }
 

@@ -296,6 +296,9 @@ async fn begin_import(store: &dyn Store, meta: &Meta, file: u64) -> StoreResult<
             there.push(store.lane_meta(lane).await?);
         }
         for there in there.iter().flatten().filter(|there| there.plan != ours.plan) {
+            if there.is_dropped() {
+                there.refuse_unfinished().map_err(stop)?;
+            }
             if there.is_import() {
                 return Err(stop(
                     "an import of another file into the store was not finished; repeat that one, or import into an empty store",

@@ -21,7 +21,7 @@
 
 use std::borrow::Cow;
 
-use crate::model::{Bucket, Metric, Pattern};
+use crate::model::{Bucket, BucketKind, Metric, Pattern};
 
 /// The keys of one lane.
 #[derive(Clone, Debug)]
@@ -59,11 +59,32 @@ impl Keys {
     /// What stands before kind and start in the names of those sets, and a pattern for SCAN that finds them all.
     pub fn tracking_names(&self) -> (String, String) {
         let before = format!("{}:k:", self.prefix);
-        let literal: String = before
-            .chars()
-            .flat_map(|c| if matches!(c, '*' | '?' | '[' | ']' | '\\') { vec!['\\', c] } else { vec![c] })
-            .collect();
-        (before, literal + "*")
+        let pattern = literal(&before) + "*";
+        (before, pattern)
+    }
+
+    /// A pattern for SCAN that finds the keys of this prefix and those of its lanes, and others.
+    pub fn all_names(&self) -> String {
+        literal(&self.prefix) + "[:{]*"
+    }
+
+    /// Whether a key is one of these, by the layout above.
+    pub fn has(&self, name: &[u8]) -> bool {
+        let rest = name.strip_prefix(self.prefix.as_bytes()).and_then(|rest| rest.strip_prefix(b":"));
+        let Some(rest) = rest else { return false };
+        if [&b"ckpt"[..], b"quarantine", b"meta"].contains(&rest) {
+            return true;
+        }
+        let mut parts = rest.splitn(4, |byte| *byte == b':');
+        let mut part = || parts.next().and_then(|part| std::str::from_utf8(part).ok());
+        let (kind, bucket, start) = (part(), part(), part());
+        let is_bucket =
+            bucket.and_then(BucketKind::parse).is_some() && start.is_some_and(|it| it.parse::<i64>().is_ok());
+        match (kind, parts.next()) {
+            (Some("k"), None) => is_bucket,
+            (Some("bmp" | "bmv" | "add" | "adv" | "top"), Some(_)) => is_bucket,
+            _ => false,
+        }
     }
 
     pub fn unique(&self, bucket: Bucket, of: &Pattern) -> String {
@@ -121,6 +142,12 @@ impl Keys {
     fn key(&self, kind: &str, bucket: Bucket, rest: &str) -> String {
         format!("{}:{kind}:{}:{}:{rest}", self.prefix, bucket.kind, bucket.start)
     }
+}
+
+/// A text in a pattern for SCAN.
+fn literal(text: &str) -> String {
+    let escaped = |c| if matches!(c, '*' | '?' | '[' | ']' | '\\' | '^' | '-') { vec!['\\', c] } else { vec![c] };
+    text.chars().flat_map(escaped).collect()
 }
 
 pub fn encode(text: &str) -> Cow<'_, str> {
@@ -194,6 +221,36 @@ mod tests {
         assert_eq!(keys.count(DAY, &pattern("geo~event")), "myapp:add:d:1699920000:event~geo");
         assert_eq!(keys.sum_totals(DAY, &pattern("event"), "a:b%"), "myapp:adv:d:1699920000:a%3Ab%25:event:i");
         assert_eq!(Keys::new("p", Some("7")).tracking(DAY), "p{7}:k:d:1699920000");
+    }
+
+    /// `redis-cli --scan --pattern 'a:*'` found what was counted under `a:b` too.
+    #[test]
+    fn a_prefix_has_its_own_keys_and_no_others() {
+        let keys = Keys::new("a", None);
+        let pattern = Pattern::parse("geo").unwrap();
+        let metrics = [
+            Metric::Unique { of: pattern.clone() },
+            Metric::UniqueBy { of: pattern.clone(), by: pattern.clone() },
+            Metric::Count { of: pattern.clone() },
+            Metric::Sum { of: pattern.clone(), add_key: "amount".into() },
+            Metric::Top { of: pattern.clone() },
+        ];
+        let mut own: Vec<String> = metrics.iter().flat_map(|metric| keys.of_metric(DAY, metric)).collect();
+        own.extend([keys.meta(), keys.checkpoint(), keys.quarantine(), keys.tracking(DAY)]);
+        own.push(keys.unique_by(DAY, &pattern, &pattern, "x\n\" '*:%\u{e9}"));
+        for name in &own {
+            assert!(keys.has(name.as_bytes()), "{name}");
+            for other in [name.replacen('a', "a2", 1), name.replacen('a', "a:b", 1), name.replacen('a', "a{1}", 1)] {
+                assert!(!keys.has(other.as_bytes()), "{other}");
+            }
+        }
+        assert!(keys.has(b"a:bmp:d:1699920000:x@y:\xff\xfe"));
+        for other in
+            ["a", "a:", "a:x", "a:k:d:1:x", "a:add:d:1", "a:add:x:1:y", "a:add:d:x:y", "aa:meta", "a:meta2", ":meta"]
+        {
+            assert!(!keys.has(other.as_bytes()), "{other}");
+        }
+        assert_eq!(Keys::new("p[^\\]-q", None).all_names(), "p\\[\\^\\\\\\]\\-q[:{]*");
     }
 
     #[test]

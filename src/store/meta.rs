@@ -15,6 +15,8 @@ const AHEAD_MAX: i64 = 2 * 86_400;
 const EXTENDED_MAX: i64 = 1_000_000;
 /// What the plan of a store begins with that is being filled from a file.
 const IMPORT: &str = "import ";
+/// The plan of a store that is being removed.
+pub const DROPPED: &str = "dropped";
 /// The last second of the year 9999.
 pub const SECOND_MAX: i64 = 253_402_300_799;
 
@@ -85,8 +87,17 @@ impl Meta {
         self.plan.starts_with(IMPORT)
     }
 
-    /// A store that is being filled, or was left so, is nobody's to use.
-    pub fn refuse_import(&self) -> Result<(), String> {
+    pub fn is_dropped(&self) -> bool {
+        self.plan == DROPPED
+    }
+
+    /// A store that is being filled or removed, or was left so, is nobody's to use.
+    pub fn refuse_unfinished(&self) -> Result<(), String> {
+        if self.is_dropped() {
+            return Err("this store is being removed; run `traqq store drop` again to have it empty, or use another \
+                        store.redis.prefix or data.directory"
+                .to_owned());
+        }
         if self.is_import() {
             return Err("an import into this store was not finished; run `traqq store import` again with the same file, or use \
                         another store.redis.prefix or data.directory"
@@ -97,7 +108,7 @@ impl Meta {
 
     /// Why a store of so many lanes that has this meta cannot be used here, and what to do about it.
     pub fn check(&self, lanes: usize) -> Result<(), String> {
-        self.refuse_import()?;
+        self.refuse_unfinished()?;
         let other = |what: &str, stored: i64, ours: i64, mend: &str| {
             Err(format!("{what} is {stored} in the store and {ours} here; {mend}"))
         };

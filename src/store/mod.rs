@@ -11,6 +11,7 @@ pub mod memory;
 mod meta;
 mod read;
 pub mod redis;
+pub mod removal;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -149,6 +150,23 @@ pub trait Store: Send + Sync {
 
     async fn restore_quarantine(&self, lane: usize, quarantined: &[Quarantined]) -> StoreResult<()>;
 
+    /// How many keys there are of any kind, whatever rules they belong to.
+    async fn size(&self) -> StoreResult<u64> {
+        Err(not_removable())
+    }
+
+    /// From here on no batch is taken and no worker begins: meta says that the store is being
+    /// removed, in every lane that has one.
+    async fn begin_removal(&self) -> StoreResult<()> {
+        Err(not_removable())
+    }
+
+    /// Removes every key, in steps, and meta last; how many there were. What was cut off is done
+    /// again.
+    async fn remove_all(&self) -> StoreResult<u64> {
+        Err(not_removable())
+    }
+
     /// The values of all reads added up, where that is cheaper for the store than handing them out one by one; `None` where it is
     /// not, or where there are more than `values_max` of them.
     async fn sums(&self, _lane: usize, _reads: &[Read], _values_max: usize) -> StoreResult<Option<Sums>> {
@@ -157,6 +175,11 @@ pub trait Store: Send + Sync {
 
     /// Answers in the order of the reads.
     async fn read(&self, lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>>;
+}
+
+/// One in memory ends with its process.
+fn not_removable() -> StoreError {
+    StoreError::Stop("this store cannot be removed".to_owned())
 }
 
 #[async_trait]

@@ -128,7 +128,7 @@ impl Starter {
     }
 
     pub fn accept(&self, meta: Meta) -> Result<Meta, NotStarted> {
-        meta.refuse_import().map_err(NotStarted::Stop)?;
+        meta.refuse_unfinished().map_err(NotStarted::Stop)?;
         let ours = Meta::new(&self.plan.rules, &self.group, self.tags.clone());
         let mut differences = meta.differences(&ours);
         differences.extend(plan_difference(&meta, &self.plan.rules));

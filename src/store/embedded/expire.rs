@@ -1,11 +1,13 @@
-//! Removes keys whose time is over. Nobody sees them any more by then: reads and commits look at the expiry themselves.
+//! Removes keys: those whose time is over, which nobody sees any more by then, since reads and
+//! commits look at the expiry themselves; and all of them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{EmbeddedStore, Inner, rows};
+use super::{EmbeddedStore, Inner, put_meta, rows};
 use crate::database::{Open, Upkeep};
-use crate::store::StoreResult;
+use crate::store::meta::DROPPED;
+use crate::store::{Meta, StoreResult};
 
 const EVERY: Duration = Duration::from_secs(60);
 /// Values removed in one step.
@@ -37,6 +39,43 @@ impl Inner {
             }
         }
         Ok(removed)
+    }
+
+    /// Says in meta that the store is being removed, if there is one.
+    pub(super) fn begin_removal(&self) -> StoreResult<()> {
+        let _writing = self.writing();
+        let (open, known) = self.current()?;
+        let Some(meta) = known.meta.clone() else { return Ok(()) };
+        drop(known);
+        let mut batch = open.batch();
+        put_meta(&open, &mut batch, &Meta { plan: DROPPED.to_owned(), ..meta });
+        self.write(&open, batch)?;
+        self.forget();
+        Ok(())
+    }
+
+    /// Removes every row, meta last; how many keys those were.
+    pub(super) fn remove_all(&self) -> StoreResult<u64> {
+        let _writing = self.writing();
+        let open = self.database.get()?;
+        let (mut batch, mut keys) = (open.batch(), 0);
+        for row in open.store.iter() {
+            let name = row.key().map_err(|error| self.failed(&open, &error))?;
+            if &*name == rows::META {
+                continue;
+            }
+            keys += u64::from(name.starts_with(rows::KEYS));
+            batch.remove(&open.store, name);
+            if batch.len() >= STEP {
+                self.write(&open, std::mem::replace(&mut batch, open.batch()))?;
+            }
+        }
+        self.write(&open, std::mem::replace(&mut batch, open.batch()))?;
+        batch.remove(&open.store, rows::META);
+        self.write(&open, batch)?;
+        // In memory nothing is believed any more.
+        self.forget();
+        Ok(keys)
     }
 
     /// Removes a key: its values first, so that what is cut off in the middle is found again.

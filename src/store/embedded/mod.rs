@@ -368,6 +368,19 @@ impl Store for EmbeddedStore {
         self.inner.restore_quarantine(quarantined)
     }
 
+    async fn size(&self) -> StoreResult<u64> {
+        drop(self.inner.current()?);
+        Ok(self.inner.index.rows().len() as u64)
+    }
+
+    async fn begin_removal(&self) -> StoreResult<()> {
+        self.inner.begin_removal()
+    }
+
+    async fn remove_all(&self) -> StoreResult<u64> {
+        self.inner.remove_all()
+    }
+
     async fn sums(&self, _lane: usize, reads: &[Read], values_max: usize) -> StoreResult<Option<Sums>> {
         let open = self.inner.database.get()?;
         self.inner.sums(&open, reads, values_max).await

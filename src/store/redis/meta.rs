@@ -47,6 +47,8 @@ pub async fn load_from(store: &RedisStore, keys: &Keys) -> StoreResult<Option<Me
 
 pub async fn limits(store: &RedisStore) -> StoreResult<Limits> {
     let meta = load(store).await?.ok_or_else(|| StoreError::Retry("the store has no meta yet".to_owned()))?;
+    // A session takes this plan for its own.
+    meta.refuse_unfinished().map_err(StoreError::Stop)?;
     let rules = meta.valid_rules().map_err(StoreError::Stop)?;
     Ok(Limits {
         plan: meta.plan,

@@ -10,6 +10,7 @@
 //! - `meta`     what the prefix knows about itself
 //! - `read`     queries
 //! - `restore`  keys as a whole, to and from another store
+//! - `removal`  all keys of a prefix
 //! - `explain`  a batch as commands a person can read
 //! - `error`    what an error means
 
@@ -22,6 +23,7 @@ mod explain;
 mod meta;
 mod place;
 mod read;
+mod removal;
 mod restore;
 mod shadow;
 
@@ -283,6 +285,18 @@ impl Store for RedisStore {
 
     async fn restore_quarantine(&self, lane: usize, quarantined: &[Quarantined]) -> StoreResult<()> {
         restore::restore_quarantine(self, &self.lanes[lane], quarantined).await
+    }
+
+    async fn size(&self) -> StoreResult<u64> {
+        removal::size(self).await
+    }
+
+    async fn begin_removal(&self) -> StoreResult<()> {
+        removal::begin(self).await
+    }
+
+    async fn remove_all(&self) -> StoreResult<u64> {
+        removal::remove(self).await
     }
 
     async fn read(&self, lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>> {

@@ -62,7 +62,7 @@ async fn buckets(store: &RedisStore, lane: &Keys) -> StoreResult<Vec<Bucket>> {
 }
 
 /// Fails while the slot of a lane is moving: a key that is nowhere is then asked for elsewhere.
-async fn whole(node: &mut Node, lane: &Keys) -> StoreResult<()> {
+pub(super) async fn whole(node: &mut Node, lane: &Keys) -> StoreResult<()> {
     node.send(cmd("EXISTS").arg(lane.never())).await.map(|_| ())
 }
 
