@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::Failure;
+use crate::config::beyond_loopback;
 use crate::model::Secret;
 use crate::model::address::{has_credentials, shown};
 use crate::server;
@@ -58,6 +59,12 @@ impl ServerArgument {
         };
         let (to_read, to_write) = (bearer(&config.read_token)?, bearer(&config.write_token)?);
         let target = target.map_err(Failure::Usage)?;
+        // A server of this configuration is on this machine.
+        if self.server.is_some() && config.has_token() && !target.has_tls && beyond_loopback(&target.host) {
+            super::warn(&format!(
+                "the token is sent to {target} without TLS, where whoever is on the way reads it; use https://"
+            ));
+        }
         let trusted = target.has_tls.then(|| trusted(config.tls_ca_file.as_deref())).transpose();
         let tls = trusted.map_err(Failure::Usage)?.map(|roots| {
             let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::table::Table;
-use super::{Failure, Loaded, Outcome, print_json, sample};
+use super::{Failure, Loaded, Outcome, print_json, sample, warn};
 use crate::server::Tls;
 
 #[derive(Subcommand)]
@@ -33,11 +33,15 @@ impl ConfigCommand {
             Tls::load(&loaded.config.server).map_err(Failure::Usage)?;
         }
         match self {
-            Self::Check { sidecar: true, .. } => loaded.config.check_server().map_err(Failure::Usage)?,
+            Self::Check { sidecar: true, .. } => {
+                loaded.config.check_server().map_err(Failure::Usage)?;
+                loaded.advice().iter().for_each(|text| warn(text));
+            }
             Self::Check { sample, .. } => {
                 let rules = loaded.config.check_worker().map_err(Failure::Usage)?;
                 let patterns = rules.rules.mapping.patterns();
                 say!("the configuration is good: {patterns} metrics in {} kinds of buckets", rules.kinds.len());
+                loaded.advice().iter().for_each(|text| warn(text));
                 if let Some(file) = sample {
                     return sample::check(&file, rules);
                 }

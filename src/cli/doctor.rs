@@ -9,12 +9,13 @@ use hyper::{Method, StatusCode};
 use super::chart::counted;
 use super::client::{ClientError, ServerArgument};
 use super::stats::Stats;
-use super::terminal::{Style, Terminal};
-use super::{Failure, Outcome, block_on, print_json};
+use super::terminal::{Style, Terminal, printable};
+use super::{Failure, Outcome, block_on, output, print_json};
 use crate::app;
 use crate::broker::{kafka, nats};
-use crate::config::{BrokerKind, Config, StoreKind};
+use crate::config::{BrokerKind, Config, Loaded, StoreKind};
 use crate::database::{Database, Durability};
+use crate::model::escape::{redis_cli, shell};
 use crate::model::{Check, Finding};
 use crate::server::Tls;
 use crate::store::{fitting_meta, redis};
@@ -32,8 +33,9 @@ pub struct Doctor {
 }
 
 impl Doctor {
-    pub fn run(self, config: &Config) -> Outcome {
-        let mut sections: Vec<(&str, Vec<Check>)> = vec![("configuration", vec![configuration(config)])];
+    pub fn run(self, loaded: &Loaded) -> Outcome {
+        let config = &loaded.config;
+        let mut sections: Vec<(&str, Vec<Check>)> = vec![("configuration", configuration(loaded))];
         let uses_redis = config.store_kind() == StoreKind::Redis;
         let broker = config.broker.kind();
         if self.create {
@@ -56,15 +58,18 @@ impl Doctor {
         if let Some(checks) = block_on(running(config))? {
             sections.push(("running traqq", checks));
         }
-        let addresses = match broker {
-            BrokerKind::Kafka => config.broker.kafka.check_brokers(),
+        let usable = match broker {
+            BrokerKind::Kafka => {
+                config.broker.kafka.check_brokers().and_then(|()| config.broker.kafka.check_properties())
+            }
             BrokerKind::Nats => config.broker.nats.check_servers(),
             BrokerKind::Auto | BrokerKind::Local => Ok(()),
         };
         // Nothing is asked for at an address that may have a password in it: others would show it.
-        let is_usable = addresses.is_ok();
-        if let Err(text) = addresses {
-            sections.push(("broker", vec![Check { name: "addresses", finding: Finding::Bad(text) }]));
+        // And no client is made of properties that have it run something.
+        let is_usable = usable.is_ok();
+        if let Err(text) = usable {
+            sections.push(("broker", vec![Check { name: "settings", finding: Finding::Bad(text) }]));
         }
         match broker {
             _ if !is_usable => {}
@@ -101,13 +106,16 @@ fn create(config: &Config) -> Outcome {
     Ok(())
 }
 
-fn configuration(config: &Config) -> Check {
+fn configuration(loaded: &Loaded) -> Vec<Check> {
+    let config = &loaded.config;
     let checked = config.check_worker().and_then(|rules| Tls::load(&config.server).map(|_| rules));
     let finding = match checked {
         Ok(rules) => Finding::Good(format!("{} metrics", rules.rules.mapping.patterns())),
         Err(text) => Finding::Bad(text),
     };
-    Check { name: "configuration", finding }
+    let advice = loaded.advice().into_iter();
+    let unsafe_ones = advice.map(|text| Check { name: "secrets", finding: Finding::Warning(text) });
+    std::iter::once(Check { name: "configuration", finding }).chain(unsafe_ones).collect()
 }
 
 /// Where it is, how much room there is, and what an acknowledged event survives; whether there are counts to be looked at.
@@ -135,13 +143,21 @@ fn data_directory(config: &Config) -> (Vec<Check>, bool) {
         Ok(bytes) => Finding::Good(format!("{} MiB", bytes >> 20)),
         Err(error) => Finding::Bad(error.to_string()),
     };
+    let rights = Database::is_open_to_others(data).then(|| Check {
+        name: "rights",
+        finding: Finding::Warning(format!(
+            "every user of this machine may enter {directory}, where events and counts are; chmod o= {}",
+            shell(&data.directory.to_string_lossy())
+        )),
+    });
     let promise = format!("{}: {}", data.durability.name(), data.durability.promise());
     let promise = if data.durability == Durability::None { Finding::Warning(promise) } else { Finding::Good(promise) };
-    let checks = vec![
+    let mut checks = vec![
         Check { name: "directory", finding: found },
         Check { name: "free space", finding: free },
         Check { name: "durability", finding: promise },
     ];
+    checks.extend(rights);
     (checks, is_usable)
 }
 
@@ -178,7 +194,7 @@ async fn counts(config: &Config) -> Vec<Check> {
                 name: "quarantined keys",
                 finding: Finding::Bad(format!(
                     "{}: {}; its counts are incomplete. {}",
-                    quarantined.key,
+                    redis_cli(&quarantined.key),
                     quarantined.error,
                     way_back(config, lane, &quarantined.key)
                 )),
@@ -235,11 +251,12 @@ fn way_back(config: &Config, lane: usize, key: &str) -> String {
     let redis::Config { prefix, lanes, .. } = &config.store.redis;
     // Each lane has its own, beside its keys.
     let tag = redis::lane_tags(*lanes).get(lane).map(|tag| format!("{{{tag}}}")).unwrap_or_default();
-    // Labels of events stand in it.
-    let quoted = format!("'{}'", key.replace('\'', r"'\''"));
+    // Labels of events stand in it, with any character: an argument for redis-cli in one for the
+    // shell.
+    let [quarantine, key] = [&format!("{prefix}{tag}:quarantine"), key].map(|name| shell(&redis_cli(name)));
     format!(
-        "Rename or delete the key, then `redis-cli HDEL '{prefix}{tag}:quarantine' {quoted}`; to have them whole again count once more \
-         under a new store.redis.prefix"
+        "Rename or delete the key, then `redis-cli --quoted-input HDEL {quarantine} {key}`; to have them whole again \
+         count once more under a new store.redis.prefix"
     )
 }
 
@@ -254,7 +271,7 @@ fn print(sections: &[(&str, Vec<Check>)]) -> Outcome {
                 Finding::Unavailable(text) => (terminal.paint(Style::Red, "DOWN"), text),
                 Finding::Bad(text) => (terminal.paint(Style::Red, "BAD "), text),
             };
-            say!("  {mark}  {name}: {text}");
+            output::styled(&format!("  {mark}  {name}: {}", printable(text)))?;
         }
     }
     Ok(())

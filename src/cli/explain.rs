@@ -10,7 +10,7 @@ use super::{Failure, Outcome, print_json};
 use crate::app::now_ms;
 use crate::compile::{Absent, Explained, ExplainedEvent, ExplainedPattern, Explainer, FoldStats, Plan, Refused};
 use crate::config::Config;
-use crate::model::{RecordBatch, TopicPartition};
+use crate::model::{RecordBatch, TopicPartition, escape};
 use crate::store::redis::commands;
 
 #[derive(Args)]
@@ -113,20 +113,28 @@ fn time_of(event: &ExplainedEvent) -> String {
 /// As comments, so that the rest of the output is commands and nothing else.
 fn print_event(of_several: &str, event: &ExplainedEvent) -> Outcome {
     let source = event.time_field.as_deref().unwrap_or("the timestamp of the record, since the event has none");
-    say!("# {of_several}{}, at {} (from {source})", event.name, time_of(event));
+    say!("# {of_several}{}, at {} (from {source})", in_comment(&event.name), time_of(event));
     let width = event.patterns.iter().map(|found| found.pattern.chars().count()).max().unwrap_or(0);
     for found in &event.patterns {
         let value = match &found.value {
-            Ok(value) => value.clone(),
-            Err(absent) => format!("not counted: {absent}"),
+            Ok(value) => in_comment(value),
+            Err(absent) => format!("not counted: {}: {}", in_comment(&absent.field), absent.why),
         };
         say!("#   {:<9} {:<width$}  {value}", found.kind, found.pattern);
     }
     let is_unknown = |found: &ExplainedPattern| found.value.as_ref().is_err_and(Absent::is_unknown);
     if event.patterns.iter().any(is_unknown) {
-        say!("#   the event has {}", event.paths.join(", "));
+        let paths: Vec<String> = event.paths.iter().map(|path| in_comment(path)).collect();
+        say!("#   the event has {}", paths.join(", "));
     }
     Ok(())
+}
+
+/// Words of the event in a comment: as they are, or like an argument where a shell that knows no
+/// comments, and that somebody pastes all of it into, would do something with them.
+fn in_comment(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || " ~._-/:@+%,()*".contains(c);
+    if text.chars().all(is_plain) { text.to_owned() } else { escape::redis_cli(text) }
 }
 
 fn event_json(event: &Result<ExplainedEvent, Refused>) -> serde_json::Value {

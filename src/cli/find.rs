@@ -11,7 +11,7 @@ use super::query::{FormArguments, RangeArguments};
 use super::show::{bucket_name, cell_lines, remarks, total};
 use super::table::{self, Table};
 use super::terminal::{Style, Terminal, printable};
-use super::{Failure, Outcome, block_on};
+use super::{Failure, Outcome, block_on, output};
 use crate::config::Config;
 use crate::query::{Order, Selector};
 
@@ -74,19 +74,16 @@ impl Find {
         }
         let answer: FindAnswer = read(&body)?;
         let metric = self.value.map_or_else(|| self.metric.clone(), |value| format!("{} {value}", self.metric));
-        show(&metric, &answer, &Terminal::stdout()).iter().try_for_each(|line| {
-            say!("{line}");
-            Ok(())
-        })
+        show(&metric, &answer, &Terminal::stdout()).iter().try_for_each(|line| output::styled(line))
     }
 }
 
 fn show(metric: &str, answer: &FindAnswer, terminal: &Terminal) -> Vec<String> {
     let range = format!("{} to {}, {}", answer.from, answer.to, super::chart::counted(answer.buckets, "bucket"));
-    let head = format!("{}  {range} ({})", printable(metric), answer.time_zone);
+    let head = printable(&format!("{metric}  {range} ({})", answer.time_zone));
     let mut lines = vec![terminal.paint(Style::Cyan, &terminal.fit(&head))];
     if let Some(since) = &answer.since {
-        lines.push(terminal.paint(Style::Dim, &terminal.fit(&format!("counted since {since}"))));
+        lines.push(terminal.paint(Style::Dim, &terminal.fit(&printable(&format!("counted since {since}")))));
     }
     match &answer.results[..] {
         [Both(_, cell)] => {
@@ -134,7 +131,7 @@ fn remarks_of(results: &[Both<Span, Cell>], kind: &str) -> Vec<String> {
         [first, _, ..] => format!("{} and {} more: {remark}", bucket_name(&first.start, kind), spans.len() - 1),
         spans => format!("{}: {remark}", bucket_name(&spans[0].start, kind)),
     });
-    lines.collect()
+    lines.map(|line| printable(&line)).collect()
 }
 
 /// One row per value, with a line over the buckets; `None` if there are no values.

@@ -40,13 +40,14 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use self::terminal::{Style, Terminal};
 use crate::config::{Loaded, load};
+use crate::model::escape;
 
 /// Exact counts from event streams.
 #[derive(Parser)]
 #[command(name = "traqq", version, about, max_term_width = 100)]
 pub struct Arguments {
     /// Configuration file [default: traqq.toml, if there is one]
-    #[arg(short, long, global = true, env = "TRAQQ_CONFIG", value_name = "FILE")]
+    #[arg(short, long, global = true, env = "TRAQQ_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
     /// Override one setting, for example --set worker.batch_events=10000
@@ -83,7 +84,7 @@ enum Command {
     /// Where counting stands in the log
     #[command(subcommand)]
     Position(position::Position),
-    /// Move counts from one store to another
+    /// Move counts from one store to another, or remove them
     #[command(subcommand)]
     Store(store::Store),
     /// Look at everything a worker relies on, and say how to mend what is wrong
@@ -127,11 +128,14 @@ pub(crate) type Outcome = Result<(), Failure>;
 
 /// Does what the command line says.
 pub fn main() -> ExitCode {
+    // What is written is other people's data. The database makes its files with the mode that is
+    // left.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let outcome = match Arguments::try_parse() {
         Ok(arguments) => arguments.dispatch(),
         Err(asked) if !asked.use_stderr() => output::print(&painted(&asked, &Terminal::stdout())),
         Err(wrong) => {
-            output::complain(&painted(&wrong, &Terminal::stderr()));
+            output::write_error(&painted(&named_harmlessly(&wrong), &Terminal::stderr()));
             return ExitCode::from(2);
         }
     };
@@ -140,8 +144,20 @@ pub fn main() -> ExitCode {
         Err(Failure::Usage(text)) => (text, 2),
         Err(Failure::Failed(text)) => (text, 1),
     };
-    complain!("{} {text}", Terminal::stderr().paint(Style::Red, "error:"));
+    output::complain_of(Style::Red, "error:", &text);
     ExitCode::from(code)
+}
+
+/// What is wrong with a command line is said with its words, and a shell may have put the names of
+/// somebody else's files among them: the same, with these escaped.
+fn named_harmlessly(wrong: &clap::Error) -> clap::Error {
+    let arguments: Vec<String> =
+        std::env::args_os().map(|argument| escape::terminal(&argument.to_string_lossy()).into_owned()).collect();
+    match Arguments::try_parse_from(arguments) {
+        Err(named) if named.use_stderr() => named,
+        // Only what had to be escaped was wrong.
+        _ => clap::Error::new(wrong.kind()),
+    }
 }
 
 /// What the parser of the command line has to say: help, the version, or what is wrong.
@@ -163,9 +179,7 @@ impl Arguments {
         let command = self.command.unwrap_or(Command::Run(run::Run::default()));
         // Those that run have a log for it.
         if !matches!(command, Command::Run(_) | Command::Serve) {
-            for warning in &loaded.warnings {
-                complain!("{} {warning}", Terminal::stderr().paint(Style::Yellow, "warning:"));
-            }
+            loaded.warnings.iter().for_each(|warning| warn(warning));
         }
         match command {
             Command::Run(command) => command.run(&loaded),
@@ -181,7 +195,7 @@ impl Arguments {
             Command::Config(command) => command.run(&loaded),
             Command::Position(command) => command.run(&loaded.config),
             Command::Store(command) => command.run(&loaded.config),
-            Command::Doctor(command) => command.run(&loaded.config),
+            Command::Doctor(command) => command.run(&loaded),
             Command::Completions { .. } => unreachable!("handled above"),
         }
     }
@@ -193,10 +207,14 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure>
     runtime.map(|runtime| runtime.block_on(future)).map_err(|error| Failure::Failed(error.to_string()))
 }
 
-/// A document that is printed as it came.
+/// Something that is not as it should be, and keeps nothing from being done.
+pub(crate) fn warn(text: &str) {
+    output::complain_of(Style::Yellow, "warning:", text);
+}
+
+/// A JSON document that is printed as it came, as far as that is harmless.
 pub(crate) fn print_document(body: &[u8]) -> Outcome {
-    say!("{}", String::from_utf8_lossy(body).trim_end());
-    Ok(())
+    output::print(&(escape::json(String::from_utf8_lossy(body).trim_end()).into_owned() + "\n"))
 }
 
 /// A table that is printed as it came. In front of a person nothing in it moves the cursor.
@@ -205,14 +223,20 @@ pub(crate) fn print_csv(body: &[u8]) -> Outcome {
     if !Terminal::stdout().is_terminal {
         return output::print(&csv);
     }
-    csv.lines().try_for_each(|line| {
-        say!("{}", terminal::printable(line));
-        Ok(())
-    })
+    // The line ends between rows are ours to print; those in cells are somebody's who counts them.
+    let (mut row, mut is_quoted) = (String::new(), false);
+    for line in csv.split_inclusive('\n') {
+        row += line;
+        is_quoted ^= line.matches('"').count() % 2 == 1;
+        if !is_quoted {
+            output::line(row.trim_end_matches(['\r', '\n']))?;
+            row.clear();
+        }
+    }
+    if row.is_empty() { Ok(()) } else { output::line(&row) }
 }
 
 pub(crate) fn print_json(value: &serde_json::Value) -> Outcome {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::Failed(error.to_string()))?;
-    say!("{text}");
-    Ok(())
+    print_document(text.as_bytes())
 }

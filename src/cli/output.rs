@@ -2,25 +2,31 @@
 //!
 //! An answer that could not be written whole is an error, or half of it would be taken for all of it. A reader that has
 //! seen enough, such as `head`, is none: the command ends there. Nobody is told that a message cannot be written.
+//!
+//! A line is one line, and nothing in it acts on a terminal, whoever chose its words: `say!` and
+//! `complain!` escape all of it. Lines with colours of ours are those of [`styled`], whose parts
+//! are escaped before they are painted.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::terminal::{Style, Terminal, with_styles};
 use super::{Failure, Outcome};
+use crate::model::escape;
 
 /// Prints a line of the answer; where that cannot be done, the function ends with the reason.
 macro_rules! say {
     ($($text:tt)*) => {
-        $crate::cli::output::print(&(format!($($text)*) + "\n"))?
+        $crate::cli::output::line(&format!($($text)*))?
     };
 }
 
 /// A line on standard error, as far as anybody listens.
 macro_rules! complain {
     ($($text:tt)*) => {
-        $crate::cli::output::complain(&(format!($($text)*) + "\n"))
+        $crate::cli::output::complain(&format!($($text)*))
     };
 }
 
@@ -59,7 +65,18 @@ fn write(file: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Writes a part of the answer.
+/// A line of the answer.
+pub fn line(text: &str) -> Outcome {
+    print(&(escape::terminal(text).into_owned() + "\n"))
+}
+
+/// A line of the answer that may have styles.
+pub fn styled(line: &str) -> Outcome {
+    let line = with_styles(line, Terminal::stdout().has_colors());
+    print(&(line.into_owned() + "\n"))
+}
+
+/// Writes a part of the answer as it is.
 pub fn print(text: &str) -> Outcome {
     Stdout.write_all(text.as_bytes()).map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Failure::NotRead,
@@ -72,7 +89,18 @@ pub fn unwritten(error: &io::Error) -> Failure {
     Failure::Failed(format!("standard output: {error}; what was written is not all"))
 }
 
+/// A line on standard error.
 pub fn complain(text: &str) {
+    write_error(&(escape::terminal(text).into_owned() + "\n"));
+}
+
+/// A line on standard error behind a word that says what it is.
+pub fn complain_of(style: Style, what: &str, text: &str) {
+    write_error(&format!("{} {}\n", Terminal::stderr().paint(style, what), escape::terminal(text)));
+}
+
+/// Writes to standard error as it is.
+pub fn write_error(text: &str) {
     _ = Stderr.write_all(text.as_bytes());
 }
 

@@ -6,7 +6,7 @@ use super::answer::{Both, QueryAnswer, read};
 use super::client::{ServerArgument, path_with};
 use super::show::{bucket_name, metric_lines};
 use super::terminal::{Style, Terminal};
-use super::{Failure, Outcome, block_on, print_csv, print_document};
+use super::{Failure, Outcome, block_on, output, print_csv, print_document};
 use crate::config::Config;
 use crate::model::BucketKind;
 use crate::query::{Align, Range};
@@ -50,7 +50,11 @@ impl FormArguments {
 
     /// The server's answer as it came.
     pub fn print(&self, body: &[u8]) -> Outcome {
-        if self.csv { print_csv(body) } else { print_document(body) }
+        if self.csv {
+            return print_csv(body);
+        }
+        read::<serde::de::IgnoredAny>(body)?;
+        print_document(body)
     }
 }
 
@@ -105,12 +109,10 @@ impl Query {
         let answer: QueryAnswer = read(&body)?;
         let terminal = Terminal::stdout();
         for bucket in &answer.results {
-            say!("{}", terminal.paint(Style::Cyan, &bucket_name(&bucket.start, &answer.bucket)));
+            output::styled(&terminal.paint(Style::Cyan, &bucket_name(&bucket.start, &answer.bucket)))?;
             for Both(name, cell) in &bucket.metrics {
                 say!("");
-                for line in metric_lines(name, cell, &terminal) {
-                    say!("{line}");
-                }
+                metric_lines(name, cell, &terminal).iter().try_for_each(|line| output::styled(line))?;
             }
             say!("");
         }

@@ -7,7 +7,6 @@ use hyper::body::Bytes;
 
 use super::client::{ClientError, ServerArgument};
 use super::events::{Encoding, PostError, judge, post};
-use super::terminal::printable;
 use super::{Failure, Outcome, block_on};
 use crate::config::Config;
 
@@ -46,9 +45,9 @@ impl Record {
             }
             Ok(taken) => {
                 let why = taken.errors.first().map_or_else(|| reply.problem(), super::events::Rejection::text);
-                Err(Failure::Failed(format!("rejected: {}", printable(&why))))
+                Err(Failure::Failed(format!("rejected: {why}")))
             }
-            Err(PostError::Stop(why) | PostError::Again { why, .. }) => Err(Failure::Failed(printable(&why))),
+            Err(PostError::Stop(why) | PostError::Again { why, .. }) => Err(Failure::Failed(why)),
         }
     }
 }

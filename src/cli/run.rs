@@ -2,8 +2,9 @@
 
 use clap::Args;
 
-use super::{Failure, Outcome};
+use super::{Failure, Outcome, warn};
 use crate::config::Loaded;
+use crate::model::escape;
 use crate::{app, telemetry};
 
 #[derive(Args, Default)]
@@ -16,7 +17,7 @@ pub struct Run {
 impl Run {
     pub fn run(self, loaded: &Loaded) -> Outcome {
         let config = &loaded.config;
-        config.check_worker().map_err(Failure::Usage)?;
+        config.check_worker().map_err(|error| wrong(loaded, error))?;
         let metrics = start_telemetry(&config.log, &loaded.warnings)?;
         runtime()?.block_on(app::run(config, self.apply_mapping, metrics)).map_err(Failure::from)
     }
@@ -24,16 +25,23 @@ impl Run {
 
 pub fn serve(loaded: &Loaded) -> Outcome {
     let config = &loaded.config;
-    config.check_server().map_err(Failure::Usage)?;
+    config.check_server().map_err(|error| wrong(loaded, error))?;
     let metrics = start_telemetry(&config.log, &loaded.warnings)?;
     runtime()?.block_on(app::serve(config, metrics)).map_err(Failure::from)
+}
+
+/// There will be no log for the warnings, and one of them may be the reason: a file was not read.
+fn wrong(loaded: &Loaded, error: String) -> Failure {
+    loaded.warnings.iter().for_each(|warning| warn(warning));
+    Failure::Usage(error)
 }
 
 pub(super) fn start_telemetry(
     log: &telemetry::Config,
     warnings: &[String],
 ) -> Result<metrics_exporter_prometheus::PrometheusHandle, Failure> {
-    telemetry::init_logs(log).map_err(Failure::Usage)?;
+    let escapes = telemetry::Escapes { text: escape::terminal, json: escape::json };
+    telemetry::init_logs(log, escapes).map_err(Failure::Usage)?;
     telemetry::log_panics();
     for warning in warnings {
         tracing::warn!(warning, "environment");

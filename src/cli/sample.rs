@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::table::Table;
-use super::terminal::printable;
 use super::{Failure, Outcome};
 use crate::app::now_ms;
 use crate::compile::{Explainer, Plan};
@@ -60,7 +59,7 @@ pub fn check(file: &Path, rules: ValidRules) -> Outcome {
     table.print()?;
     if !refused.is_empty() {
         let count: usize = refused.values().sum();
-        say!("{count} would be dead letters: {}", printable(&most(&refused)));
+        say!("{count} would be dead letters: {}", most(&refused));
     }
     if events == 0 {
         return Err(Failure::Failed(format!("{}: there is no event in it that can be counted", file.display())));

@@ -18,7 +18,7 @@ pub fn bucket_name(start: &str, bucket: &str) -> String {
 pub fn metric_lines(name: &MetricName, cell: &Cell, terminal: &Terminal) -> Vec<String> {
     let total = cell.data.as_ref().map_or_else(String::new, total);
     let head = printable(&name.to_string());
-    let mut lines = vec![if total.is_empty() { head } else { format!("{head}  {total}") }];
+    let mut lines = vec![if total.is_empty() { head } else { printable(&format!("{head}  {total}")) }];
     lines[0] = terminal.paint(Style::Bold, &terminal.fit(&lines[0]));
     lines.extend(cell_lines(cell, terminal));
     lines
@@ -28,7 +28,7 @@ pub fn metric_lines(name: &MetricName, cell: &Cell, terminal: &Terminal) -> Vec<
 pub fn cell_lines(cell: &Cell, terminal: &Terminal) -> Vec<String> {
     let rows = cell.data.as_ref().and_then(|data| data.values.as_deref()).unwrap_or(&[]);
     let mut lines = if rows.is_empty() { Vec::new() } else { rows_table(rows).lines(terminal) };
-    lines.extend(remarks(cell).iter().map(|remark| terminal.paint(Style::Yellow, &terminal.fit(remark))));
+    lines.extend(remarks(cell).iter().map(|remark| terminal.paint(Style::Yellow, &terminal.fit(&printable(remark)))));
     lines
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::output::complain as write;
+use super::output::write_error as write;
 use super::terminal::{Terminal, printable};
 
 const REDRAW: Duration = Duration::from_millis(100);
@@ -38,10 +38,10 @@ impl StatusLine {
         if self.terminal.is_terminal {
             // The size may have changed meanwhile.
             self.terminal = Terminal::stderr();
-            let text = text(&self.terminal);
+            let text = printable(&text(&self.terminal));
             write(&format!("\r{}\x1b[K", self.terminal.fit(&text)));
         } else {
-            write(&format!("{}\n", text(&self.terminal)));
+            write(&format!("{}\n", printable(&text(&self.terminal))));
         }
     }
 

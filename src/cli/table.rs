@@ -1,8 +1,8 @@
 //! Tables for a terminal.
 
-use super::Outcome;
 use super::chart::bar;
 use super::terminal::{Style, Terminal, cut, printable, width};
+use super::{Outcome, output};
 
 const GAP: &str = "  ";
 /// A bar is no longer, however wide the terminal is.
@@ -50,10 +50,7 @@ impl Table {
     }
 
     pub fn print(&self) -> Outcome {
-        for line in self.lines(&Terminal::stdout()) {
-            say!("{line}");
-        }
-        Ok(())
+        self.lines(&Terminal::stdout()).iter().try_for_each(|line| output::styled(line))
     }
 
     pub fn lines(&self, terminal: &Terminal) -> Vec<String> {

@@ -1,11 +1,13 @@
 //! What a terminal is and can do.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Stderr, Stdin, Write};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::output::Stdout;
+use crate::model::escape;
 
 /// Where nobody says how wide it is.
 const COLUMNS: usize = 80;
@@ -30,6 +32,24 @@ pub enum Style {
     Green,
     Yellow,
     Cyan,
+}
+
+/// Ends every style.
+const PLAIN: &str = "\x1b[0m";
+
+impl Style {
+    const ALL: [Self; 6] = [Self::Bold, Self::Dim, Self::Red, Self::Green, Self::Yellow, Self::Cyan];
+
+    const fn code(self) -> &'static str {
+        match self {
+            Self::Bold => "\x1b[1m",
+            Self::Dim => "\x1b[2m",
+            Self::Red => "\x1b[31m",
+            Self::Green => "\x1b[32m",
+            Self::Yellow => "\x1b[33m",
+            Self::Cyan => "\x1b[36m",
+        }
+    }
 }
 
 impl Terminal {
@@ -62,19 +82,13 @@ impl Terminal {
         self.colors
     }
 
+    /// The text, escaped, in a style.
     pub fn paint(&self, style: Style, text: &str) -> String {
+        let text = escape::terminal(text);
         if !self.colors || text.is_empty() {
-            return text.to_owned();
+            return text.into_owned();
         }
-        let code = match style {
-            Style::Bold => "1",
-            Style::Dim => "2",
-            Style::Red => "31",
-            Style::Green => "32",
-            Style::Yellow => "33",
-            Style::Cyan => "36",
-        };
-        format!("\x1b[{code}m{text}\x1b[0m")
+        format!("{}{text}{PLAIN}", style.code())
     }
 
     /// A part of the terminal, without colours.
@@ -113,12 +127,27 @@ pub fn cut(text: &str, columns: usize) -> String {
     kept
 }
 
-/// Texts come from events and servers: nothing in them may move the cursor or change the direction of a line.
+/// A line, escaped but for our own styles, if there are colours at all.
+pub fn with_styles(line: &str, has_colors: bool) -> Cow<'_, str> {
+    if !has_colors || !line.contains('\x1b') {
+        return escape::terminal(line);
+    }
+    let (mut escaped, mut rest) = (String::with_capacity(line.len()), line);
+    while let Some(at) = rest.find('\x1b') {
+        escaped += &escape::terminal(&rest[..at]);
+        rest = &rest[at..];
+        let mut codes = Style::ALL.iter().map(|style| style.code()).chain([PLAIN]);
+        let code = codes.find(|code| rest.starts_with(code));
+        escaped += code.unwrap_or("\\u{1b}");
+        rest = &rest[code.map_or(1, str::len)..];
+    }
+    escaped += &escape::terminal(rest);
+    Cow::Owned(escaped)
+}
+
+/// A text from outside, which may be a part of a line with styles.
 pub fn printable(text: &str) -> String {
-    let moves = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if moves(c) { '\u{fffd}' } else { c }).collect()
+    escape::terminal(text).into_owned()
 }
 
 /// The alternate screen without a cursor, keys unbuffered; dropped, everything is as before.
@@ -143,7 +172,8 @@ impl Screen {
 
     /// Replaces what is shown. Lines are no wider than the terminal, and no more than it has.
     pub fn show(&self, lines: &[String]) {
-        let lines: Vec<String> = lines.iter().map(|line| format!("{line}\x1b[K")).collect();
+        let has_colors = Terminal::stdout().has_colors();
+        let lines: Vec<String> = lines.iter().map(|line| format!("{}\x1b[K", with_styles(line, has_colors))).collect();
         write(&format!("\x1b[H{}\x1b[J", lines.join("\r\n")));
     }
 }
@@ -178,7 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_moves_the_cursor() {
-        assert_eq!(printable("a\x1b[2Jb\r\n\u{202e}c"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}\u{fffd}c");
+    fn of_a_line_with_styles_nothing_else_acts() {
+        let terminal = Terminal { colors: true, ..Terminal::test(true, 80) };
+        let painted = terminal.paint(Style::Red, "a\x1b[31mb\x1b[0m");
+        assert_eq!(painted, "\x1b[31ma\\u{1b}[31mb\\u{1b}[0m\x1b[0m");
+        let line = format!("\r\u{9b}{painted}\x1b[2J\x1b]0;x\x07\x1b");
+        let shown = r"\r\u{9b}".to_owned() + &painted + r"\u{1b}[2J\u{1b}]0;x\u{7}\u{1b}";
+        assert_eq!(with_styles(&line, true), shown);
+        assert!(!with_styles(&line, false).contains('\x1b'));
     }
 }

@@ -217,10 +217,10 @@ impl Import {
             say!("{}", tally.summary(&self.files));
         }
         for file in tally.empty(&self.files).iter().filter(|_| failure.is_none()) {
-            complain!("{}", super::terminal::printable(&format!("{}: there are no events in it", named(file))));
+            complain!("{}: there are no events in it", named(file));
         }
         match (failure, tally.rejected()) {
-            (Some(why), _) => Err(Failure::Failed(super::terminal::printable(&why))),
+            (Some(why), _) => Err(Failure::Failed(why)),
             (None, 0) => Ok(()),
             (None, rejected) => {
                 let lines = super::chart::counted(rejected, "line");

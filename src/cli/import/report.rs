@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::batch::Batch;
 use crate::cli::chart::{bar, counted, grouped};
 use crate::cli::events::{Rejection, Taken};
-use crate::cli::terminal::{Terminal, printable};
+use crate::cli::terminal::Terminal;
 
 /// Rejected lines that are named.
 const REJECTIONS_MAX: usize = 20;
@@ -59,7 +59,7 @@ impl Tally {
     pub fn rejections(&self, files: &[String]) -> Vec<String> {
         let named = self.rejections.iter().map(|((file, line), why)| {
             let file = if files.len() > 1 { format!("{} ", files[*file]) } else { String::new() };
-            printable(&format!("{file}line {line}: {why}"))
+            format!("{file}line {line}: {why}")
         });
         named.collect()
     }

@@ -15,7 +15,7 @@ use super::answer::{Both, CatalogAnswer, Cell, FindAnswer, MetricName, read};
 use super::client::{Client, ServerArgument, path_with};
 use super::stats::Stats;
 use super::terminal::{Screen, Terminal};
-use super::{Failure, Outcome, block_on};
+use super::{Failure, Outcome, block_on, output};
 use crate::config::Config;
 
 /// A server that is slower is as good as gone for a live view.
@@ -55,10 +55,7 @@ async fn once(mut watch: Watch, interval: Duration) -> Outcome {
     watch.look().await?;
     tokio::time::sleep(interval).await;
     watch.look().await?;
-    for line in watch.board.lines(&Terminal::stdout(), usize::MAX) {
-        say!("{line}");
-    }
-    Ok(())
+    watch.board.lines(&Terminal::stdout(), usize::MAX).iter().try_for_each(|line| output::styled(line))
 }
 
 async fn live(mut watch: Watch, interval: Duration) -> Outcome {

@@ -52,7 +52,7 @@ impl Board {
             (None, Some(_)) => (Style::Green, "ready"),
             (None, None) => (Style::Dim, "asking"),
         };
-        let head = terminal.fit(&format!("traqq  {}  {state}", self.url));
+        let head = terminal.fit(&printable(&format!("traqq  {}  {state}", self.url)));
         // The state is painted where it was not cut.
         let head = match head.strip_suffix(state) {
             Some(start) => format!("{}{}", terminal.paint(Style::Bold, start), terminal.paint(style, state)),
@@ -248,10 +248,41 @@ mod tests {
         }
     }
 
+    /// Labels of events, names of topics and what a server says of itself stand on it.
+    #[test]
+    fn nothing_on_the_board_acts_on_the_terminal() {
+        let hostile = "\u{1b}[2J\u{1b}]0;x\u{7}\r\n\u{9b}1m\u{202e}\u{200f}\u{7f}";
+        let text = serde_json::to_string(hostile).unwrap();
+        let stats = format!(
+            r#"{{"ready":false,"not_ready_because":{text},"totals":{{"records":2,"events":1,"dead_letters":1}},
+            "dead_letters":{{"to":{text},"reasons":[{{"reason":{text},"explanation":{text},"records":1}}]}},
+            "partitions":[{{"topic":{text},"partition":0,"state":{text},"reason":{text}}}]}}"#
+        );
+        let name = format!(r#"{{"metric":{text},"pattern":{text},"of":{text}}}"#);
+        let list = format!(r#"{{"data":{{"values":[{{"value":{text},"count":1}}]}},"missing":{{{text}:2}}}}"#);
+        let number = format!(r#"{{"data":{{"count":1,"min":{text},"max":{text}}},"reason":{text}}}"#);
+        let leaders =
+            [list, number].map(|cell| (serde_json::from_str(&name).unwrap(), serde_json::from_str(&cell).unwrap()));
+        let board = Board {
+            url: hostile.to_owned(),
+            stats: serde_json::from_str(&stats).unwrap(),
+            trouble: Some(hostile.to_owned()),
+            rates: VecDeque::new(),
+            leaders: leaders.into(),
+            remark: Some(hostile.to_owned()),
+        };
+        for columns in [20, 80, 160] {
+            for line in board.lines(&Terminal::test(true, columns), 60) {
+                assert!(!line.contains(crate::model::escape::is_active), "{line:?}");
+                assert!(width(&line) <= columns, "{columns}: {line:?}");
+            }
+        }
+    }
+
     #[test]
     fn a_server_that_is_gone_is_said() {
         let board = Board { trouble: Some("nothing answers\nthere".to_owned()), ..board() };
         let text = board.lines(&Terminal::test(true, 80), 24).join("\n");
-        assert!(text.contains("no answer\nnothing answers\u{fffd}there\n"), "{text}");
+        assert!(text.contains("no answer\nnothing answers\\nthere\n"), "{text}");
     }
 }
