@@ -329,10 +329,34 @@ fn instructions() -> Vec<(String, String)> {
         .collect()
 }
 
+/// A digest, or a tag with a whole version: of Debian that has two numbers, of others three.
 fn is_pinned(image: &str) -> bool {
-    let tag = image.rsplit('/').next().and_then(|name| name.split_once(':')).map_or("", |(_, tag)| tag);
-    // A number, or the name of a release of Debian.
-    tag != "latest" && (tag.contains(|c: char| c.is_ascii_digit()) || tag.contains("bookworm"))
+    if let Some((_, digest)) = image.split_once("@sha256:") {
+        return digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit());
+    }
+    let (name, tag) = image.rsplit('/').next().and_then(|name| name.split_once(':')).unwrap_or_default();
+    let version = tag.trim_start_matches('v').split('-').next().unwrap_or_default();
+    let numbers = version.split('.').filter(|part| part.parse::<u32>().is_ok()).count();
+    numbers == if name == "debian" { 2 } else { 3 }
+}
+
+#[test]
+fn images_are_pinned_to_whole_versions_or_digests() {
+    let digest = "a".repeat(64);
+    for good in ["rust:1.90.0-slim-bookworm", "debian:12.12-slim", "prom/prometheus:v3.5.0", "traqq:0.3.0"] {
+        assert!(is_pinned(good) && is_pinned(&format!("redis@sha256:{digest}")), "{good}");
+    }
+    for bad in [
+        "rust",
+        "rust:latest",
+        "rust:1-slim-bookworm",
+        "redis:7.2-bookworm",
+        "debian:bookworm-slim",
+        "debian:12-slim",
+        "redis@sha256:abc",
+    ] {
+        assert!(!is_pinned(bad), "{bad}");
+    }
 }
 
 #[test]
