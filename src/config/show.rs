@@ -147,6 +147,33 @@ mod tests {
         assert!(!loaded.values().iter().any(|(_, value, _)| value.contains("hush")));
     }
 
+    /// What is not known to be harmless is hidden: a name list of secrets never had all of them.
+    #[test]
+    fn properties_of_clients_are_hidden_unless_they_are_known() {
+        for name in [
+            "sasl.jaas.config",
+            "sasl.password",
+            "SASL.PASSWORD",
+            "sasl_password",
+            "ssl.key.pem",
+            "ssl.keystore.password",
+            "sasl.oauthbearer.extensions",
+            "sasl.oauthbearer.client.credentials.client.secret",
+            "sasl.kerberos.principal",
+            "plugin.library.paths",
+            "of.a.later.version",
+            "session.timeout",
+        ] {
+            let text = format!("[broker.kafka.properties]\n{name:?} = \"hush\"\n");
+            let shown = load_text(&text).unwrap().values();
+            assert!(!shown.iter().any(|(_, value, _)| value.contains("hush")), "{name}");
+        }
+        for name in ["session.timeout.ms", "sasl.username", "ssl.ca.location", "client.rack"] {
+            let shown = load_text(&format!("[broker.kafka.properties]\n{name:?} = \"open\"\n")).unwrap().values();
+            assert!(shown.iter().any(|(_, value, _)| value == "\"open\""), "{name}");
+        }
+    }
+
     #[test]
     fn secrets_do_not_show_whatever_they_look_like() {
         let properties = "[broker.kafka]\ntopics = [\"t\"]\n[broker.kafka.properties]\n";
