@@ -2,10 +2,10 @@
 //!
 //! Nobody named it, and whoever wrote it decides where this process sends its tokens. So it is read
 //! only if nobody else can have written it: the file, and the link to it if it is one, belong to
-//! the user who runs us, and neither it nor the directories they are in may be written by a group
-//! or by everybody. In a directory with the sticky bit, such as `/tmp`, others cannot touch what is
-//! ours. A group is fine if it is the user's own: the one that many systems make for each user,
-//! with the number of the user. The superuser reads the superuser's file, and no other.
+//! the user who runs us or to the superuser, and neither it nor the directories they are in may be
+//! written by a group or by everybody. In a directory with the sticky bit, such as `/tmp`, others
+//! cannot touch what is ours. A group is fine if it is the user's own: the one that many systems
+//! make for each user, with the number of the user. The superuser reads the superuser's file, and no other.
 
 use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +17,7 @@ use crate::database;
 const WRITABLE_BY_GROUP: u32 = 0o020;
 const WRITABLE_BY_OTHERS: u32 = 0o002;
 const STICKY: u32 = 0o1000;
+const SUPERUSER: u32 = 0;
 
 /// Who runs us.
 #[derive(Clone, Copy)]
@@ -30,9 +31,14 @@ impl User {
         Self { id: rustix::process::geteuid().as_raw(), group: rustix::process::getegid().as_raw() }
     }
 
+    /// Whether it belongs to us, or to the superuser, who could make us do anything anyway.
+    fn trusts(self, place: &Metadata) -> bool {
+        place.uid() == self.id || place.uid() == SUPERUSER
+    }
+
     /// Why somebody else may have written this; `None` if nobody else can have.
     fn doubts(self, place: &Metadata) -> Option<String> {
-        if place.uid() != self.id {
+        if !self.trusts(place) {
             return Some(format!("belongs to user {}, and user {} runs this", place.uid(), self.id));
         }
         self.others_who_write(place)
@@ -76,7 +82,7 @@ fn judge(user: User, file: &Path, metadata: &Metadata) -> Result<(), NotRead> {
     }
     let link = fs::symlink_metadata(file)?;
     // The rights of a link mean nothing.
-    if link.is_symlink() && link.uid() != user.id {
+    if link.is_symlink() && !user.trusts(&link) {
         let why = format!("it is a link that belongs to user {}, and user {} runs this", link.uid(), user.id);
         return Err(NotRead::Untrusted(why));
     }
