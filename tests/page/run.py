@@ -825,6 +825,26 @@ def names_are_text_and_nothing_else(scene, given):
     scene.close()
 
 
+def names_of_every_object_are_names(scene, given):
+    """`#q=constructor/x` found the constructor of all objects where it looked for a kind of metric, and the page stood still."""
+    def hostile(route):
+        catalog = route.fetch().json()
+        more = [{"metric": name, "pattern": name, "values": 1} for name in NAMES]
+        more += [{"metric": "top", "pattern": name, "values": 1} for name in NAMES]
+        route.fulfill(json={**catalog, "metrics": [*catalog["metrics"], *more]})
+
+    def prepare(page):
+        page.route(re.compile("/catalog[?]"), hostile)
+
+    for name in NAMES:
+        page = scene.open(f"#q={name}/{name}&range={name}&bucket={name}&measure={name}", prepare=prepare)
+        settle(page)
+        expect(page.locator("#metrics")).to_contain_text(name)
+        scene.close()
+
+
+NAMES = ["constructor", "__proto__", "toString", "hasOwnProperty"]
+
 CHECKS = [
     files_are_small_and_guarded,
     every_kind_shows_what_the_interface_answers,
@@ -844,6 +864,7 @@ CHECKS = [
     an_empty_store_says_how_to_begin,
     a_token_is_asked_for_and_kept_in_the_tab,
     names_are_text_and_nothing_else,
+    names_of_every_object_are_names,
 ]
 
 

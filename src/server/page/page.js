@@ -143,9 +143,11 @@ function keepToken(text) {
   try { sessionStorage.setItem("traqq-token", text); } catch { /* held in memory */ }
 }
 
+const authorization = () => (token() ? { authorization: `Bearer ${token()}` } : {});
+
 /** The browser's own cache sends `If-None-Match`: an answer that did not change is not sent again. */
 async function ask(path) {
-  const headers = token() ? { authorization: `Bearer ${token()}` } : {};
+  const headers = authorization();
   let response;
   let body;
   try {
@@ -169,7 +171,9 @@ const serverNow = () => (Date.now() + reach.skewMs) / 1000;
 
 // ---- The question, as the URL has it --------------------------------------------------------------------------------
 
+/** Names come from the URL and from the server: without a prototype none of them finds what is not here. */
 const KINDS = {
+  __proto__: null,
   add: { group: "Counters", eyebrow: "Counter", title: (m) => `Events by ${fields(m.pattern)}`, label: (m) => fields(m.pattern) },
   add_value: { group: "Sums", eyebrow: "Sum", title: (m) => `Sum of ${m.add_key} by ${fields(m.pattern)}`, label: (m) => `${m.add_key} by ${fields(m.pattern)}` },
   bitmap: { group: "Unique counts", eyebrow: "Unique count", title: (m) => `Unique ${fields(m.pattern)}`, label: (m) => fields(m.pattern) },
@@ -324,7 +328,8 @@ async function pollStats() {
 
 async function pollReadiness() {
   try {
-    const response = await fetch("readyz", { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS_MAX) });
+    // The reason is told to those who may ask.
+    const response = await fetch("readyz", { headers: authorization(), cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS_MAX) });
     if (response.ok) return null;
     return JSON.parse(await response.text()).detail;
   } catch {
@@ -767,6 +772,7 @@ async function loadDelta({ base, previous, isFiltered }, extra) {
 // ---- The view: words ------------------------------------------------------------------------------------------------
 
 const REASONS = {
+  __proto__: null,
   expired: "have expired: their retention is over",
   before_since: "lie before this metric began to be counted",
   unreadable: "cannot be read",
@@ -775,12 +781,12 @@ const REASONS = {
 function notesOf(answer) {
   const noun = nounOf(answer.bucket);
   const notes = [];
-  const missing = {};
+  const missing = new Map();
   for (const result of answer.results) {
-    if (result.reason && !answer.merged) missing[result.reason] = (missing[result.reason] ?? 0) + 1;
-    for (const [reason, number] of Object.entries(result.missing ?? {})) missing[reason] = number;
+    if (result.reason && !answer.merged) missing.set(result.reason, (missing.get(result.reason) ?? 0) + 1);
+    for (const [reason, number] of Object.entries(result.missing ?? {})) missing.set(reason, number);
   }
-  for (const [reason, number] of Object.entries(missing)) {
+  for (const [reason, number] of missing) {
     const words = REASONS[reason] ?? reason;
     notes.push(`${plural(number, noun)} of ${count(answer.buckets)} ${number === 1 ? words.replace("have", "has").replace("their", "its").replace("lie", "lies") : words}. ${answer.merged ? "The numbers are without " : "Shown as a gap, not as zero: the chart is without "}${number === 1 ? "it" : "them"}.`);
   }
@@ -1325,7 +1331,7 @@ async function download(path, button) {
   let response;
   let blob;
   try {
-    const headers = token() ? { authorization: `Bearer ${token()}` } : {};
+    const headers = authorization();
     response = await fetch(`${path}&format=spreadsheet`, { headers, cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS_MAX) });
     blob = await response.blob();
   } catch {
