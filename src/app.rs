@@ -1,5 +1,6 @@
 //! The only place that names concrete brokers and stores: wiring, and the order in which things start and stop.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,10 +16,9 @@ use crate::compile::{GateRules, Plan};
 use crate::config::{BrokerKind, Config, StoreKind};
 use crate::database::{AgeClock, Database, Upkeep};
 use crate::decode::Reason;
-use crate::model::RecordBatch;
-use crate::model::{Check, Finding};
-use crate::query::Engine;
-use crate::server::{self, DeadLetters, Ingest, Listening, Live, Tls};
+use crate::model::{Check, Finding, Record, RecordBatch};
+use crate::query::{Engine, Limits};
+use crate::server::{self, DeadLetters, Ingest, Letters, Listening, Live, Tls, Unfit};
 use crate::store::embedded::EmbeddedStore;
 use crate::store::redis::{self, RedisStore, lane_tags};
 use crate::store::{Store, meta_of_other_rules};
@@ -122,6 +122,12 @@ fn index_bytes(config: &Config) -> usize {
 /// a part blocks that the worker has not had yet,
 fn fresh_bytes(config: &Config) -> usize {
     config.worker.memory_max_bytes / 32
+}
+
+/// a part answers, from the replies they are made of until the client has taken them, of which one
+/// answer may have half,
+fn answers_bytes(config: &Config) -> usize {
+    config.worker.memory_max_bytes / 4
 }
 
 /// and a part requests that bring events: at least what one of them may need, packed, unpacked and judged.
@@ -293,8 +299,8 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
         execution: Execution::Threads,
     };
     let log = backends.local.as_ref().and_then(|local| local.log.clone());
-    let live = live(Arc::clone(&status), metrics, log);
-    let engine = Arc::new(Engine::new(store, config.server.limits()));
+    let engine = Arc::new(engine(config, store));
+    let live = live(Arc::clone(&status), metrics, log, &engine);
     let router = server::router(&config.server, Arc::clone(&engine), live, ingest.clone());
     // The server outlives the worker, so that a probe sees the draining and not a closed port.
     let tls = Tls::load(&config.server).map_err(|error| anyhow!(error))?;
@@ -327,14 +333,19 @@ pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result
     let mut shutdown = shutdown();
     let status = Arc::new(Status::default());
     status.clear("worker");
-    let engine = Engine::new(store(config)?, config.server.limits());
-    let router = server::router(&config.server, engine, live(status, metrics, None), None);
+    let engine = Arc::new(engine(config, store(config)?));
+    let live = live(status, metrics, None, &engine);
+    let router = server::router(&config.server, engine, live, None);
     let tls = Tls::load(&config.server).map_err(|error| anyhow!(error))?;
     let listening = listen(config, tls, router).await?;
     let _ = shutdown.wait_for(|is_asked| *is_asked).await;
     tracing::info!("stopping");
     listening.stop().await;
     Ok(())
+}
+
+fn engine(config: &Config, store: Arc<dyn Store>) -> Engine {
+    Engine::new(store, Limits { answers_bytes_max: answers_bytes(config), ..config.server.limits() })
 }
 
 async fn listen(config: &Config, tls: Option<Tls>, router: axum::Router) -> anyhow::Result<Listening> {
@@ -375,7 +386,7 @@ fn announce_metrics() {
     }
 }
 
-fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>) -> Live {
+fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>, engine: &Engine) -> Live {
     let upkeep = metrics.clone();
     tokio::spawn(async move {
         let mut interval = tokio::time::interval(UPKEEP);
@@ -385,28 +396,60 @@ fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>) -
         }
     });
     let (liveness, readiness, measured) = (Arc::clone(&status), Arc::clone(&status), Arc::clone(&status));
+    let answers = Arc::clone(engine.memory());
     Live {
-        liveness: Box::new(move || liveness.liveness()),
-        readiness: Box::new(move || readiness.readiness()),
-        metrics: Box::new(move || metrics.render() + &measured.partition_gauges() + &telemetry::render_process()),
+        liveness: Box::new(move || {
+            liveness.liveness().map_err(|reason| Unfit { class: "worker hangs".to_owned(), reason })
+        }),
+        readiness: Box::new(move || {
+            readiness.readiness().map_err(|reason| Unfit { class: readiness.affected(), reason })
+        }),
+        metrics: Box::new(move || {
+            metrics::gauge!(names::ANSWER_BYTES).set(answers.used() as f64);
+            metrics.render() + &measured.partition_gauges() + &telemetry::render_process()
+        }),
         stats: Box::new(move || status.to_json(now_ms())),
-        dead_letters: log.map(|log| Box::new(move |limit| dead_letters(&log, limit)) as DeadLetters),
+        dead_letters: log.map(|log| {
+            let read = move |before, limit, bytes_max| dead_letters(&log, before, limit, bytes_max);
+            Box::new(read) as DeadLetters
+        }),
     }
 }
 
-fn dead_letters(log: &LocalLog, limit: usize) -> Result<serde_json::Value, String> {
+/// The first of those asked for whatever its size, and the others while there is room.
+fn dead_letters(log: &LocalLog, before: Option<i64>, limit: usize, bytes_max: usize) -> Result<Letters, String> {
+    let (mut letters, mut count) = (Letters { text: b"[".to_vec(), more_before: None }, 0);
+    let mut last = None;
+    let take = |batch: RecordBatch| {
+        for letter in batch.iter() {
+            let length = letters.text.len();
+            if count > 0 {
+                letters.text.push(b',');
+            }
+            serde_json::to_writer(&mut letters.text, &dead_letter(&letter)).expect("memory takes what is written");
+            if count == limit || (count > 0 && letters.text.len() > bytes_max) {
+                letters.text.truncate(length);
+                letters.more_before = last;
+                return ControlFlow::Break(());
+            }
+            (count, last) = (count + 1, Some(letter.offset));
+        }
+        ControlFlow::Continue(())
+    };
+    log.dead_letters(before, take).map_err(|error| error.to_string())?;
+    letters.text.push(b']');
+    Ok(letters)
+}
+
+fn dead_letter(letter: &Record<'_>) -> serde_json::Value {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let letters = log.dead_letters(limit).map_err(|error| error.to_string())?;
-    let letters = letters.iter().flat_map(RecordBatch::iter).map(|letter| {
-        let header = |(name, value): (&str, Option<&[u8]>)| (name.to_owned(), value.map(text).into());
-        serde_json::json!({
-            "number": letter.offset,
-            "at": letter.timestamp_ms,
-            "headers": letter.headers().map(header).collect::<serde_json::Map<_, _>>(),
-            "value": letter.value.map(text),
-        })
-    });
-    Ok(letters.collect())
+    let header = |(name, value): (&str, Option<&[u8]>)| (name.to_owned(), value.map(text).into());
+    serde_json::json!({
+        "number": letter.offset,
+        "at": letter.timestamp_ms,
+        "headers": letter.headers().map(header).collect::<serde_json::Map<_, _>>(),
+        "value": letter.value.map(text),
+    })
 }
 
 /// Eviction, a replica, a missing permission or stream: counting must not begin. A server that is down comes back.

@@ -20,7 +20,7 @@ fuzz_target!(|text: &str| {
         "/catalog" => params::catalog(&uri).map(|request| (request, None)),
         _ => {
             let is_bare = params::none(&uri).is_ok();
-            assert!(!is_bare || params::limit_only(&uri) == Ok(None));
+            assert!(!is_bare || params::letters(&uri) == Ok((None, None)));
             return;
         }
     };

@@ -240,6 +240,14 @@ impl Value {
     }
 }
 
+impl Value {
+    /// The same, of a label that is needed no longer.
+    pub(super) fn of_label(label: String, pattern: &Pattern) -> Self {
+        let is_plain = label == OTHER || (pattern.is_single() && unescape_single(&label).len() == label.len());
+        if is_plain { Self::One(label) } else { Self::of(&label, pattern) }
+    }
+}
+
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

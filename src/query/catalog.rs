@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::answer::{CatalogAnswer, CatalogEntry, MetricName, time_text};
-use super::{QueryResult, Run};
+use super::memory::MEMBER_BYTES;
+use super::{QueryError, QueryResult, Run};
 use crate::hll::Hll;
 use crate::model::{Bucket, Metric};
 use crate::store::{Read, Reply};
@@ -45,7 +46,7 @@ impl Run<'_> {
             return Ok(entry);
         }
         let (mut labels, mut union) = (HashSet::new(), Hll::new());
-        let mut at_least = false;
+        let (mut at_least, mut held) = (false, self.memory.step());
         for buckets in live.chunks(8) {
             let ask = |bucket| match metric.clone() {
                 Metric::Unique { of } => Read::Unique { bucket, of },
@@ -54,23 +55,35 @@ impl Run<'_> {
                 Metric::Sum { of, add_key } => Read::Sums { bucket, of, add_key: add_key.to_string() },
                 Metric::Top { of } => Read::TopFirst { bucket, of, limit: VALUES_MAX },
             };
-            let take = |reply| {
+            let mut add = |label: String| -> QueryResult<()> {
+                if !labels.contains(&label) {
+                    held.take(label.len() + MEMBER_BYTES)?;
+                    labels.insert(label);
+                }
+                Ok(())
+            };
+            let take = |reply: Reply| {
+                read.fetch_add(reply.values(), Relaxed);
                 match reply {
                     Reply::Registers(registers) => union.merge(&registers),
-                    Reply::Labels(found) => {
-                        read.fetch_add(found.len(), Relaxed);
-                        labels.extend(found);
-                    }
-                    Reply::Values(found) => {
-                        read.fetch_add(found.len(), Relaxed);
-                        labels.extend(found.into_iter().map(|(label, _)| label));
-                    }
+                    Reply::Labels(found) => found.into_iter().try_for_each(&mut add)?,
+                    Reply::Values(found) => found.into_iter().try_for_each(|(label, _)| add(label))?,
                     Reply::Unreadable(_) => {}
                 }
                 Ok(())
             };
-            let unreadable = self.each(buckets, ask, take).await?;
-            at_least |= !unreadable.is_empty();
+            match self.each(buckets, ask, take).await {
+                Ok(unreadable) => at_least |= !unreadable.is_empty(),
+                // Too many bytes of values, rather than keys: it is still known which metrics there
+                // are.
+                Err(QueryError::TooLarge(_) | QueryError::Busy(_))
+                    if self.keys.load(Relaxed) <= self.limits.keys_max =>
+                {
+                    let values = (!labels.is_empty()).then_some(labels.len() as u64);
+                    return Ok(CatalogEntry { values, at_least: values.is_some(), ..entry });
+                }
+                Err(error) => return Err(error),
+            }
             if labels.len() >= VALUES_MAX || read.load(Relaxed) >= READ_MAX {
                 at_least = true;
                 break;

@@ -1,15 +1,21 @@
 //! One metric over one bucket, or merged over many; lanes are always merged.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::{try_join, try_join3};
 
 use super::answer::{Cell, CountRow, Data, Decimal, Reason, SumRow, UNIQUE_ERROR, UniqueRow, Value};
-use super::{FIRST_READS, Order, QueryError, QueryResult, READS_AT_ONCE, Run, VALUES_AT_ONCE};
+use super::memory::{MEMBER_BYTES, PART_BYTES, ROW_BYTES, StepMemory};
+use super::{Order, QueryError, QueryResult, READS_AT_ONCE, Run, VALUES_AT_ONCE};
 use crate::hll::Hll;
 use crate::model::{Bucket, BucketSpan, Metric, OTHER, Pattern};
-use crate::store::{Read, Reply, Sums};
+use crate::store::{Read, Reply, SumBounds, Sums};
+
+/// What a label takes for each list that it is in, and for being asked about there.
+const LIST_BYTES: usize = 56;
 
 #[derive(Clone, Copy)]
 pub(super) struct Ask<'a> {
@@ -74,8 +80,9 @@ impl Run<'_> {
                 Some(value) => self.score(of, value, buckets).await,
                 None => {
                     let ranked = self.top(of, buckets, ask.limit).await?;
-                    let row = |(label, count): &(String, i128)| count_row(label, of, *count);
-                    let values = ranked.members.iter().map(row).collect();
+                    ranked.held.keep(rows_bytes(&ranked.members, of))?;
+                    let row = |(label, count)| count_row(label, of, count);
+                    let values = ranked.members.into_iter().map(row).collect();
                     let data = Data::Top { exact: ranked.exact, values };
                     Ok(Found { data, capped: ranked.capped, unreadable: ranked.unreadable })
                 }
@@ -94,69 +101,101 @@ impl Run<'_> {
         self.spend_keys(buckets.len() * lanes)?;
         let mut unreadable = BTreeSet::new();
         let is_wide = buckets.first().is_some_and(|bucket| read(*bucket).is_wide());
-        let (mut at_once, mut left) = (if is_wide { FIRST_READS } else { READS_AT_ONCE }, buckets);
+        let (mut at_once, mut left) = (if is_wide { 1 } else { READS_AT_ONCE }, buckets);
         while !left.is_empty() {
             let (chunk, rest) = left.split_at((at_once / lanes).clamp(1, left.len()));
             left = rest;
-            let mut largest = 1;
+            let (mut largest, mut largest_bytes) = (1, 1);
             let asked: Vec<(usize, Bucket)> =
                 chunk.iter().flat_map(|bucket| (0..lanes).map(|lane| (lane, *bucket))).collect();
             let reads = asked.iter().map(|(lane, bucket)| (*lane, read(*bucket))).collect();
-            for ((_, bucket), reply) in asked.iter().zip(self.read(reads).await?) {
+            let (replies, mut held) = self.read(reads).await?;
+            for ((_, bucket), reply) in asked.iter().zip(replies) {
+                let bytes = reply.bytes();
+                (largest, largest_bytes) = (largest.max(reply.values()), largest_bytes.max(bytes));
+                // Its labels become those of whoever takes it.
+                held.give_back(bytes);
                 match reply {
                     Reply::Unreadable(_) => _ = unreadable.insert(bucket.start),
-                    reply => {
-                        largest = largest.max(reply.values());
-                        take(reply)?;
-                    }
+                    reply => take(reply)?,
                 }
             }
-            at_once = READS_AT_ONCE.min(VALUES_AT_ONCE / largest);
+            at_once = READS_AT_ONCE.min(VALUES_AT_ONCE / largest).min(self.replies_bytes_max() / largest_bytes);
         }
         Ok(unreadable)
     }
 
-    /// Adds up values by label.
+    /// Adds up values by label; of one value and of what is counted together only, if one is asked
+    /// for.
     async fn add_up(
         &self,
+        value: Option<&str>,
         buckets: &[Bucket],
         read: impl Fn(Bucket) -> Read + Send + Sync,
-    ) -> QueryResult<(Sums, BTreeSet<i64>)> {
-        if let Some(sums) = self.sums_at_once(buckets, &read, self.limits.members_max).await? {
+    ) -> QueryResult<Added<'_>> {
+        // The same label twice would count twice.
+        let labels: Option<Vec<String>> =
+            value.map(|value| BTreeSet::from([value, OTHER]).into_iter().map(str::to_owned).collect());
+        let read = |bucket| match &labels {
+            Some(labels) => Read::Only { read: Box::new(read(bucket)), labels: labels.clone() },
+            None => read(bucket),
+        };
+        if let Some((sums, held)) = self.sums_at_once(buckets, &read, self.limits.members_max).await? {
             self.check_members(sums.len())?;
-            return Ok((sums, BTreeSet::new()));
+            return Ok(Added { sums, held, unreadable: BTreeSet::new() });
         }
-        let mut sums = Sums::default();
+        let (mut sums, mut held) = (Sums::default(), self.memory.step());
         let unreadable = self
             .each(buckets, read, |reply| {
                 let Reply::Values(values) = reply else { return Err(unexpected()) };
                 for (label, value) in values {
-                    *sums.entry(label).or_default() += i128::from(value);
+                    let length = label.len();
+                    match sums.entry(label) {
+                        Entry::Occupied(mut sum) => *sum.get_mut() += i128::from(value),
+                        Entry::Vacant(place) => {
+                            held.take(length + MEMBER_BYTES)?;
+                            place.insert(i128::from(value));
+                        }
+                    }
                 }
                 self.check_members(sums.len())
             })
             .await?;
-        Ok((sums, unreadable))
+        Ok(Added { sums, held, unreadable })
     }
 
-    /// What the stores have added up themselves, if they do that.
+    /// What the stores have added up themselves, if they do that, and what it holds.
     pub async fn sums_at_once(
         &self,
         buckets: &[Bucket],
         read: &(impl Fn(Bucket) -> Read + Send + Sync),
         values_max: usize,
-    ) -> QueryResult<Option<Sums>> {
+    ) -> QueryResult<Option<(Sums, StepMemory<'_>)>> {
         let reads: Vec<Read> = buckets.iter().map(|bucket| read(*bucket)).collect();
+        let taken = Mutex::new((self.memory.step(), None));
+        let admits = |length: usize| {
+            let (held, refusal) = &mut *taken.lock().unwrap_or_else(PoisonError::into_inner);
+            held.take(length + MEMBER_BYTES).map_err(|error| *refusal = Some(error)).is_ok()
+        };
+        let bounds = SumBounds { values_max, admits: &admits };
         let mut all: Option<Sums> = None;
         for lane in 0..self.store.lanes() {
-            let Some(sums) = self.store.sums(lane, &reads, values_max).await? else { return Ok(None) };
+            let Some(sums) = self.store.sums(lane, &reads, &bounds).await? else {
+                all = None;
+                break;
+            };
             match &mut all {
                 None => all = Some(sums),
                 Some(all) => sums.into_iter().for_each(|(label, value)| *all.entry(label).or_default() += value),
             }
         }
+        let (held, refusal) = taken.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(refusal) = refusal {
+            return Err(refusal);
+        }
+        let Some(sums) = all else { return Ok(None) };
         self.spend_keys(reads.len() * self.store.lanes())?;
-        Ok(all)
+        Ok(Some((sums, held)))
     }
 
     pub fn check_members(&self, members: usize) -> QueryResult<()> {
@@ -192,34 +231,34 @@ impl Run<'_> {
     }
 
     /// The lists in which each label of a `bitmap_by` has registers.
-    async fn labels(
-        &self,
-        of: &Pattern,
-        by: &Pattern,
-        buckets: &[Bucket],
-    ) -> QueryResult<(BTreeMap<String, Vec<(usize, Bucket)>>, BTreeSet<i64>)> {
+    async fn labels(&self, of: &Pattern, by: &Pattern, buckets: &[Bucket]) -> QueryResult<Labels<'_>> {
         let lists: Vec<(usize, Bucket)> =
             buckets.iter().flat_map(|bucket| (0..self.store.lanes()).map(|lane| (lane, *bucket))).collect();
         self.spend_keys(lists.len())?;
         let (mut labels, mut unreadable) = (BTreeMap::<String, Vec<(usize, Bucket)>>::new(), BTreeSet::new());
+        let mut held = self.memory.step();
         for chunk in lists.chunks(READS_AT_ONCE) {
             let read = |bucket| Read::UniqueByValues { bucket, of: of.clone(), by: by.clone() };
             let reads = chunk.iter().map(|(lane, bucket)| (*lane, read(*bucket))).collect();
-            for (list, reply) in chunk.iter().zip(self.read(reads).await?) {
-                match reply {
-                    Reply::Labels(found) => {
-                        found.into_iter().for_each(|label| labels.entry(label).or_default().push(*list));
-                    }
-                    _ => _ = unreadable.insert(list.1.start),
+            let (replies, mut of_replies) = self.read(reads).await?;
+            for (list, reply) in chunk.iter().zip(replies) {
+                of_replies.give_back(reply.bytes());
+                let Reply::Labels(found) = reply else {
+                    unreadable.insert(list.1.start);
+                    continue;
+                };
+                for label in found {
+                    held.take(LIST_BYTES + if labels.contains_key(&label) { 0 } else { label.len() + MEMBER_BYTES })?;
+                    labels.entry(label).or_default().push(*list);
                 }
             }
             self.check_members(labels.len())?;
         }
-        Ok((labels, unreadable))
+        Ok(Labels { labels, held, unreadable })
     }
 
     async fn unique_by(&self, ask: Ask<'_>, of: &Pattern, by: &Pattern, buckets: &[Bucket]) -> QueryResult<Found> {
-        let (labels, mut unreadable) = self.labels(of, by, buckets).await?;
+        let Labels { labels, mut held, mut unreadable } = self.labels(of, by, buckets).await?;
         let capped = labels.contains_key(OTHER);
         let wanted: Vec<(&String, &(usize, Bucket))> = labels
             .iter()
@@ -241,9 +280,11 @@ impl Run<'_> {
                 value: label.clone(),
             };
             let reads = chunk.iter().map(|(label, (lane, bucket))| (*lane, read(label, *bucket))).collect();
-            for ((label, (_, bucket)), reply) in chunk.iter().zip(self.read(reads).await?) {
+            let (replies, _of_replies) = self.read(reads).await?;
+            for ((label, (_, bucket)), reply) in chunk.iter().zip(replies) {
                 if union.as_ref().is_none_or(|(current, _)| current != label) {
                     finish(union.take(), &mut counts);
+                    held.take(label.len() + ROW_BYTES)?;
                     union = Some((*label, Hll::new()));
                 }
                 match (reply, &mut union) {
@@ -259,16 +300,19 @@ impl Run<'_> {
         }
         let values_seen = counts.len();
         let row = |(label, unique): (String, i128)| UniqueRow {
-            value: Value::of(&label, by),
             other: label == OTHER,
+            value: Value::of_label(label, by),
             unique: unique as u64,
         };
-        let values = ranked(counts, ask).into_iter().map(row).collect();
+        let counts = ranked(counts, ask);
+        held.keep(rows_bytes(&counts, by))?;
+        let values = counts.into_iter().map(row).collect();
         Ok(Found { data: Data::UniqueBy { values_seen, error: UNIQUE_ERROR, values }, capped, unreadable })
     }
 
     async fn count(&self, ask: Ask<'_>, of: &Pattern, buckets: &[Bucket]) -> QueryResult<Found> {
-        let (counts, unreadable) = self.add_up(buckets, |bucket| Read::Counts { bucket, of: of.clone() }).await?;
+        let read = |bucket| Read::Counts { bucket, of: of.clone() };
+        let Added { sums: counts, held, unreadable } = self.add_up(ask.value, buckets, read).await?;
         let capped = counts.contains_key(OTHER);
         if let Some(value) = ask.value {
             let count = counts.get(value).copied().unwrap_or(0);
@@ -276,7 +320,8 @@ impl Run<'_> {
         }
         let (count, values_seen) = (counts.values().sum(), counts.len());
         let values = ranked(counts.into_iter().collect(), ask);
-        let values = values.iter().map(|(label, count)| count_row(label, of, *count)).collect();
+        held.keep(rows_bytes(&values, of))?;
+        let values = values.into_iter().map(|(label, count)| count_row(label, of, count)).collect();
         Ok(Found { data: Data::Count { count, values_seen, values }, capped, unreadable })
     }
 
@@ -301,13 +346,15 @@ impl Run<'_> {
             Ok(())
         };
         let asked = try_join3(
-            self.add_up(buckets, read_sums),
-            self.add_up(buckets, read_counts),
+            self.add_up(ask.value, buckets, read_sums),
+            self.add_up(ask.value, buckets, read_counts),
             // One value has no minimum and maximum of its own.
             self.each(if ask.value.is_none() { buckets } else { &[] }, read_totals, take),
         );
-        let ((sums, mut unreadable), (counts, more), of_totals) = asked.await?;
-        unreadable.extend(more);
+        let (Added { sums, mut held, mut unreadable }, added, of_totals) = asked.await?;
+        let counts = added.sums;
+        held.absorb(added.held);
+        unreadable.extend(added.unreadable);
         unreadable.extend(of_totals);
         let capped = sums.contains_key(OTHER);
         let count_of = |label: &str| counts.get(label).copied().unwrap_or(0);
@@ -317,12 +364,14 @@ impl Run<'_> {
         }
         let values_seen = sums.len();
         let row = |(label, sum): (String, i128)| SumRow {
-            value: Value::of(&label, of),
             other: label == OTHER,
             sum: Decimal(sum),
             count: count_of(&label),
+            value: Value::of_label(label, of),
         };
-        let values = ranked(sums.into_iter().collect(), ask).into_iter().map(row).collect();
+        let values = ranked(sums.into_iter().collect(), ask);
+        held.keep(rows_bytes(&values, of))?;
+        let values = values.into_iter().map(row).collect();
         let Totals { sum, count, min, max } = totals;
         let bound = |bound: Option<i64>| bound.map(|bound| Decimal(bound.into()));
         let data = Data::Sum { sum: Decimal(sum), count, min: bound(min), max: bound(max), values_seen, values };
@@ -332,11 +381,25 @@ impl Run<'_> {
     /// The count of one member of a leaderboard.
     async fn score(&self, of: &Pattern, value: &str, buckets: &[Bucket]) -> QueryResult<Found> {
         let members: Vec<String> = BTreeSet::from([value, OTHER]).into_iter().map(str::to_owned).collect();
-        let (counts, unreadable) =
-            self.add_up(buckets, |bucket| Read::TopScores { bucket, of: of.clone(), members: members.clone() }).await?;
+        let read = |bucket| Read::TopScores { bucket, of: of.clone(), members: members.clone() };
+        let Added { sums: counts, unreadable, .. } = self.add_up(None, buckets, read).await?;
         let data = Data::CountOne { count: counts.get(value).copied().unwrap_or(0) };
         Ok(Found { data, capped: counts.contains_key(OTHER), unreadable })
     }
+}
+
+/// Values added up by label.
+struct Added<'r> {
+    sums: Sums,
+    held: StepMemory<'r>,
+    unreadable: BTreeSet<i64>,
+}
+
+/// The lists in which each label has registers.
+struct Labels<'r> {
+    labels: BTreeMap<String, Vec<(usize, Bucket)>>,
+    held: StepMemory<'r>,
+    unreadable: BTreeSet<i64>,
 }
 
 #[derive(Default)]
@@ -372,8 +435,14 @@ impl Data {
     }
 }
 
-fn count_row(label: &str, of: &Pattern, count: i128) -> CountRow {
-    CountRow { value: Value::of(label, of), other: label == OTHER, count }
+fn count_row(label: String, of: &Pattern, count: i128) -> CountRow {
+    CountRow { other: label == OTHER, value: Value::of_label(label, of), count }
+}
+
+/// What rows of these labels hold.
+fn rows_bytes(values: &[(String, i128)], of: &Pattern) -> usize {
+    let parts = if of.is_single() { 0 } else { of.as_str().split('~').count() * PART_BYTES };
+    values.iter().map(|(label, _)| label.len() + ROW_BYTES + parts).sum()
 }
 
 /// The first `limit` in order.

@@ -9,13 +9,16 @@
 //! - `range`       from text to buckets
 //! - `instant`     from the text of one bound to an instant
 //! - `select`      from text to a metric of the mapping
+//! - `run`         a question on its way through the store
 //! - `cell`        the value of one metric over one bucket or a range of them
 //! - `top`         the exact top k over many leaderboards
 //! - `catalog`     which metrics there are
+//! - `memory`      what answers may hold, each and all together
 //! - `quarantine`  which answers are incomplete
 //! - `answer`      what an answer looks like
 //! - `table`       an answer as flat rows
-//! - `render`      a table as JSON or CSV
+//! - `render`      a table as JSON or CSV, piece by piece
+//! - `nested`      an answer as JSON, piece by piece
 //!
 //! Rules, zone and mapping come from the store's meta, so an endpoint needs no mapping of its own and can not disagree with
 //! the counts. Reads of one question are not one snapshot: a batch that is applied meanwhile may show in some of its buckets
@@ -25,9 +28,12 @@ mod answer;
 mod catalog;
 mod cell;
 mod instant;
+mod memory;
+mod nested;
 mod quarantine;
 mod range;
 mod render;
+mod run;
 mod select;
 mod table;
 #[cfg(test)]
@@ -35,39 +41,32 @@ mod tests;
 mod top;
 
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
-use futures_util::stream::{FuturesOrdered, TryStreamExt};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::Semaphore;
 
 pub use answer::{
     Answer, BucketAnswer, CatalogAnswer, CatalogEntry, Cell, CountRow, Data, Decimal, FindAnswer, MetricCell,
     MetricName, QueryAnswer, RangeAnswer, Reason, SpanAnswer, SumRow, UniqueRow, Value,
 };
+pub use memory::{AnswerMemory, MemoryPermit};
+pub use nested::{Extent, Nested};
 pub use range::{Align, Range};
 pub use render::{Pieces, Text};
 pub use select::{Order, Selector};
 pub use table::Table;
 
 use self::cell::Ask;
-use self::quarantine::Incomplete;
+use self::run::{READS_AT_ONCE, Run, VALUES_AT_ONCE};
 use crate::hll::murmur64a;
 use crate::model::{BucketKind, BucketSpan, Metric, ValidRules};
-use crate::store::{Meta, Read, Reply, Store, StoreError, kind_name, metric_name, metrics_of};
+use crate::store::{Meta, Store, StoreError, kind_name, metric_name, metrics_of};
 
 /// How long meta is believed without another look.
 const META_AGE_MAX: Duration = Duration::from_secs(1);
-/// Cells computed at the same time.
-const CELLS_AT_ONCE: usize = 8;
-/// Reads sent to the store at once, which bounds the memory of replies in flight.
-const READS_AT_ONCE: usize = 64;
-/// Of reads whose replies are wide: so many at first, and then so many as come to about [`VALUES_AT_ONCE`].
-const FIRST_READS: usize = 8;
-const VALUES_AT_ONCE: usize = 200_000;
-/// What one question holds is bounded; so is what all hold, when so many are answered at a time and the others wait.
+/// So many are answered at a time, and the others wait.
 const QUESTIONS_AT_ONCE: usize = 4;
 
 /// What one question may cost.
@@ -81,11 +80,19 @@ pub struct Limits {
     pub members_max: usize,
     /// Rows of its answer.
     pub rows_max: usize,
+    /// Bytes of memory that all answers may hold, of which one may have half; see [`AnswerMemory`].
+    pub answers_bytes_max: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { buckets_max: 1000, keys_max: 20_000, members_max: 1_000_000, rows_max: 500_000 }
+        Self {
+            buckets_max: 1000,
+            keys_max: 20_000,
+            members_max: 1_000_000,
+            rows_max: 500_000,
+            answers_bytes_max: 128 << 20,
+        }
     }
 }
 
@@ -100,6 +107,9 @@ pub enum QueryError {
     /// It costs more than a limit allows.
     #[error("{0}")]
     TooLarge(String),
+    /// There is no memory for its answer at the moment.
+    #[error("{0}")]
+    Busy(String),
     /// The store does not answer, or holds what this version can not read.
     #[error("{0}")]
     Unavailable(String),
@@ -164,23 +174,18 @@ pub struct Engine {
     limits: Limits,
     known: Mutex<Option<(Instant, Arc<Known>)>>,
     questions: Semaphore,
-}
-
-/// One question on its way through the store.
-struct Run<'q> {
-    store: &'q dyn Store,
-    limits: Limits,
-    question: &'q Question,
-    /// Loaded beside the first cell.
-    incomplete: OnceCell<Incomplete>,
-    /// What has been spent of [`Limits::keys_max`] and [`Limits::rows_max`].
-    keys: AtomicUsize,
-    rows: AtomicUsize,
+    memory: Arc<AnswerMemory>,
 }
 
 impl Engine {
     pub fn new(store: Arc<dyn Store>, limits: Limits) -> Self {
-        Self { store, limits, known: Mutex::new(None), questions: Semaphore::new(QUESTIONS_AT_ONCE) }
+        let memory = AnswerMemory::new(limits.answers_bytes_max);
+        Self { store, limits, known: Mutex::new(None), questions: Semaphore::new(QUESTIONS_AT_ONCE), memory }
+    }
+
+    /// What answers hold, whoever makes them.
+    pub const fn memory(&self) -> &Arc<AnswerMemory> {
+        &self.memory
     }
 
     /// Understands a request. `now` is in epoch seconds.
@@ -222,15 +227,19 @@ impl Engine {
 
     /// The request's answer. Ask for the [`Engine::tag`] first: what is read later may only be newer.
     pub async fn answer(&self, question: &Question) -> QueryResult<Answer> {
+        self.answer_with_memory(question).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, with the permit for the memory that the answer holds, to be kept as long as it.
+    pub async fn answer_with_memory(&self, question: &Question) -> QueryResult<(Answer, MemoryPermit)> {
+        let memory = self.memory.permit();
+        let answer = self.answer_within(question, &memory).await?;
+        Ok((answer, memory))
+    }
+
+    async fn answer_within(&self, question: &Question, memory: &MemoryPermit) -> QueryResult<Answer> {
         let _place = self.questions.acquire().await.expect("it is never closed");
-        let run = Run {
-            store: &*self.store,
-            limits: self.limits,
-            question,
-            incomplete: OnceCell::new(),
-            keys: AtomicUsize::new(0),
-            rows: AtomicUsize::new(0),
-        };
+        let run = Run::new(&*self.store, self.limits, question, memory);
         match &question.what {
             What::Query { limit } => run.query(*limit).await.map(Answer::Query),
             What::Find { metric, value, merge, order, limit } => {
@@ -323,126 +332,6 @@ impl Known {
             return Some(Reason::Expired);
         }
         since.filter(|since| span.end <= *since).map(|_| Reason::BeforeSince)
-    }
-}
-
-impl Run<'_> {
-    async fn query(&self, limit: Option<usize>) -> QueryResult<QueryAnswer> {
-        let known = &self.question.known;
-        // Each has a row at least, also one of a bucket that has expired, which touches no key.
-        self.spend_rows(self.question.spans.len() * known.metrics.len())?;
-        let mut asks = Vec::with_capacity(self.question.spans.len() * known.metrics.len());
-        for span in &self.question.spans {
-            for metric in &known.metrics {
-                let limit = limit.unwrap_or_else(|| limit_default(metric));
-                asks.push((Ask { metric, value: None, order: Order::Desc, limit }, std::slice::from_ref(span)));
-            }
-        }
-        let cells = self.cells(&asks).await?;
-        let mut cells = cells.into_iter();
-        let buckets = self.question.spans.iter().map(|span| {
-            let metrics = known.metrics.iter().zip(&mut cells);
-            BucketAnswer {
-                span: SpanAnswer::of(&known.rules.zone, span.bucket.start, span.end),
-                metrics: metrics.map(|(metric, cell)| MetricCell { metric: MetricName::of(metric), cell }).collect(),
-            }
-        });
-        let buckets = buckets.collect();
-        Ok(QueryAnswer { range: self.range(), buckets })
-    }
-
-    /// A cell for each, a few at a time. A cell that is being made is kilobytes, and there may be half a million.
-    async fn cells(&self, asks: &[(Ask<'_>, &[BucketSpan])]) -> QueryResult<Vec<Cell>> {
-        let mut cells = Vec::with_capacity(asks.len());
-        let mut begun = FuturesOrdered::new();
-        for (ask, spans) in asks {
-            if begun.len() == CELLS_AT_ONCE {
-                cells.extend(begun.try_next().await?);
-            }
-            begun.push_back(self.cell(*ask, spans));
-        }
-        while let Some(cell) = begun.try_next().await? {
-            cells.push(cell);
-        }
-        Ok(cells)
-    }
-
-    async fn find(&self, ask: &Ask<'_>, merge: bool) -> QueryResult<FindAnswer> {
-        let Question { known, spans, kind, .. } = self.question;
-        let zone = &known.rules.zone;
-        let groups: Vec<&[BucketSpan]> = if merge { vec![&spans[..]] } else { spans.chunks(1).collect() };
-        let asks: Vec<(Ask<'_>, &[BucketSpan])> = groups.iter().map(|group| (*ask, *group)).collect();
-        let cells = self.cells(&asks).await?;
-        let results = groups.iter().zip(cells).map(|(group, cell)| {
-            let (first, last) = (group[0], group[group.len() - 1]);
-            answer::SpanCell { span: SpanAnswer::of(zone, first.bucket.start, last.end), cell }
-        });
-        Ok(FindAnswer {
-            metric: MetricName::of(ask.metric),
-            value: ask.value.map(|label| Value::of(label, ask.metric.pattern())),
-            since: known.since(ask.metric, *kind).map(|since| answer::time_text(zone, since)),
-            range: self.range(),
-            merged: merge,
-            results: results.collect(),
-        })
-    }
-
-    async fn incomplete(&self) -> QueryResult<&Incomplete> {
-        self.incomplete.get_or_try_init(|| Incomplete::load(self.store)).await
-    }
-
-    fn range(&self) -> RangeAnswer {
-        let Question { known, spans, kind, .. } = self.question;
-        let (first, last) = (spans[0], spans[spans.len() - 1]);
-        RangeAnswer {
-            bucket: *kind,
-            time_zone: known.rules.zone.name(),
-            buckets: spans.len(),
-            span: SpanAnswer::of(&known.rules.zone, first.bucket.start, last.end),
-        }
-    }
-
-    fn spend_keys(&self, keys: usize) -> QueryResult<()> {
-        let spent = self.keys.fetch_add(keys, Ordering::Relaxed) + keys;
-        if spent <= self.limits.keys_max {
-            return Ok(());
-        }
-        Err(QueryError::TooLarge(format!(
-            "the question touches more than {} keys (limit max_keys); ask for fewer buckets with a shorter range or larger \
-             buckets, or for one metric with find instead of query",
-            self.limits.keys_max
-        )))
-    }
-
-    fn spend_rows(&self, rows: usize) -> QueryResult<()> {
-        let spent = self.rows.fetch_add(rows, Ordering::Relaxed) + rows;
-        if spent <= self.limits.rows_max {
-            return Ok(());
-        }
-        Err(QueryError::TooLarge(format!(
-            "the answer would have more than {} rows; set a smaller `limit`, shorten the range, or merge it",
-            self.limits.rows_max
-        )))
-    }
-
-    /// Reads of several lanes, answered in their order.
-    async fn read(&self, reads: Vec<(usize, Read)>) -> QueryResult<Vec<Reply>> {
-        let total = reads.len();
-        let mut indices: Vec<Vec<usize>> = vec![Vec::new(); self.store.lanes()];
-        let mut by_lane: Vec<Vec<Read>> = vec![Vec::new(); self.store.lanes()];
-        for (index, (lane, read)) in reads.into_iter().enumerate() {
-            indices[lane].push(index);
-            by_lane[lane].push(read);
-        }
-        let asked = by_lane.iter().enumerate().filter(|(_, reads)| !reads.is_empty());
-        let answers = try_join_all(asked.map(|(lane, reads)| self.store.read(lane, reads))).await?;
-        let indices = indices.into_iter().filter(|indices| !indices.is_empty());
-        let mut ordered: Vec<Option<Reply>> = vec![None; total];
-        for (indices, replies) in indices.zip(answers) {
-            assert_eq!(indices.len(), replies.len(), "a store answers every read");
-            indices.into_iter().zip(replies).for_each(|(index, reply)| ordered[index] = Some(reply));
-        }
-        Ok(ordered.into_iter().map(|reply| reply.expect("every read went to a lane")).collect())
     }
 }
 

@@ -44,11 +44,6 @@ impl Pieces {
         Self { table, text, keys, next: None, is_over: false }
     }
 
-    /// Whether the last piece has been given.
-    pub const fn is_over(&self) -> bool {
-        self.is_over
-    }
-
     fn begin(&self, piece: &mut Vec<u8>) {
         match self.text {
             Text::Json => {

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
@@ -12,7 +13,7 @@ use super::*;
 use crate::compile::{Folder, Part, Plan};
 use crate::model::{Bucket, Checkpoint, RecordBatch, Rules, TopicPartition};
 use crate::store::memory::MemoryStore;
-use crate::store::{KeyDump, Outcome, Positions, Quarantined, Session, Since, StoreResult, StoredKey};
+use crate::store::{KeyDump, Outcome, Positions, Quarantined, Read, Reply, Session, Since, StoreResult, StoredKey};
 
 /// 2023-11-14T00:00:00Z.
 const DAY_0: i64 = 1_699_920_000;

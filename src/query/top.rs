@@ -16,9 +16,13 @@ use std::collections::BTreeSet;
 use hashbrown::HashMap;
 
 use super::cell::unexpected;
+use super::memory::{MEMBER_BYTES, ROW_BYTES, StepMemory};
 use super::{QueryError, QueryResult, READS_AT_ONCE, Run};
 use crate::model::{Bucket, OTHER, Pattern};
 use crate::store::{Read, Reply};
+
+/// What a candidate takes for each list that it is in, after the first.
+const PLACE_BYTES: usize = 8;
 
 /// Members of one read in the third phase.
 const MEMBERS_AT_ONCE: usize = 1000;
@@ -26,12 +30,14 @@ const MEMBERS_AT_ONCE: usize = 1000;
 /// Up to so many values of all lists it is cheaper to add all of them up, where the store does that itself.
 const VALUES_AT_ONCE: usize = 100_000;
 
-pub(super) struct Ranked {
+pub(super) struct Ranked<'r> {
     /// Highest first, ties by name.
     pub members: Vec<(String, i128)>,
     pub exact: bool,
     pub capped: bool,
     pub unreadable: BTreeSet<i64>,
+    /// What the members hold, and what was read for them.
+    pub held: StepMemory<'r>,
 }
 
 /// One leaderboard: of one bucket in one lane.
@@ -52,7 +58,7 @@ struct Candidate {
 }
 
 impl Run<'_> {
-    pub async fn top(&self, of: &Pattern, buckets: &[Bucket], k: usize) -> QueryResult<Ranked> {
+    pub async fn top(&self, of: &Pattern, buckets: &[Bucket], k: usize) -> QueryResult<Ranked<'_>> {
         let mut lists: Vec<List> = buckets
             .iter()
             .flat_map(|bucket| (0..self.store.lanes()).map(|lane| (lane, *bucket)))
@@ -67,23 +73,30 @@ impl Run<'_> {
             )));
         }
         let whole = |bucket| Read::TopFirst { bucket, of: of.clone(), limit: k };
-        if let Some(sums) = self.sums_at_once(buckets, &whole, VALUES_AT_ONCE).await? {
+        if let Some((sums, held)) = self.sums_at_once(buckets, &whole, VALUES_AT_ONCE).await? {
             let capped = sums.contains_key(OTHER);
             let mut members: Vec<(String, i128)> = sums.into_iter().collect();
             members.sort_unstable_by(|left, right| (Reverse(left.1), &left.0).cmp(&(Reverse(right.1), &right.0)));
             members.truncate(k);
-            return Ok(Ranked { members, exact: true, capped, unreadable: BTreeSet::new() });
+            return Ok(Ranked { members, exact: true, capped, unreadable: BTreeSet::new(), held });
         }
         self.spend_keys(lists.len())?;
         let first = (k + k.div_ceil(2)).min(self.limits.members_max / lists.len());
-        let (capped, unreadable) = self.read_first(of, &mut lists, first).await?;
-        self.read_above_threshold(of, &mut lists, k).await?;
-        let (members, exact) = self.complete(of, &lists, k).await?;
-        Ok(Ranked { members, exact, capped, unreadable })
+        let mut held = self.memory.step();
+        let (capped, unreadable) = self.read_first(of, &mut lists, first, &mut held).await?;
+        self.read_above_threshold(of, &mut lists, k, &mut held).await?;
+        let (members, exact) = self.complete(of, &lists, k, &mut held).await?;
+        Ok(Ranked { members, exact, capped, unreadable, held })
     }
 
     /// Phase 1. Whether values were folded, and the buckets that can not be read.
-    async fn read_first(&self, of: &Pattern, lists: &mut [List], first: usize) -> QueryResult<(bool, BTreeSet<i64>)> {
+    async fn read_first<'r>(
+        &'r self,
+        of: &Pattern,
+        lists: &mut [List],
+        first: usize,
+        held: &mut StepMemory<'r>,
+    ) -> QueryResult<(bool, BTreeSet<i64>)> {
         let (mut capped, mut unreadable) = (false, BTreeSet::new());
         for chunk in lists.chunks_mut(READS_AT_ONCE) {
             let mut reads = Vec::with_capacity(chunk.len() * 2);
@@ -92,7 +105,9 @@ impl Run<'_> {
                 let members = vec![OTHER.to_owned()];
                 reads.push((*lane, Read::TopScores { bucket: *bucket, of: of.clone(), members }));
             }
-            let mut replies = self.read(reads).await?.into_iter();
+            let (replies, of_replies) = self.read(reads).await?;
+            held.absorb(of_replies);
+            let mut replies = replies.into_iter();
             for list in chunk {
                 match replies.next() {
                     Some(Reply::Values(members)) => {
@@ -110,9 +125,19 @@ impl Run<'_> {
     }
 
     /// Phase 2.
-    async fn read_above_threshold(&self, of: &Pattern, lists: &mut [List], k: usize) -> QueryResult<()> {
+    async fn read_above_threshold<'r>(
+        &'r self,
+        of: &Pattern,
+        lists: &mut [List],
+        k: usize,
+        held: &mut StepMemory<'r>,
+    ) -> QueryResult<()> {
         let open = lists.iter().filter(|list| list.bound > 0).count();
-        let Some(tau) = kth(candidates(lists).values().map(|candidate| candidate.sum), k) else { return Ok(()) };
+        let mut of_candidates = self.memory.step();
+        let candidates = candidates(lists, &mut of_candidates)?;
+        let tau = kth(candidates.values().map(|candidate| candidate.sum), k);
+        drop((candidates, of_candidates));
+        let Some(tau) = tau else { return Ok(()) };
         if unseen(lists) < tau || open == 0 {
             return Ok(());
         }
@@ -125,8 +150,11 @@ impl Run<'_> {
             let read =
                 |list: &List| Read::TopAtLeast { bucket: list.bucket, of: of.clone(), count: threshold, limit: share };
             let reads = chunk.iter().map(|list| (list.lane, read(list))).collect();
-            for (list, reply) in chunk.iter_mut().zip(self.read(reads).await?) {
+            let (replies, of_replies) = self.read(reads).await?;
+            held.absorb(of_replies);
+            for (list, reply) in chunk.iter_mut().zip(replies) {
                 let Reply::Values(members) = reply else { return Err(unexpected()) };
+                held.give_back(Reply::Values(std::mem::take(&mut list.read)).bytes());
                 let is_cut = members.len() >= share;
                 list.bound = if is_cut { members.last().map_or(0, |(_, count)| *count) } else { threshold - 1 };
                 list.read = members;
@@ -136,8 +164,14 @@ impl Run<'_> {
     }
 
     /// Phase 3. The first k, and whether they are certain.
-    async fn complete(&self, of: &Pattern, lists: &[List], k: usize) -> QueryResult<(Vec<(String, i128)>, bool)> {
-        let mut candidates = candidates(lists);
+    async fn complete<'r>(
+        &'r self,
+        of: &Pattern,
+        lists: &[List],
+        k: usize,
+        held: &mut StepMemory<'r>,
+    ) -> QueryResult<(Vec<(String, i128)>, bool)> {
+        let mut candidates = candidates(lists, held)?;
         let unseen = unseen(lists);
         // What no list can hide: the most that each candidate can have.
         let most = |candidate: &Candidate| {
@@ -153,18 +187,19 @@ impl Run<'_> {
         let affordable = self.limits.members_max.checked_div(open).map_or(usize::MAX, |count| count.max(k));
         let left_out = candidates.get(affordable).map(|(_, candidate)| most(candidate));
         candidates.truncate(affordable);
-        let members = self.with_missing_counts(of, lists, candidates).await?;
+        let members = self.with_missing_counts(of, lists, candidates, held).await?;
         let last = members.get(k.wrapping_sub(1)).map(|(_, sum)| *sum);
         let hidden = left_out.into_iter().chain((unseen > 0).then_some(unseen)).max();
         let exact = hidden.is_none_or(|hidden| last.is_some_and(|last| hidden < last));
         Ok((members.into_iter().take(k).collect(), exact))
     }
 
-    async fn with_missing_counts(
-        &self,
+    async fn with_missing_counts<'r>(
+        &'r self,
         of: &Pattern,
         lists: &[List],
         mut candidates: Vec<(&str, Candidate)>,
+        held: &mut StepMemory<'r>,
     ) -> QueryResult<Vec<(String, i128)>> {
         let mut wanted: Vec<(usize, Vec<usize>)> = Vec::new();
         for (at, list) in lists.iter().enumerate().filter(|(_, list)| list.bound > 0) {
@@ -180,7 +215,7 @@ impl Run<'_> {
                 let List { lane, bucket, .. } = lists[*at];
                 (lane, Read::TopScores { bucket, of: of.clone(), members })
             };
-            let replies = self.read(chunk.iter().map(read).collect()).await?;
+            let (replies, _of_replies) = self.read(chunk.iter().map(read).collect()).await?;
             for ((_, members), reply) in chunk.iter().zip(replies) {
                 let Reply::Values(scores) = reply else { return Err(unexpected()) };
                 let scores: HashMap<String, i64> = scores.into_iter().collect();
@@ -190,6 +225,7 @@ impl Run<'_> {
                 }
             }
         }
+        held.take(candidates.iter().map(|(member, _)| member.len() + ROW_BYTES).sum())?;
         let mut members: Vec<(String, i128)> =
             candidates.into_iter().map(|(member, candidate)| (member.to_owned(), candidate.sum)).collect();
         members.sort_unstable_by(|left, right| (Reverse(left.1), &left.0).cmp(&(Reverse(right.1), &right.0)));
@@ -203,16 +239,17 @@ fn unseen(lists: &[List]) -> i128 {
 }
 
 /// Every member that was read, with the lists in ascending order.
-fn candidates(lists: &[List]) -> HashMap<&str, Candidate> {
+fn candidates<'l>(lists: &'l [List], held: &mut StepMemory<'_>) -> QueryResult<HashMap<&'l str, Candidate>> {
     let mut candidates: HashMap<&str, Candidate> = HashMap::new();
     for (at, list) in (0..).zip(lists) {
         for (member, count) in &list.read {
+            held.take(if candidates.contains_key(&**member) { PLACE_BYTES } else { MEMBER_BYTES })?;
             let candidate = candidates.entry(member).or_default();
             candidate.sum += i128::from(*count);
             candidate.lists.push(at);
         }
     }
-    candidates
+    Ok(candidates)
 }
 
 /// The k-th highest.

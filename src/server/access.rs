@@ -1,4 +1,6 @@
-//! Who may do what: a token for everything, one that may only ask, and one that may only send events.
+//! Who may do what: a token for everything, one that may only ask, and one that may only send
+//! events; and what a route asks for, which is written beside it and does not follow from the
+//! method: a question may be a `POST`.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -10,6 +12,43 @@ pub(super) enum Access {
     All,
     Read,
     Write,
+}
+
+/// Who may use a route with a method.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Right {
+    /// Everybody: what probes it has no token.
+    Open,
+    /// Everybody, from wherever they come: the files of the dashboard hold no data.
+    Page,
+    /// Who may ask, or everybody with `server.metrics_public`.
+    Metrics,
+    Ask,
+    Send,
+    AskOrSend,
+}
+
+impl Right {
+    pub const fn is_given_by(self, access: Access) -> bool {
+        match self {
+            Self::Open | Self::Page | Self::AskOrSend => true,
+            Self::Metrics | Self::Ask => access.may_read(),
+            Self::Send => access.may_write(),
+        }
+    }
+
+    /// As the description of the interface names it.
+    #[cfg(test)]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Page => "page",
+            Self::Metrics => "metrics",
+            Self::Ask => "ask",
+            Self::Send => "send",
+            Self::AskOrSend => "ask-or-send",
+        }
+    }
 }
 
 impl Access {
@@ -80,5 +119,20 @@ mod tests {
         assert_eq!(tokens.of_strangers(), None);
         let found = ["all", "ask", "send", "other", ""].map(|given| tokens.of(given.as_bytes()));
         assert_eq!(found, [Some(Access::All), Some(Access::Read), Some(Access::Write), None, None]);
+    }
+
+    #[test]
+    fn a_right_is_given_by_the_tokens_that_it_names() {
+        for (right, given) in [
+            (Right::Open, [true, true, true]),
+            (Right::Page, [true, true, true]),
+            (Right::Metrics, [true, true, false]),
+            (Right::Ask, [true, true, false]),
+            (Right::Send, [true, false, true]),
+            (Right::AskOrSend, [true, true, true]),
+        ] {
+            let found = [Access::All, Access::Read, Access::Write].map(|access| right.is_given_by(access));
+            assert_eq!(found, given, "{right:?}");
+        }
     }
 }

@@ -41,6 +41,9 @@ pub struct Config {
     /// Of a request.
     pub body_bytes_max: usize,
     pub connections_max: usize,
+    /// Of one address, or of one /64 network of IPv6. `None`: half of them, so that no client keeps
+    /// out all others.
+    pub connections_per_address_max: Option<usize>,
     /// Buckets of one question.
     pub max_buckets: usize,
     /// Keys of the store that one question may touch.
@@ -66,6 +69,7 @@ impl Default for Config {
             request_timeout_ms: 30_000,
             body_bytes_max: 8 << 20,
             connections_max: 16_384,
+            connections_per_address_max: None,
             max_buckets: limits.buckets_max,
             max_keys: limits.keys_max,
         }
@@ -84,6 +88,7 @@ impl Config {
             ("keep_alive_ms", self.keep_alive_ms),
             ("request_timeout_ms", self.request_timeout_ms),
             ("connections_max", self.connections_max as u64),
+            ("connections_per_address_max", self.connections_per_address_max() as u64),
             ("max_buckets", self.max_buckets as u64),
             ("max_keys", self.max_keys as u64),
         ] {
@@ -173,6 +178,11 @@ impl Config {
         Ok(())
     }
 
+    /// Connections of one address.
+    pub fn connections_per_address_max(&self) -> usize {
+        self.connections_per_address_max.unwrap_or(self.connections_max.div_ceil(2))
+    }
+
     /// What one question may cost.
     pub fn limits(&self) -> Limits {
         Limits { buckets_max: self.max_buckets, keys_max: self.max_keys, ..Limits::default() }
@@ -236,6 +246,16 @@ mod tests {
         let half = Config { tls_cert_file: Some("a.pem".into()), ..Config::default() };
         assert!(half.check().unwrap_err().contains("belong together"));
         assert!(Config { connections_max: 0, ..Config::default() }.check().unwrap_err().contains("connections_max"));
+        let none = Config { connections_per_address_max: Some(0), ..Config::default() };
+        assert!(none.check().unwrap_err().contains("connections_per_address_max"));
+    }
+
+    #[test]
+    fn an_address_may_have_half_of_the_connections_unless_it_is_said() {
+        for (all, said, expected) in [(16_384, None, 8192), (1, None, 1), (50, None, 25), (50, Some(50), 50)] {
+            let config = Config { connections_max: all, connections_per_address_max: said, ..Config::default() };
+            assert_eq!(config.connections_per_address_max(), expected);
+        }
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! Which form an answer has: what `format` says, or else what `Accept` prefers.
 
-use std::convert::Infallible;
+use std::time::Duration;
 
-use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, header};
-use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use axum::response::Response;
 
-use crate::query::{Answer, Pieces, QueryError, QueryResult, Table, Text};
+use super::body;
+use crate::query::{Answer, Extent, MemoryPermit, Nested, Pieces, QueryError, QueryResult, Table, Text};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
@@ -53,9 +52,14 @@ impl Format {
         }
     }
 
-    pub fn response(self, answer: Answer) -> Response {
+    /// `memory` is what the answer holds; `patience` how long a client may take for nothing.
+    pub fn response(self, answer: Answer, memory: MemoryPermit, patience: Duration) -> QueryResult<Response> {
+        let nested = |answer, memory| {
+            let pieces = Nested::new(answer, Extent::Whole);
+            body::of_pieces(pieces, memory, patience).map(of_json)
+        };
         let text = match self {
-            Self::Json => return Json(answer).into_response(),
+            Self::Json => return nested(answer, memory),
             Self::Rows => Text::Json,
             Self::Csv => Text::Csv,
             Self::Spreadsheet => Text::Spreadsheet,
@@ -64,32 +68,28 @@ impl Format {
             Answer::Query(answer) => Table::of_query(answer),
             Answer::Find(answer) => Table::of_find(answer),
             // It has no rows, and its route knows no format.
-            Answer::Catalog(_) => return Json(answer).into_response(),
+            Answer::Catalog(_) => return nested(answer, memory),
         };
         let disposition = format!("attachment; filename=\"{}.csv\"", table.file_name());
-        let mut response = body(Pieces::new(table, text)).into_response();
-        let headers = response.headers_mut();
+        let body = body::of_pieces(Pieces::new(table, text), memory, patience)?;
         if text == Text::Json {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            return response;
+            return Ok(of_json(body));
         }
+        let mut response = Response::new(body);
+        let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/csv; charset=utf-8; header=present"));
         // What is in it came with events: a browser is to keep it, and to take it for nothing else.
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         let disposition = HeaderValue::try_from(disposition).expect("file names are plain");
         headers.insert(header::CONTENT_DISPOSITION, disposition);
-        response
+        Ok(response)
     }
 }
 
-/// Of one piece, whose length is known; or of many that are made while they are sent.
-fn body(mut pieces: Pieces) -> Body {
-    let first = Bytes::from(pieces.next().unwrap_or_default());
-    if pieces.is_over() {
-        return Body::from(first);
-    }
-    let all = std::iter::once(first).chain(pieces.map(Bytes::from));
-    Body::from_stream(stream::iter(all.map(Ok::<_, Infallible>)))
+fn of_json(body: Body) -> Response {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// The weight in thousandths that a client gives a type, and how exactly it named it (RFC 9110,

@@ -1,21 +1,17 @@
-//! What stands in front of every route: the token, the size of the body, the deadline.
+//! What stands in front of every route: the right that it asks for, where a request comes from, the
+//! size of the body, the deadline.
 
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, Method, header};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Config;
-use super::access::Tokens;
-use super::page::is_page;
+use super::access::{Access, Right, Tokens};
 use super::problem::{Kind, Problem};
-
-/// How events are read is also for those who may only send them.
-const EVENTS: &str = "/api/v1/events";
-/// Routes that need no token, because what probes them has none.
-const OPEN: [&str; 3] = ["/health", "/livez", "/readyz"];
+use super::routes::right_of;
 
 #[derive(Clone)]
 pub(super) struct Guard {
@@ -25,6 +21,16 @@ pub(super) struct Guard {
     is_private: bool,
     deadline: Duration,
     body_bytes_max: usize,
+}
+
+/// Who asks, as far as a token or the lack of any says it: an extension of every request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Caller(Option<Access>);
+
+impl Caller {
+    pub fn may_ask(self) -> bool {
+        self.0.is_some_and(Access::may_read)
+    }
 }
 
 impl Guard {
@@ -39,25 +45,48 @@ impl Guard {
     }
 
     /// `Err` says what is missing.
-    fn admit(&self, request: &Request) -> Result<(), (Kind, &'static str)> {
-        let path = request.uri().path();
-        if OPEN.contains(&path) || is_page(path) || (self.metrics_public && path == "/metrics") {
-            return Ok(());
-        }
+    fn admit(&self, right: Right, request: &Request) -> Result<Caller, (Kind, &'static str)> {
         let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().split_first_chunk());
         let given = given.filter(|(scheme, _): &(&[u8; 7], _)| scheme.eq_ignore_ascii_case(b"bearer "));
-        let access = self.tokens.of_strangers().or_else(|| self.tokens.of(given?.1.trim_ascii()));
+        let of_given = || self.tokens.of(given?.1.trim_ascii());
+        let access = self.tokens.of_strangers().or_else(of_given);
+        let is_open = matches!(right, Right::Open | Right::Page) || (self.metrics_public && right == Right::Metrics);
         match access {
-            None => Err((Kind::Unauthorized, "send the header `Authorization: Bearer <server.token>`")),
-            Some(access) if request.method() == Method::POST && !access.may_write() => {
-                Err((Kind::Forbidden, "this token may only ask; events need server.write_token or server.token"))
-            }
-            Some(access) if request.method() != Method::POST && !access.may_read() && path != EVENTS => Err((
+            None if !is_open => Err((Kind::Unauthorized, "send the header `Authorization: Bearer <server.token>`")),
+            Some(access) if !is_open && !right.is_given_by(access) => Err((
                 Kind::Forbidden,
-                "this token may only send events; questions need server.read_token or server.token",
+                if right == Right::Send {
+                    "this token may only ask; events need server.write_token or server.token"
+                } else {
+                    "this token may only send events; questions need server.read_token or server.token"
+                },
             )),
-            Some(_) => Ok(()),
+            access => Ok(Caller(access)),
         }
+    }
+}
+
+/// A request that names its host twice, or not at all, or as two different ones, may have been
+/// understood otherwise by whoever passed it on.
+fn host_is_clear(request: &Request) -> Result<(), &'static str> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err("the request has two Host headers; send one");
+    }
+    let Some(host) = host else {
+        let needs_host = request.version() >= axum::http::Version::HTTP_11;
+        return if needs_host { Err("the request has no Host header; send one") } else { Ok(()) };
+    };
+    let Ok(host) = host.to_str() else { return Err("the Host header is not readable") };
+    if host.bytes().any(|byte| byte.is_ascii_whitespace() || matches!(byte, b',' | b'@' | b'/')) {
+        return Err("the Host header is not a host and a port");
+    }
+    match request.uri().authority() {
+        Some(authority) if !authority.as_str().eq_ignore_ascii_case(host) => {
+            Err("the request's target names another host than its Host header")
+        }
+        _ => Ok(()),
     }
 }
 
@@ -83,20 +112,28 @@ fn is_of_another_site(request: &Request) -> bool {
         || text(header::ORIGIN).is_some_and(is_foreign)
 }
 
-pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
+    if let Err(detail) = host_is_clear(&request) {
+        let mut response = Problem::new(Kind::BadRequest, detail, &path).into_response();
+        // Whatever comes behind it may be meant for somebody else.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        return response;
+    }
     if guard.is_private && !names_this_machine(&request) {
         let detail = "the Host header is neither localhost nor an address: a page of another site may be behind this request; ask for \
                       localhost, or set server.token";
         return Problem::new(Kind::Forbidden, detail, &path).into_response();
     }
-    // Links to the page or to metrics may stand anywhere.
-    if path.starts_with("/api/") && is_of_another_site(&request) {
+    let right = right_of(&path, request.method());
+    // Links to the page may stand anywhere.
+    if right != Right::Page && is_of_another_site(&request) {
         let detail = "a page of another site may neither send events nor ask from here";
         return Problem::new(Kind::Forbidden, detail, &path).into_response();
     }
-    if let Err((kind, detail)) = guard.admit(&request) {
-        return Problem::new(kind, detail, &path).into_response();
+    match guard.admit(right, &request) {
+        Ok(caller) => _ = request.extensions_mut().insert(caller),
+        Err((kind, detail)) => return Problem::new(kind, detail, &path).into_response(),
     }
     let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     if length.is_some_and(|length: u64| length > guard.body_bytes_max as u64) {
@@ -115,6 +152,16 @@ pub(super) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
     }
 }
 
+/// On the connections that are kept for probes while all others are taken: nothing but probes.
+pub(super) async fn probes_only(request: Request, next: Next) -> Response {
+    if right_of(request.uri().path(), request.method()) == Right::Open {
+        return next.run(request).await;
+    }
+    let detail = "all connections are taken, in all (server.connections_max) or of this address \
+                  (server.connections_per_address_max); try again in a moment";
+    Problem::new(Kind::Unavailable, detail, request.uri().path()).into_response()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,7 +174,8 @@ mod tests {
         let slow = get(|| async { std::future::pending::<&str>().await });
         let layer = axum::middleware::from_fn_with_state(Guard::new(&config), guard);
         let router = axum::Router::new().route("/slow", slow).layer(layer);
-        let request = Request::builder().uri("/slow").body(axum::body::Body::empty()).unwrap();
+        let request =
+            Request::builder().uri("/slow").header("host", "localhost").body(axum::body::Body::empty()).unwrap();
         let response = router.oneshot(request).await.unwrap();
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");

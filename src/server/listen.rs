@@ -1,15 +1,19 @@
 //! The listener: plain hyper, because `axum::serve` has no limit on how long a client may take for its headers.
 //!
-//! What a client can hold is bounded: so many connections, so long for the head of a request, so long between two, so long for
+//! What a client can hold is bounded: so many connections, of all clients and of one address, so
+//! long for the head of a request, so long between two, so long for
 //! the answer, so long without reading it, so many bytes of headers. A client that has said all it will say, and closed its
 //! half of the connection, is answered; one that has gone altogether looks the same until the answer is written, so that it
 //! holds no more than the deadline of an answer allows.
+//!
+//! A connection beyond the limits has one of a few places that are kept for probes: it is asked one
+//! thing, has little time for it, and is told 503 unless it is a health check. So whoever takes all
+//! connections does not have the process restarted by its orchestrator.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,19 +23,27 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Sleep};
 
+use super::connections::{Connections, Place};
+use super::guard::probes_only;
+use super::head::Checked;
 use super::keep_alive::{HeadTimer, Heard};
 use super::{Config, Tls};
 
 /// Of the head of a request, and of what is read ahead.
-const HEADER_BYTES_MAX: usize = 16 << 10;
+pub(super) const HEADER_BYTES_MAX: usize = 16 << 10;
 /// How long open requests may take after the shutdown began.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// The pause after `accept` failed, which it does when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections beyond the limits in which probes are answered; a quarter of them of one address.
+const PROBES_MAX: usize = 32;
+/// For the head of a request, or a session of TLS, on such a connection.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What somebody is told who speaks plain HTTP where TLS is spoken.
 const TLS_NEEDED: &str = "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n\
@@ -41,8 +53,16 @@ const TLS_NEEDED: &str = "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r
 struct Listener {
     socket: TcpListener,
     tls: Option<Tls>,
-    connections_max: usize,
+    connections: Connections,
+    probes: Connections,
     timeouts: Timeouts,
+}
+
+/// What a connection may be used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Use {
+    Anything,
+    Probe,
 }
 
 /// What is waited for on a connection.
@@ -115,7 +135,8 @@ impl Listener {
         Ok(Self {
             socket,
             tls,
-            connections_max: config.connections_max,
+            connections: Connections::new(config.connections_max, config.connections_per_address_max()),
+            probes: Connections::new(PROBES_MAX, PROBES_MAX / 4),
             timeouts: Timeouts {
                 header: Duration::from_millis(config.header_timeout_ms),
                 keep_alive: Duration::from_millis(config.keep_alive_ms),
@@ -125,28 +146,26 @@ impl Listener {
     }
 
     async fn serve(self, router: Router, shutdown: impl Future<Output = ()>) {
-        let permits = Arc::new(Semaphore::new(self.connections_max.min(Semaphore::MAX_PERMITS)));
+        let probed = router.clone().layer(axum::middleware::from_fn(probes_only));
         let (closing, closed) = watch::channel(());
         let mut connections = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
-            // Connections beyond the limit wait in the kernel's queue.
-            let accept = async {
-                let permit = Arc::clone(&permits).acquire_owned().await.expect("it is never closed");
-                (self.socket.accept().await, permit)
-            };
-            // Cancel safe: `accept` is, and a permit that was taken is given back when it is dropped.
-            let (accepted, permit) = tokio::select! {
+            // Cancel safe: `accept` is.
+            let accepted = tokio::select! {
                 () = &mut shutdown => break,
                 Some(_) = connections.join_next() => continue,
-                accepted = accept => accepted,
+                accepted = self.socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    let connection = self.connection(stream, router.clone(), closed.clone());
+                Ok((stream, address)) => {
+                    // One that has no place at all is closed.
+                    let Some((place, wanted)) = self.place(address) else { continue };
+                    let router = if wanted == Use::Probe { &probed } else { &router };
+                    let connection = self.connection(stream, wanted, router.clone(), closed.clone());
                     connections.spawn(async move {
                         connection.await;
-                        drop(permit);
+                        drop(place);
                     });
                 }
                 Err(error) => {
@@ -163,18 +182,28 @@ impl Listener {
         }
     }
 
+    fn place(&self, address: SocketAddr) -> Option<(Place, Use)> {
+        let anything = self.connections.try_enter(address.ip()).map(|place| (place, Use::Anything));
+        anything.or_else(|| self.probes.try_enter(address.ip()).map(|place| (place, Use::Probe)))
+    }
+
     fn connection(
         &self,
         stream: TcpStream,
+        wanted: Use,
         router: Router,
         closed: watch::Receiver<()>,
     ) -> impl Future<Output = ()> + Send + 'static {
         _ = stream.set_nodelay(true);
-        let (tls, timeouts, heard) = (self.tls.clone(), self.timeouts, Heard::default());
+        let (tls, mut timeouts, heard) = (self.tls.clone(), self.timeouts, Heard::default());
+        if wanted == Use::Probe {
+            timeouts.header = timeouts.header.min(PROBE_PATIENCE);
+            timeouts.write = timeouts.write.min(PROBE_PATIENCE);
+        }
         let timer = HeadTimer::new(heard.clone(), timeouts.keep_alive, timeouts.header);
         async move {
             let Some(Tls { acceptor }) = tls else {
-                return answer(Watched::new(stream, timeouts, heard), router, timeouts, timer, closed).await;
+                return answer(Watched::new(stream, timeouts, heard), wanted, router, timeouts, timer, closed).await;
             };
             let greet = async {
                 if speaks_http(&stream).await? {
@@ -183,7 +212,7 @@ impl Listener {
                 acceptor.accept(Watched::new(stream, timeouts, heard)).await.map(Some)
             };
             match tokio::time::timeout(timeouts.header, greet).await {
-                Ok(Ok(Some(stream))) => answer(stream, router, timeouts, timer, closed).await,
+                Ok(Ok(Some(stream))) => answer(stream, wanted, router, timeouts, timer, closed).await,
                 Ok(Ok(None)) => tracing::debug!("plain http refused"),
                 Ok(Err(error)) => tracing::debug!(%error, "no tls session"),
                 Err(_) => tracing::debug!("no tls session in time"),
@@ -209,6 +238,7 @@ async fn refuse(mut stream: TcpStream) -> io::Result<()> {
 /// Answers requests until the client goes or `closed` says that it is enough.
 async fn answer(
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    wanted: Use,
     router: Router,
     timeouts: Timeouts,
     timer: HeadTimer,
@@ -218,8 +248,9 @@ async fn answer(
         .timer(timer)
         .header_read_timeout(timeouts.header)
         .half_close(true)
+        .keep_alive(wanted == Use::Anything)
         .max_buf_size(HEADER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Checked::new(stream)), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     // Cancel safe: the connection is only borrowed, and awaited again below.
     let ended = tokio::select! {

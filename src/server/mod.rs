@@ -7,14 +7,19 @@
 //! ```
 
 mod access;
+mod body;
 mod cloudevents;
+mod command;
 mod config;
+mod connections;
 mod events;
 mod format;
 mod guard;
+mod head;
 pub mod ingest;
 mod keep_alive;
 mod listen;
+mod output;
 mod page;
 pub mod params;
 mod problem;
@@ -29,6 +34,6 @@ pub mod unpack;
 pub use config::Config;
 pub use ingest::Ingest;
 pub use listen::{Listening, serve};
-pub use routes::{DeadLetters, Live, router};
+pub use routes::{DeadLetters, Letters, Live, Unfit, router};
 pub use tcp::{Conversation, serve as serve_tcp};
 pub use tls::{Tls, certified_key};

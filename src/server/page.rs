@@ -1,9 +1,7 @@
 //! The dashboard: five files in the binary that hold no data. What they show they ask from the other routes.
 
-use axum::Router;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 
 use super::routes::is_known;
 use crate::hll::murmur64a;
@@ -20,35 +18,39 @@ const HEADERS: [(HeaderName, &str); 4] = [
 ];
 const TAG_SEED: u64 = 0x7472_6171_715f_7067;
 
-pub(super) struct File {
-    pub path: &'static str,
+struct File {
     content_type: &'static str,
-    pub text: &'static str,
+    text: &'static str,
 }
 
-pub(super) static FILES: [File; 5] = [
-    File { path: "/", content_type: "text/html; charset=utf-8", text: include_str!("page/index.html") },
-    File { path: "/page.css", content_type: "text/css; charset=utf-8", text: include_str!("page/page.css") },
-    File { path: "/page.js", content_type: "text/javascript; charset=utf-8", text: include_str!("page/page.js") },
-    File { path: "/uplot.css", content_type: "text/css; charset=utf-8", text: include_str!("page/uplot.css") },
-    File { path: "/uplot.js", content_type: "text/javascript; charset=utf-8", text: include_str!("page/uplot.js") },
-];
-
-/// The files beside the index, which is a route of its own.
-pub(super) fn add_to<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
-    let beside = FILES.iter().filter(|file| file.path != "/");
-    beside.fold(router, |router, file| {
-        router.route(file.path, get(move |headers: HeaderMap| async move { answer(file, &headers) }))
-    })
+const fn file(content_type: &'static str, text: &'static str) -> File {
+    File { content_type, text }
 }
+
+static INDEX: File = file("text/html; charset=utf-8", include_str!("page/index.html"));
+static CSS: File = file("text/css; charset=utf-8", include_str!("page/page.css"));
+static JS: File = file("text/javascript; charset=utf-8", include_str!("page/page.js"));
+static UPLOT_CSS: File = file("text/css; charset=utf-8", include_str!("page/uplot.css"));
+static UPLOT_JS: File = file("text/javascript; charset=utf-8", include_str!("page/uplot.js"));
 
 pub(super) async fn index(headers: HeaderMap) -> Response {
-    answer(&FILES[0], &headers)
+    answer(&INDEX, &headers)
 }
 
-/// Whether a path is the page's own, for which nobody needs a token.
-pub(super) fn is_page(path: &str) -> bool {
-    FILES.iter().any(|file| file.path == path)
+pub(super) async fn css(headers: HeaderMap) -> Response {
+    answer(&CSS, &headers)
+}
+
+pub(super) async fn js(headers: HeaderMap) -> Response {
+    answer(&JS, &headers)
+}
+
+pub(super) async fn uplot_css(headers: HeaderMap) -> Response {
+    answer(&UPLOT_CSS, &headers)
+}
+
+pub(super) async fn uplot_js(headers: HeaderMap) -> Response {
+    answer(&UPLOT_JS, &headers)
 }
 
 fn answer(file: &'static File, headers: &HeaderMap) -> Response {

@@ -59,8 +59,14 @@ pub fn find(uri: &Uri) -> QueryResult<Asked> {
 }
 
 /// For a route that knows `limit` and nothing else.
-pub fn limit_only(uri: &Uri) -> QueryResult<Option<usize>> {
-    Params::parse(uri, &["limit"])?.limit()
+/// Before which number, and how many.
+pub fn letters(uri: &Uri) -> QueryResult<(Option<i64>, Option<usize>)> {
+    let params = Params::parse(uri, &["before", "limit"])?;
+    let number = |text: &str| {
+        let number = text.parse().ok().filter(|number: &i64| *number >= 0);
+        number.ok_or_else(|| QueryError::BadRequest(format!("before={text} is not the number of a dead letter")))
+    };
+    Ok((params.get("before").map(number).transpose()?, params.limit()?))
 }
 
 /// For routes without parameters.

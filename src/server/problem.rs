@@ -81,6 +81,7 @@ impl Problem {
             QueryError::BadRequest(detail) => (Kind::BadRequest, detail),
             QueryError::NotFound(detail) => (Kind::NotFound, detail),
             QueryError::TooLarge(detail) => (Kind::QuestionTooLarge, detail),
+            QueryError::Busy(detail) => (Kind::Busy, detail),
             QueryError::Unavailable(detail) => (Kind::Unavailable, detail),
         };
         Self::new(kind, detail, instance)

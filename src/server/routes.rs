@@ -1,52 +1,77 @@
 //! The routes.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
-use axum::{Json, Router, middleware};
+use axum::{Router, middleware};
 use serde_json::Value;
 
+use super::access::Right;
 use super::format::Format;
-use super::guard::{Guard, guard};
+use super::guard::{Caller, Guard, guard};
 use super::ingest::Ingest;
 use super::params::Asked;
 use super::problem::{Kind, Problem};
-use super::{Config, events, page, params};
+use super::{Config, body, events, page, params};
 use crate::query::{Engine, QueryResult, Request};
 
 /// Dead letters of an answer, unless a number is given, and at most.
 const DEAD_LETTERS_DEFAULT: usize = 100;
 const DEAD_LETTERS_MAX: usize = 1000;
 
+const JSON: &str = "application/json";
 const OPENAPI: &str = include_str!("openapi.json");
 
+/// Bytes of dead letters in one answer, of what one answer may hold.
+const DEAD_LETTERS_SHARE: usize = 4;
+
+/// A JSON array of letters, the newest first.
+pub struct Letters {
+    pub text: Vec<u8>,
+    /// The number before which there are more of them.
+    pub more_before: Option<i64>,
+}
+
+/// Reads the letters before a number, if one is given, so many at most, and as many as have room in
+/// so many bytes, but one at least.
 /// `Err` says why they cannot be read.
-pub type DeadLetters = Box<dyn Fn(usize) -> Result<Value, String> + Send + Sync>;
+pub type DeadLetters = Box<dyn Fn(Option<i64>, usize, usize) -> Result<Letters, String> + Send + Sync>;
+
+/// Why the process is not what a probe asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unfit {
+    /// For everybody: words of a short list that name no address and no topic.
+    pub class: String,
+    /// For those who may ask.
+    pub reason: String,
+}
 
 /// What the process says about itself.
 pub struct Live {
     /// `Err` says what hangs.
-    pub liveness: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    pub liveness: Box<dyn Fn() -> Result<(), Unfit> + Send + Sync>,
     /// `Err` says why it is not ready.
-    pub readiness: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    pub readiness: Box<dyn Fn() -> Result<(), Unfit> + Send + Sync>,
     /// The document of `/api/v1/stats`.
     pub stats: Box<dyn Fn() -> Value + Send + Sync>,
     /// The text of `/metrics`.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
-    /// So many of the newest dead letters; `None` when they are somewhere else.
+    /// The newest dead letters; `None` when they are somewhere else.
     pub dead_letters: Option<DeadLetters>,
 }
 
 pub(super) struct Context {
-    engine: Arc<Engine>,
+    pub engine: Arc<Engine>,
     live: Live,
     /// `None` when this process takes no events.
     pub ingest: Option<Arc<Ingest>>,
     pub body_bytes_max: usize,
+    /// How long a client may take for nothing of its answer.
+    patience: Duration,
     /// Epoch seconds.
     clock: fn() -> i64,
 }
@@ -54,21 +79,51 @@ pub(super) struct Context {
 type Shared = State<Arc<Context>>;
 type Method = fn() -> MethodRouter<Arc<Context>>;
 
-/// Every path, with what answers it.
-pub(super) const ROUTES: [(&str, Method); 12] = [
-    ("/", || get(page::index)),
-    ("/api/v1/events", || post(events::events).get(events::rules)),
-    ("/api/v1/query", || get(query)),
-    ("/api/v1/find", || get(find)),
-    ("/api/v1/catalog", || get(catalog)),
-    ("/api/v1/stats", || get(stats)),
-    ("/api/v1/dead-letters", || get(dead_letters)),
-    ("/api/v1/openapi.json", || get(openapi)),
-    ("/metrics", || get(metrics)),
-    ("/health", || get(livez)),
-    ("/livez", || get(livez)),
-    ("/readyz", || get(readyz)),
+/// A path, with what answers it, and who may ask it with which method.
+pub(super) struct Route {
+    pub path: &'static str,
+    pub rights: &'static [(&'static str, Right)],
+    answer: Method,
+}
+
+const fn route(path: &'static str, rights: &'static [(&'static str, Right)], answer: Method) -> Route {
+    Route { path, rights, answer }
+}
+
+const PAGE: &[(&str, Right)] = &[("GET", Right::Page)];
+const ASK: &[(&str, Right)] = &[("GET", Right::Ask)];
+const OPEN: &[(&str, Right)] = &[("GET", Right::Open)];
+
+/// Every path that there is.
+pub(super) static ROUTES: [Route; 16] = [
+    route("/", PAGE, || get(page::index)),
+    route("/page.css", PAGE, || get(page::css)),
+    route("/page.js", PAGE, || get(page::js)),
+    route("/uplot.css", PAGE, || get(page::uplot_css)),
+    route("/uplot.js", PAGE, || get(page::uplot_js)),
+    // How events are read is also for those who may only send them.
+    route("/api/v1/events", &[("GET", Right::AskOrSend), ("POST", Right::Send)], || {
+        post(events::events).get(events::rules)
+    }),
+    route("/api/v1/query", ASK, || get(query)),
+    route("/api/v1/find", ASK, || get(find)),
+    route("/api/v1/catalog", ASK, || get(catalog)),
+    route("/api/v1/stats", ASK, || get(stats)),
+    route("/api/v1/dead-letters", ASK, || get(dead_letters)),
+    route("/api/v1/openapi.json", ASK, || get(openapi)),
+    route("/metrics", &[("GET", Right::Metrics)], || get(metrics)),
+    route("/health", OPEN, || get(livez)),
+    route("/livez", OPEN, || get(livez)),
+    route("/readyz", OPEN, || get(readyz)),
 ];
+
+/// What a request asks for; of what there is not, any token is told so.
+pub(super) fn right_of(path: &str, method: &axum::http::Method) -> Right {
+    // A HEAD is a GET without its body.
+    let method = if method == axum::http::Method::HEAD { "GET" } else { method.as_str() };
+    let rights = ROUTES.iter().find(|route| route.path == path).map_or(&[][..], |route| route.rights);
+    rights.iter().find(|(known, _)| *known == method).map_or(Right::AskOrSend, |(_, right)| *right)
+}
 
 pub fn router(config: &Config, engine: impl Into<Arc<Engine>>, live: Live, ingest: Option<Arc<Ingest>>) -> Router {
     router_at(config, engine.into(), live, ingest, wall_clock)
@@ -81,12 +136,14 @@ pub(super) fn router_at(
     ingest: Option<Arc<Ingest>>,
     clock: fn() -> i64,
 ) -> Router {
-    let routes = ROUTES.iter().fold(Router::new(), |router, (path, answer)| router.route(path, answer()));
-    page::add_to(routes)
+    let routes = ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, (route.answer)()));
+    let patience = Duration::from_millis(config.request_timeout_ms);
+    let body_bytes_max = config.body_bytes_max;
+    routes
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(Guard::new(config), guard))
-        .with_state(Arc::new(Context { engine, live, ingest, body_bytes_max: config.body_bytes_max, clock }))
+        .with_state(Arc::new(Context { engine, live, ingest, body_bytes_max, patience, clock }))
 }
 
 fn wall_clock() -> i64 {
@@ -134,7 +191,8 @@ async fn try_answer(
     let mut response = if is_known(headers, &tag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        format.response(context.engine.answer(&question).await?)
+        let (answer, memory) = context.engine.answer_with_memory(&question).await?;
+        format.response(answer, memory, context.patience)?
     };
     let tag = HeaderValue::try_from(tag).expect("hex digits and letters");
     response.headers_mut().insert(header::ETAG, tag);
@@ -149,55 +207,76 @@ pub(super) fn is_known(headers: &HeaderMap, tag: &str) -> bool {
     given.flat_map(|value| value.split(',')).any(|given| given.trim() == "*" || opaque(given) == opaque(tag))
 }
 
-async fn stats(State(context): Shared, uri: Uri) -> Response {
-    match params::none(&uri) {
-        Ok(()) => {
-            let mut stats = (context.live.stats)();
-            if let Some(ingest) = &context.ingest {
-                stats["ingest"] = ingest.to_json();
-            }
-            ([(header::CACHE_CONTROL, "no-store")], Json(stats)).into_response()
-        }
+/// A text that is new every time.
+fn fresh(context: &Context, uri: &Uri, kind: &'static str, text: Vec<u8>) -> Response {
+    match body::of_text(text, context.engine.memory()) {
+        Ok(body) => ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")], body).into_response(),
         Err(error) => Problem::of(error, uri.path()).into_response(),
     }
 }
 
+async fn stats(State(context): Shared, uri: Uri) -> Response {
+    if let Err(error) = params::none(&uri) {
+        return Problem::of(error, uri.path()).into_response();
+    }
+    let mut stats = (context.live.stats)();
+    if let Some(ingest) = &context.ingest {
+        stats["ingest"] = ingest.to_json();
+    }
+    fresh(&context, &uri, JSON, stats.to_string().into_bytes())
+}
+
 async fn dead_letters(State(context): Shared, uri: Uri) -> Response {
     let problem = |kind, detail: String| Problem::new(kind, detail, uri.path()).into_response();
-    let limit = match params::limit_only(&uri) {
-        Ok(limit) => limit.unwrap_or(DEAD_LETTERS_DEFAULT).min(DEAD_LETTERS_MAX),
+    let (before, limit) = match params::letters(&uri) {
+        Ok((before, limit)) => (before, limit.unwrap_or(DEAD_LETTERS_DEFAULT).min(DEAD_LETTERS_MAX)),
         Err(error) => return Problem::of(error, uri.path()).into_response(),
     };
-    match context.live.dead_letters.as_ref().map(|read| read(limit)) {
-        Some(Ok(letters)) => ([(header::CACHE_CONTROL, "no-store")], Json(letters)).into_response(),
-        Some(Err(error)) => problem(Kind::Unavailable, error),
-        None => {
-            let detail = "dead letters are not kept here; with Kafka they are in broker.kafka.dead_letter_topic, with NATS in broker.nats.dead_letter_subject";
-            problem(Kind::NotFound, detail.to_owned())
-        }
+    let Some(read) = &context.live.dead_letters else {
+        let detail = "dead letters are not kept here; with Kafka they are in broker.kafka.dead_letter_topic, with NATS in broker.nats.dead_letter_subject";
+        return problem(Kind::NotFound, detail.to_owned());
+    };
+    let memory = context.engine.memory().permit();
+    let bytes_max = memory.answer_bytes_max() / DEAD_LETTERS_SHARE;
+    // Of them, while they are read.
+    if let Err(error) = memory.take(bytes_max) {
+        return Problem::of(error, uri.path()).into_response();
     }
+    let Letters { text, more_before } = match read(before, limit, bytes_max) {
+        Ok(letters) => letters,
+        Err(error) => return problem(Kind::Unavailable, error),
+    };
+    drop(memory);
+    let mut response = fresh(&context, &uri, JSON, text);
+    if let Some(number) = more_before.filter(|_| response.status().is_success()) {
+        let link = format!("<{}?before={number}&limit={limit}>; rel=\"next\"", uri.path());
+        response.headers_mut().insert(header::LINK, HeaderValue::try_from(link).expect("a path and numbers"));
+    }
+    response
 }
 
 async fn openapi() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+    ([(header::CONTENT_TYPE, JSON)], OPENAPI).into_response()
 }
 
-async fn metrics(State(context): Shared) -> Response {
-    let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], (context.live.metrics)()).into_response()
+async fn metrics(State(context): Shared, uri: Uri) -> Response {
+    fresh(&context, &uri, "text/plain; version=0.0.4; charset=utf-8", (context.live.metrics)().into_bytes())
 }
 
-async fn livez(State(context): Shared, uri: Uri) -> Response {
-    match (context.live.liveness)() {
-        Ok(()) => "ok\n".into_response(),
-        Err(reason) => Problem::new(Kind::NotLive, reason, uri.path()).into_response(),
-    }
+async fn livez(State(context): Shared, caller: Extension<Caller>, uri: Uri) -> Response {
+    probed((context.live.liveness)(), "ok\n", Kind::NotLive, *caller, &uri)
 }
 
-async fn readyz(State(context): Shared, uri: Uri) -> Response {
-    match (context.live.readiness)() {
-        Ok(()) => "ready\n".into_response(),
-        Err(reason) => Problem::new(Kind::NotReady, reason, uri.path()).into_response(),
+async fn readyz(State(context): Shared, caller: Extension<Caller>, uri: Uri) -> Response {
+    probed((context.live.readiness)(), "ready\n", Kind::NotReady, *caller, &uri)
+}
+
+/// The reason may name addresses and topics, which strangers are not told.
+fn probed(state: Result<(), Unfit>, fit: &'static str, kind: Kind, caller: Caller, uri: &Uri) -> Response {
+    match state {
+        Ok(()) => fit.into_response(),
+        Err(unfit) if caller.may_ask() => Problem::new(kind, unfit.reason, uri.path()).into_response(),
+        Err(unfit) => Problem::new(kind, unfit.class, uri.path()).into_response(),
     }
 }
 

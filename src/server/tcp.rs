@@ -8,6 +8,10 @@
 //! {"cmd":"auth","token":"..."}                               first, when server.token is set
 //! ```
 //!
+//! Another `auth` has its token looked at like the first: a right one says what the connection may
+//! do from then on, a wrong one ends it. Without tokens in the configuration everybody may do
+//! everything, and `auth` is answered with success whatever it says.
+//!
 //! A connection that says anything else than commands, that leaves a line unfinished for `server.header_timeout_ms`, or that gives a wrong token, is
 //! closed; so is one that has been silent for ten minutes. One that the client has closed for its part is answered to its last line, with a
 //! line feed behind it or without. Answers are `{"success":true}`, `{"success":true,"data":[...]}` or `{"success":false,"error":"..."}`. Consecutive records go to the log
@@ -17,19 +21,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWrite;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::Config;
 use super::access::{Access, Tokens};
+use super::command::{Command, NoCommand};
+use super::connections::Connections;
 use super::ingest::{Hold, Ingest, Judge, NotAll};
+use super::output::Output;
 use super::tls::{Stream, Tls};
-use crate::model::BucketKind;
-use crate::query::{Align, Answer, Engine, Find, Range, Request, Selector};
+use crate::query::{Answer, Engine, Extent, MemoryPermit, Nested};
 
 /// What a connection that sends nothing holds.
 const IDLE_BYTES: usize = 4 << 10;
@@ -43,38 +46,11 @@ const STEP_BYTES: usize = 1 << 20;
 const ENVELOPE_BYTES: usize = 4 << 10;
 /// A line of somebody who has not said the token yet.
 const STRANGER_BYTES: usize = 1 << 10;
-/// Answers are sent when there are so many bytes of them.
-const OUTPUT_BYTES: usize = 256 << 10;
 const SILENCE_MAX: Duration = Duration::from_secs(600);
 const OK: &[u8] = b"{\"success\":true}\n";
-
-#[derive(Deserialize)]
-struct Command<'a> {
-    cmd: &'a str,
-    #[serde(borrow)]
-    event: Option<&'a RawValue>,
-    #[serde(borrow)]
-    min: Option<&'a RawValue>,
-    #[serde(borrow)]
-    max: Option<&'a RawValue>,
-    days: Option<u32>,
-    align: Option<String>,
-    metric_type: Option<String>,
-    key: Option<String>,
-    add_key: Option<String>,
-    of: Option<String>,
-    bucket: Option<String>,
-    #[serde(default)]
-    merge: bool,
-    limit: Option<usize>,
-    token: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Success<'a> {
-    success: bool,
-    data: &'a RawValue,
-}
+const DATA: &[u8] = b"{\"success\":true,\"data\":";
+const CROWDED: &[u8] = b"{\"success\":false,\"error\":\"too many connections of this address \
+    (server.connections_per_address_max)\"}\n";
 
 /// What all connections share.
 struct Shared {
@@ -125,19 +101,26 @@ pub async fn serve(
     let listener = TcpListener::bind(&config.tcp).await.map_err(explain)?;
     let address = listener.local_addr().map_err(explain)?;
     let shared = Arc::new(Shared::new(config, event_bytes_max, engine, ingest, clock));
-    let permits = Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS)));
+    let connections = Connections::new(config.connections_max, config.connections_per_address_max());
     let accept = async move {
         loop {
-            let permit = Arc::clone(&permits).acquire_owned().await.expect("it is never closed");
+            // Connections beyond the limit wait in the kernel's queue.
+            let permit = connections.room().await;
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
+                    let Some(place) = connections.enter(address.ip(), permit) else {
+                        if tls.is_none() {
+                            _ = stream.try_write(CROWDED);
+                        }
+                        continue;
+                    };
                     let (shared, tls) = (Arc::clone(&shared), tls.clone());
                     tokio::spawn(async move {
                         // An error of the connection is the client's to notice.
                         if let Ok(stream) = Stream::greet(stream, tls, shared.line_timeout).await {
                             _ = Connection::new(shared).run(stream).await;
                         }
-                        drop(permit);
+                        drop(place);
                     });
                 }
                 Err(error) => {
@@ -174,7 +157,7 @@ impl Conversation {
         connection.input.extend_from_slice(piece);
         let mut answers = Vec::new();
         connection.understand(scanned, &mut answers).await.expect("memory takes what is written");
-        connection.flush(&mut answers).await.expect("memory takes what is written");
+        connection.output.flush(0, &mut answers).await.expect("memory takes what is written");
         Some(answers)
     }
 
@@ -202,7 +185,7 @@ struct Connection {
     /// When it began.
     begun_at: Instant,
     hold: Option<Hold>,
-    output: Vec<u8>,
+    output: Output,
     is_over: bool,
 }
 
@@ -217,15 +200,8 @@ struct Step {
 impl Connection {
     fn new(shared: Arc<Shared>) -> Self {
         let access = shared.tokens.of_strangers();
-        Self {
-            shared,
-            access,
-            input: Vec::new(),
-            begun_at: Instant::now(),
-            hold: None,
-            output: Vec::new(),
-            is_over: false,
-        }
+        let output = Output::new(shared.engine.memory().permit(), shared.request_timeout);
+        Self { shared, access, input: Vec::new(), begun_at: Instant::now(), hold: None, output, is_over: false }
     }
 
     async fn run(mut self, mut stream: Stream) -> std::io::Result<()> {
@@ -245,7 +221,7 @@ impl Connection {
                 self.begun_at = Instant::now();
             }
             self.understand(scanned, stream.writer()).await?;
-            self.flush(stream.writer()).await?;
+            self.output.flush(self.input.capacity(), stream.writer()).await?;
         }
         Ok(())
     }
@@ -257,19 +233,7 @@ impl Connection {
             self.input.push(b'\n');
             self.understand(scanned, stream).await?;
         }
-        self.flush(stream).await
-    }
-
-    async fn flush(&mut self, stream: &mut (impl AsyncWrite + Unpin + ?Sized)) -> std::io::Result<()> {
-        let output = std::mem::take(&mut self.output);
-        if output.is_empty() {
-            return Ok(());
-        }
-        let write = tokio::time::timeout(self.shared.request_timeout, async {
-            stream.write_all(&output).await?;
-            stream.flush().await
-        });
-        write.await.map_err(|_| std::io::ErrorKind::TimedOut)?
+        self.output.flush(0, stream).await
     }
 
     /// Deals with every complete line; the first `scanned` bytes are known to be none.
@@ -284,7 +248,7 @@ impl Connection {
         while let Some(end) = memchr::memchr(b'\n', &input[from..]) {
             let line = &input[begin..from + end];
             if line.len() > self.line_bytes_max() {
-                self.finish(&mut step).await;
+                self.finish(&mut step, stream).await?;
                 self.refuse_length();
                 return Ok(());
             }
@@ -292,16 +256,16 @@ impl Connection {
             begin = from + end + 1;
             from = begin;
             if !line.is_empty() {
-                self.line(line, &mut step).await;
+                self.line(line, &mut step, stream).await?;
             }
-            if self.output.len() >= OUTPUT_BYTES {
-                self.flush(stream).await?;
+            if self.output.is_full() {
+                self.output.flush(input.capacity(), stream).await?;
             }
             if self.is_over {
                 return Ok(());
             }
         }
-        self.finish(&mut step).await;
+        self.finish(&mut step, stream).await?;
         input.drain(..begin);
         if begin > 0 {
             // What is left is the beginning of another line; what was reserved for reading is given back. A stranger has no more
@@ -328,7 +292,7 @@ impl Connection {
     }
 
     fn refuse_length(&mut self) {
-        self.fail(&format!("a line may have {} bytes (events.max_event_bytes)", self.line_bytes_max()));
+        self.output.fail(&format!("a line may have {} bytes (events.max_event_bytes)", self.line_bytes_max()));
         self.is_over = true;
     }
 
@@ -338,65 +302,101 @@ impl Connection {
         let is_held = hold.take(bytes).is_ok();
         self.hold = Some(hold);
         if !is_held {
-            self.fail("too many events are on their way at once; connect again in a moment");
+            self.output.fail("too many events are on their way at once; connect again in a moment");
         }
         is_held
     }
 
-    async fn line(&mut self, line: &[u8], step: &mut Option<Step>) {
-        if line[0] != b'{' {
-            // Somebody who speaks another language, such as a browser that was told to: not one more line of it is heard.
-            self.finish(step).await;
-            self.is_over = true;
-            return self.fail("the line is no command: a command is a JSON object");
-        }
-        let command: Command<'_> = match serde_json::from_slice(line) {
+    async fn line(
+        &mut self,
+        line: &[u8],
+        step: &mut Option<Step>,
+        stream: &mut (impl AsyncWrite + Unpin + ?Sized),
+    ) -> std::io::Result<()> {
+        let command: Command<'_> = match Command::read(line) {
             Ok(command) => command,
-            Err(error) => {
-                self.finish(step).await;
-                return self.fail(&format!("the line is no command: {error}"));
+            Err(NoCommand { error, is_foreign }) => {
+                self.finish(step, stream).await?;
+                self.is_over |= is_foreign;
+                self.output.fail(&error);
+                return Ok(());
             }
         };
-        let Some(access) = self.access else { return self.auth(&command) };
-        if !(if command.cmd == "record" { access.may_write() } else { access.may_read() || command.cmd == "auth" }) {
-            self.finish(step).await;
-            return self
+        if command.cmd == "auth" || self.access.is_none() {
+            self.finish(step, stream).await?;
+            self.auth(&command);
+            return Ok(());
+        }
+        let may = |access: Access| if command.cmd == "record" { access.may_write() } else { access.may_read() };
+        if !self.access.is_some_and(may) {
+            self.finish(step, stream).await?;
+            self.output
                 .fail("this token is for something else: server.read_token asks, server.write_token sends events");
+            return Ok(());
         }
         if command.cmd == "record" {
-            return self.record(&command, step).await;
+            return self.record(&command, step, stream).await;
         }
-        self.finish(step).await;
+        self.finish(step, stream).await?;
         match command.cmd {
-            "auth" => self.output.extend_from_slice(OK),
             "query" | "query_days" | "find" => match self.ask(&command).await {
-                Ok(data) => self.say(&Success { success: true, data: &data }),
-                Err(error) => self.fail(&error),
+                Ok((answer, memory)) => return self.send(answer, memory, stream).await,
+                Err(error) => self.output.fail(&error),
             },
             other => {
-                self.fail(&format!("there is no command {other:?}; there are record, query, query_days, find, auth"));
+                self.output
+                    .fail(&format!("there is no command {other:?}; there are record, query, query_days, find, auth"));
             }
         }
+        Ok(())
+    }
+
+    /// An answer goes out piece by piece, so that its text is never held whole.
+    async fn send(
+        &mut self,
+        answer: Answer,
+        memory: MemoryPermit,
+        stream: &mut (impl AsyncWrite + Unpin + ?Sized),
+    ) -> std::io::Result<()> {
+        self.output.add(DATA);
+        for piece in Nested::new(answer, Extent::Results) {
+            self.output.add(&piece);
+            drop(piece);
+            if self.output.is_full() {
+                self.output.flush(0, stream).await?;
+            }
+        }
+        drop(memory);
+        self.output.add(b"}\n");
+        Ok(())
     }
 
     fn auth(&mut self, command: &Command<'_>) {
         let given = command.token.as_deref().filter(|_| command.cmd == "auth");
-        self.access = given.and_then(|given| self.shared.tokens.of(given.as_bytes()));
+        let of_given = || self.shared.tokens.of(given?.as_bytes());
+        self.access = self.shared.tokens.of_strangers().or_else(of_given);
         if self.access.is_some() {
-            self.output.extend_from_slice(OK);
+            self.output.add(OK);
         } else {
             self.is_over = true;
-            self.fail("send {\"cmd\":\"auth\",\"token\":\"<server.token>\"} first");
+            self.output.fail("send {\"cmd\":\"auth\",\"token\":\"<server.token>\"} first, with a token that is right");
         }
     }
 
-    async fn record(&mut self, command: &Command<'_>, step: &mut Option<Step>) {
+    async fn record(
+        &mut self,
+        command: &Command<'_>,
+        step: &mut Option<Step>,
+        stream: &mut (impl AsyncWrite + Unpin + ?Sized),
+    ) -> std::io::Result<()> {
         let Some(ingest) = &self.shared.ingest else {
-            return self.fail("this process takes no events");
+            self.output.fail("this process takes no events");
+            return Ok(());
         };
         let Some(event) = command.event else {
-            self.finish(step).await;
-            return self.fail("record needs an event: {\"cmd\":\"record\",\"event\":{...}}");
+            self.finish(step, stream).await?;
+            self.output.fail("record needs an event: {\"cmd\":\"record\",\"event\":{...}}");
+            return Ok(());
         };
         let event = event.get().as_bytes();
         let current = step.get_or_insert_with(|| Step { judge: ingest.judge(), verdicts: Vec::new(), bytes: 0 });
@@ -404,86 +404,55 @@ impl Connection {
         current.verdicts.push(verdict);
         current.bytes += event.len();
         if current.verdicts.len() >= STEP_RECORDS || current.bytes >= STEP_BYTES {
-            self.finish(step).await;
+            self.finish(step, stream).await?;
         }
+        Ok(())
     }
 
-    /// Sends the records that wait, and answers their lines.
-    async fn finish(&mut self, step: &mut Option<Step>) {
+    async fn finish(
+        &mut self,
+        step: &mut Option<Step>,
+        stream: &mut (impl AsyncWrite + Unpin + ?Sized),
+    ) -> std::io::Result<()> {
         let (Some(Step { judge, verdicts, bytes }), Some(ingest)) = (step.take(), self.shared.ingest.clone()) else {
-            return;
+            return Ok(());
         };
         let mut hold = ingest.hold();
         if hold.take(bytes).is_err() {
             let busy = "too many events are on their way at once; send this again in a moment";
-            return verdicts.iter().for_each(|_| self.fail(busy));
+            verdicts.iter().for_each(|_| self.output.fail(busy));
+            return Ok(());
         }
         let appended = ingest.append(judge.finish(), None, hold, "tcp").await;
         for verdict in verdicts {
             match (verdict, &appended) {
-                (Err(NotAll { why, taken: 0 }), _) => self.fail(&why),
+                (Err(NotAll { why, taken: 0 }), _) => self.output.fail(&why),
                 (Err(NotAll { why, taken }), Ok(_)) => {
-                    self.fail(&format!("{why}; the other {taken} of its events were taken"));
+                    self.output.fail(&format!("{why}; the other {taken} of its events were taken"));
                 }
-                (Err(_), Err(error)) => self.fail(&error.to_string()),
-                (Ok(()), Ok(_)) => self.output.extend_from_slice(OK),
-                (Ok(()), Err(error)) => self.fail(&error.to_string()),
+                (Err(_), Err(error)) => self.output.fail(&error.to_string()),
+                (Ok(()), Ok(_)) => self.output.add(OK),
+                (Ok(()), Err(error)) => self.output.fail(&error.to_string()),
+            }
+            if self.output.is_full() {
+                self.output.flush(READ_BYTES, stream).await?;
             }
         }
+        Ok(())
     }
 
-    /// The data of the answer, as text: numbers that went through a `Value` would be doubles.
-    async fn ask(&self, command: &Command<'_>) -> Result<Box<RawValue>, String> {
-        let text = |value: Option<&RawValue>| value.map(|value| value.get().trim_matches('"').to_owned());
-        let days = command.days.map(|days| days.to_string());
-        let align = command.align.as_deref().map_or(Ok(Align::default()), Align::parse);
-        let range = align
-            .and_then(|align| {
-                Range::of(days.as_deref(), text(command.min).as_deref(), text(command.max).as_deref(), align)
-            })
-            .map_err(|error| error.to_string())?;
-        let bucket = match command.bucket.as_deref() {
-            None => BucketKind::Day,
-            Some(letter) => BucketKind::parse(letter).ok_or_else(|| format!("bucket {letter:?} is not d, h or m"))?,
+    async fn ask(&self, command: &Command<'_>) -> Result<(Answer, MemoryPermit), String> {
+        let request = command.request()?;
+        let engine = &self.shared.engine;
+        let answer = async {
+            let question = engine.prepare(&request, (self.shared.clock)()).await?;
+            engine.answer_with_memory(&question).await
         };
-        let request = if command.cmd == "find" {
-            let (Some(metric), Some(key)) = (&command.metric_type, &command.key) else {
-                return Err("find needs metric_type and key".to_owned());
-            };
-            let selector = Selector::new(metric, key, command.add_key.as_deref(), command.of.as_deref());
-            Request::Find(Find {
-                selector: selector.map_err(|error| error.to_string())?,
-                value: None,
-                range,
-                bucket,
-                merge: command.merge,
-                order: None,
-                limit: command.limit,
-            })
-        } else {
-            Request::Query { range, bucket, limit: command.limit }
-        };
-        let answer = self.shared.engine.ask(&request, (self.shared.clock)());
         let late = |_| {
             let limit = self.shared.request_timeout.as_millis();
             format!("no answer within {limit} ms (server.request_timeout_ms); ask for a shorter range")
         };
         let answer = tokio::time::timeout(self.shared.request_timeout, answer).await.map_err(late)?;
-        let answer = answer.map_err(|error| error.to_string())?;
-        let data = match &answer {
-            Answer::Query(answer) => to_raw_value(&answer.buckets),
-            Answer::Find(answer) => to_raw_value(&answer.results),
-            Answer::Catalog(answer) => to_raw_value(answer),
-        };
-        data.map_err(|error| error.to_string())
-    }
-
-    fn say(&mut self, answer: &impl Serialize) {
-        serde_json::to_writer(&mut self.output, answer).expect("memory takes what is written");
-        self.output.push(b'\n');
-    }
-
-    fn fail(&mut self, error: &str) {
-        self.say(&serde_json::json!({ "success": false, "error": error }));
+        answer.map_err(|error| error.to_string())
     }
 }

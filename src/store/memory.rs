@@ -461,6 +461,13 @@ impl Lane {
                 members.retain(|(member, _)| wanted.contains(member));
                 Reply::Values(members)
             }
+            Read::Only { read, labels } => match self.read(read) {
+                Reply::Values(mut values) => {
+                    values.retain(|(label, _)| labels.contains(label));
+                    Reply::Values(values)
+                }
+                reply => reply,
+            },
         }
     }
 }

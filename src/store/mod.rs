@@ -31,6 +31,14 @@ use crate::model::{Bucket, Checkpoint, Finding, TopicPartition, WriteBatch};
 /// Values added up by label.
 pub type Sums = HashMap<String, i128, hashbrown::DefaultHashBuilder>;
 
+/// How much may be added up.
+pub struct SumBounds<'a> {
+    /// Values that may be read.
+    pub values_max: usize,
+    /// Asked before a label is held that was not held before, with its length; `false` ends it all.
+    pub admits: &'a (dyn Fn(usize) -> bool + Sync),
+}
+
 pub type Positions = BTreeMap<TopicPartition, Checkpoint>;
 
 /// What became of a commit that the store answered.
@@ -168,8 +176,8 @@ pub trait Store: Send + Sync {
     }
 
     /// The values of all reads added up, where that is cheaper for the store than handing them out one by one; `None` where it is
-    /// not, or where there are more than `values_max` of them.
-    async fn sums(&self, _lane: usize, _reads: &[Read], _values_max: usize) -> StoreResult<Option<Sums>> {
+    /// not, or where they are more than the bounds allow.
+    async fn sums(&self, _lane: usize, _reads: &[Read], _bounds: &SumBounds<'_>) -> StoreResult<Option<Sums>> {
         Ok(None)
     }
 

@@ -65,6 +65,12 @@ pub enum Read {
         of: Pattern,
         members: Vec<String>,
     },
+    /// Of what [`Read::Counts`], [`Read::Sums`] or [`Read::SumCounts`] read, these labels, those
+    /// present: [`Reply::Values`].
+    Only {
+        read: Box<Self>,
+        labels: Vec<String>,
+    },
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -85,6 +91,18 @@ pub struct Quarantined {
 }
 
 impl Reply {
+    /// What it holds in memory, about.
+    pub fn bytes(&self) -> usize {
+        const VALUE: usize = 48;
+        const LABEL: usize = 40;
+        match self {
+            Self::Values(values) => values.iter().map(|(label, _)| label.len() + VALUE).sum(),
+            Self::Labels(labels) => labels.iter().map(|label| label.len() + LABEL).sum(),
+            Self::Registers(registers) => size_of::<Hll>() + registers.heap_bytes(),
+            Self::Unreadable(error) => error.len(),
+        }
+    }
+
     /// How many values it names.
     pub const fn values(&self) -> usize {
         match self {
@@ -102,12 +120,17 @@ impl Read {
         match self {
             Self::Counts { .. } | Self::Sums { .. } | Self::SumCounts { .. } | Self::UniqueByValues { .. } => true,
             Self::TopFirst { limit, .. } | Self::TopAtLeast { limit, .. } => *limit > FEW,
-            Self::SumTotals { .. } | Self::Unique { .. } | Self::UniqueBy { .. } | Self::TopScores { .. } => false,
+            Self::SumTotals { .. }
+            | Self::Unique { .. }
+            | Self::UniqueBy { .. }
+            | Self::TopScores { .. }
+            | Self::Only { .. } => false,
         }
     }
 
-    pub const fn bucket(&self) -> Bucket {
+    pub fn bucket(&self) -> Bucket {
         match self {
+            Self::Only { read, .. } => read.bucket(),
             Self::Counts { bucket, .. }
             | Self::Sums { bucket, .. }
             | Self::SumCounts { bucket, .. }

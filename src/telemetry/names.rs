@@ -33,6 +33,7 @@ metrics! {
     INGEST_REJECTED = Counter "traqq_ingest_rejected_total" ["reason"] "Events that were refused at the door, by reason.";
     INGEST_REPLAYED = Counter "traqq_ingest_replayed_total" [""] "Requests that the log had already, known by their idempotency key.";
     INGEST_REFUSED = Counter "traqq_ingest_refused_total" [""] "Times there was no room for a request's bytes.";
+    ANSWER_BYTES = Gauge "traqq_answer_bytes" [""] "Bytes held by answers that are being made or sent.";
     RECORDS = Counter "traqq_records_total" [""] "Records read from the log and folded.";
     BYTES = Counter "traqq_record_bytes_total" [""] "Bytes of the values of those records.";
     EVENTS = Counter "traqq_events_total" [""] "Events counted.";

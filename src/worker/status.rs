@@ -1,11 +1,12 @@
 //! What a person may look at while a worker runs: readiness and partitions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::Serialize;
 
 use super::gauges;
+use super::lane::DEAD_LETTERS;
 use super::pulse::Pulse;
 use super::uncounted::{Line, Sighting, Tally, Uncounted};
 use crate::compile::FoldStats;
@@ -100,6 +101,22 @@ impl Status {
         }
         let lines: Vec<String> = inner.obstacles.iter().map(|(what, why)| format!("{what}: {why}")).collect();
         Err(lines.join("; "))
+    }
+
+    /// The same for those who are not told addresses and topics: what is affected, as `starting`,
+    /// `draining`, `broker`, `store`, `partition` or `dead letters`.
+    pub fn affected(&self) -> String {
+        let inner = self.lock();
+        let class = |(what, why): (&String, &String)| match &**what {
+            "worker" if why == "draining" => "draining",
+            "worker" => "starting",
+            "broker" => "broker",
+            DEAD_LETTERS => DEAD_LETTERS,
+            lane if lane.starts_with("lane ") => "store",
+            _ => "partition",
+        };
+        let classes: BTreeSet<&str> = inner.obstacles.iter().map(class).collect();
+        classes.into_iter().collect::<Vec<_>>().join(", ")
     }
 
     /// `Err` says what hangs; only a restart helps.

@@ -62,7 +62,7 @@ impl Site {
     }
 
     /// A command that succeeds.
-    fn run(&self, arguments: &[&str]) {
+    pub fn run(&self, arguments: &[&str]) {
         let output = traqq().arg("--config").arg(&self.config).args(arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }

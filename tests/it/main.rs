@@ -1,5 +1,6 @@
 //! Everything that needs more than one folder, in one binary.
 
+mod answers;
 mod architecture;
 mod certificates;
 mod cli;

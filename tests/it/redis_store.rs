@@ -80,11 +80,12 @@ pub fn reads_of(metrics: &[Metric], buckets: &[Bucket], labels: &[&str]) -> Vec<
                         reads.push(Read::UniqueBy { bucket, of: of.clone(), by: by.clone(), value });
                     }
                 }
-                Metric::Count { of } => reads.push(Read::Counts { bucket, of }),
+                Metric::Count { of } => reads.extend(whole_and_in_part(Read::Counts { bucket, of }, labels)),
                 Metric::Sum { of, add_key } => {
                     let add_key = add_key.to_string();
-                    reads.push(Read::Sums { bucket, of: of.clone(), add_key: add_key.clone() });
-                    reads.push(Read::SumCounts { bucket, of: of.clone(), add_key: add_key.clone() });
+                    let sums = Read::Sums { bucket, of: of.clone(), add_key: add_key.clone() };
+                    let counts = Read::SumCounts { bucket, of: of.clone(), add_key: add_key.clone() };
+                    reads.extend([sums, counts].into_iter().flat_map(|read| whole_and_in_part(read, labels)));
                     reads.push(Read::SumTotals { bucket, of, add_key });
                 }
                 Metric::Top { of } => {
@@ -99,6 +100,12 @@ pub fn reads_of(metrics: &[Metric], buckets: &[Bucket], labels: &[&str]) -> Vec<
         }
     }
     reads
+}
+
+fn whole_and_in_part(read: Read, labels: &[&str]) -> [Read; 2] {
+    let labels: BTreeSet<&str> = labels.iter().copied().chain([OTHER, "nowhere"]).collect();
+    let labels = labels.into_iter().map(str::to_owned).collect();
+    [read.clone(), Read::Only { read: Box::new(read), labels }]
 }
 
 #[derive(PartialEq, Debug)]
@@ -844,6 +851,7 @@ async fn a_key_of_another_type_is_quarantined_and_all_others_count() {
 fn key_of(read: &Read) -> String {
     let start = read.bucket().start;
     match read {
+        Read::Only { read, .. } => key_of(read),
         Read::Counts { of, .. } => format!("add:d:{start}:{of}"),
         Read::Sums { of, .. } => format!("adv:d:{start}:amount%3Ax:{of}"),
         Read::SumCounts { of, .. } => format!("adv:d:{start}:amount%3Ax:{of}:n"),

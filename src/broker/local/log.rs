@@ -1,6 +1,7 @@
 //! What writer, consumer and retention share.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::time::Duration;
 
@@ -115,17 +116,24 @@ impl LocalLog {
         LocalConsumer::new(Arc::clone(&self.shared))
     }
 
-    /// The newest dead letters, the last one first.
-    pub fn dead_letters(&self, limit: usize) -> DatabaseResult<Vec<RecordBatch>> {
+    /// Dead letters, the last one first; those before a number, if one is given. Stops when `take`
+    /// says so.
+    pub fn dead_letters(
+        &self,
+        before: Option<i64>,
+        mut take: impl FnMut(RecordBatch) -> ControlFlow<()>,
+    ) -> DatabaseResult<()> {
         let open = self.shared.database.get()?;
-        let rows = open.log.prefix(rows::LETTERS).rev().take(limit);
-        rows.map(|row| {
+        let end = before.map_or(u64::MAX, |before| before.max(0) as u64);
+        for row in open.log.range(rows::letter(0)..rows::letter(end)).rev() {
             let (key, value) = row.into_inner().map_err(|error| self.shared.database.failed(&open, &error))?;
             let number = rows::block_last(&key).ok_or_else(|| self.shared.damaged())?;
             let block = Block::decode(&value).ok_or_else(|| self.shared.damaged())?;
-            Ok(block.into_batch(TopicPartition::new(DEAD_LETTERS, 0), 0, number))
-        })
-        .collect()
+            if take(block.into_batch(TopicPartition::new(DEAD_LETTERS, 0), 0, number)).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Ends the writer; what comes after is refused.

@@ -242,3 +242,64 @@ fn a_large_table_comes_in_pieces() {
         }
     }
 }
+
+/// The pieces of a nested answer are what it is as a whole, whatever stands in it.
+#[test]
+fn a_nested_answer_in_pieces_is_the_same_answer() {
+    let hostile = ["\"values\":[", "\\\"values\":[]}", "\u{1}\u{2}", "é日本", ""];
+    let events: Vec<Event> =
+        (0..400).map(|n| Event { geo: format!("{}{n}", hostile[n % 5]), ..event(DAY_0, n as u32) }).collect();
+    let engine = engine_of(&meta_of(&default_rules(), 3), &events);
+    let query = Request::Query { range: all_days(), bucket: BucketKind::Day, limit: Some(300) };
+    let catalog = Request::Catalog { range: all_days(), bucket: BucketKind::Day };
+    let finds = ["add/event~geo", "bitmap_by/geo/ip", "bitmap/ip", "add_value/event~geo/amount", "top/url"];
+    let merged = finds.map(|selector| Request::Find(find(selector)));
+    let bucketed = finds.map(|selector| Request::Find(per_bucket(selector)));
+    let one = Request::Find(Find { value: Some("view".to_owned()), ..find("add/event") });
+    for request in [query, catalog, one].into_iter().chain(merged).chain(bucketed) {
+        let answer = block_on(engine.ask(&request, NOW)).unwrap();
+        let whole = serde_json::to_string(&answer).unwrap();
+        let results = match &answer {
+            Answer::Query(answer) => serde_json::to_string(&answer.buckets).unwrap(),
+            Answer::Find(answer) => serde_json::to_string(&answer.results).unwrap(),
+            Answer::Catalog(_) => whole.clone(),
+        };
+        for (extent, expected) in [(Extent::Whole, whole), (Extent::Results, results)] {
+            let pieces: Vec<Vec<u8>> = Nested::new(answer.clone(), extent).collect();
+            assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() < 66 << 10), "{request:?}");
+            assert!(pieces.len() > expected.len() / (66 << 10), "{request:?}");
+            assert_eq!(String::from_utf8(pieces.concat()).unwrap(), expected, "{request:?}");
+        }
+    }
+}
+
+/// The labels of a merge and the rows of an answer count, and what a question held is given back
+/// with its answer, or its error.
+#[test]
+fn what_a_question_holds_is_counted_and_given_back() {
+    let events: Vec<Event> =
+        (0..4000).map(|n| Event { geo: "x".repeat(400) + &n.to_string(), ..event(DAY_0, n) }).collect();
+    let store = Arc::new(block_on(filled(&meta_of(&default_rules(), 3), &events)));
+    let engine = |answers_bytes_max| {
+        Engine::new(Arc::<MemoryStore>::clone(&store), Limits { answers_bytes_max, ..Limits::default() })
+    };
+    let (roomy, tight) = (engine(64 << 20), engine(2 << 20));
+    for (selector, has_text) in [("add/event~geo", true), ("add_value/event~geo/amount", true), ("top/url", false)] {
+        let request = Request::Find(Find { limit: Some(10_000), ..find(selector) });
+        let question = block_on(roomy.prepare(&request, NOW)).unwrap();
+        let (answer, memory) = block_on(roomy.answer_with_memory(&question)).unwrap();
+        let text = serde_json::to_string(&answer).unwrap();
+        let used = roomy.memory().used();
+        assert!(used > text.len() / 2 && (!has_text || used > 4000 * 400), "{selector}: {used} for {}", text.len());
+        drop(memory);
+        assert_eq!(roomy.memory().used(), 0);
+        if has_text {
+            let refused = block_on(tight.ask(&request, NOW));
+            assert!(matches!(&refused, Err(QueryError::TooLarge(text)) if text.contains("one `value`")), "{refused:?}");
+            assert_eq!(tight.memory().used(), 0);
+            let one = format!("view~{}", "x".repeat(400) + "7");
+            let one = Request::Find(Find { value: Some(one), limit: None, ..find(selector) });
+            assert!(block_on(tight.ask(&one, NOW)).is_ok());
+        }
+    }
+}

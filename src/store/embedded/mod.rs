@@ -36,7 +36,7 @@ use self::sums::Remembered;
 use super::keys::Keys;
 use super::{
     KeyDump, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey,
-    Sums,
+    SumBounds, Sums,
 };
 use crate::courtesy::Turn;
 use crate::database::{Database, DatabaseError, Open};
@@ -381,9 +381,9 @@ impl Store for EmbeddedStore {
         self.inner.remove_all()
     }
 
-    async fn sums(&self, _lane: usize, reads: &[Read], values_max: usize) -> StoreResult<Option<Sums>> {
+    async fn sums(&self, _lane: usize, reads: &[Read], bounds: &SumBounds<'_>) -> StoreResult<Option<Sums>> {
         let open = self.inner.database.get()?;
-        self.inner.sums(&open, reads, values_max).await
+        self.inner.sums(&open, reads, bounds).await
     }
 
     async fn read(&self, _lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>> {

@@ -32,6 +32,7 @@ impl Inner {
                     Reply::Values(sums(state).iter().map(|(label, (_, count))| (label.to_string(), *count)).collect())
                 })
             }
+            Read::Only { read, labels } => self.only(open, read, labels),
             Read::SumTotals { of, add_key, .. } => {
                 let metric = Metric::Sum { of: of.clone(), add_key: add_key.as_str().into() };
                 Ok(self.totals(bucket, &metric))
@@ -73,6 +74,25 @@ impl Inner {
                 })
             }
         }
+    }
+
+    /// Labels of a counter or of sums.
+    fn only(&self, open: &Arc<Open>, read: &Read, labels: &[String]) -> StoreResult<Reply> {
+        let metric = match read {
+            Read::Counts { of, .. } => Metric::Count { of: of.clone() },
+            Read::Sums { of, add_key, .. } | Read::SumCounts { of, add_key, .. } => {
+                Metric::Sum { of: of.clone(), add_key: add_key.as_str().into() }
+            }
+            other => unreachable!("{other:?} has no numbers by label"),
+        };
+        self.with(open, read.bucket(), &metric, Reply::none, |state| {
+            let number = |label: &str| match read {
+                Read::Counts { .. } => counts(state).get(label).copied(),
+                Read::Sums { .. } => sums(state).get(label).map(|(sum, _)| *sum),
+                _ => sums(state).get(label).map(|(_, additions)| *additions),
+            };
+            Reply::Values(labels.iter().filter_map(|label| Some((label.clone(), number(label)?))).collect())
+        })
     }
 
     /// They stand beside the key and need none of its values.

@@ -11,7 +11,7 @@ use super::index::{Key, Table, Values};
 use crate::courtesy::Turn;
 use crate::database::Open;
 use crate::model::Metric;
-use crate::store::{Read, StoreResult, Sums};
+use crate::store::{Read, StoreResult, SumBounds, Sums};
 
 /// Sums that are remembered,
 const REMEMBERED_MAX: usize = 8;
@@ -51,8 +51,13 @@ struct Term {
 }
 
 impl Inner {
-    /// `None` when there are more values than that, or when these are no numbers.
-    pub(super) async fn sums(&self, open: &Arc<Open>, reads: &[Read], values_max: usize) -> StoreResult<Option<Sums>> {
+    /// `None` when the bounds do not allow it, or when these are no numbers.
+    pub(super) async fn sums(
+        &self,
+        open: &Arc<Open>,
+        reads: &[Read],
+        bounds: &SumBounds<'_>,
+    ) -> StoreResult<Option<Sums>> {
         let Some(terms) = reads.iter().map(|read| self.term(read)).collect::<Option<Vec<Term>>>() else {
             return Ok(None);
         };
@@ -61,12 +66,13 @@ impl Inner {
         let versions =
             closed.iter().map(|term| (term.key.as_ref().map_or(0, |key| key.version(now)), term.of)).collect();
         let mut added = match self.remembered.get(&versions) {
-            Some(added) => Added::clone(&added),
+            Some(added) if added.sums.keys().all(|label| (bounds.admits)(label.len())) => Added::clone(&added),
+            Some(_) => return Ok(None),
             None => {
                 let (mut added, mut versions) = (Added::default(), Versions::with_capacity(closed.len()));
                 let mut turn = Turn::begin();
                 for term in closed {
-                    let Some(version) = self.add(open, &mut added, term, values_max)? else { return Ok(None) };
+                    let Some(version) = self.add(open, &mut added, term, bounds)? else { return Ok(None) };
                     versions.push((version, term.of));
                     turn.pause().await;
                 }
@@ -74,7 +80,7 @@ impl Inner {
                 added
             }
         };
-        let is_told = added.values <= values_max && self.add(open, &mut added, last, values_max)?.is_some();
+        let is_told = added.values <= bounds.values_max && self.add(open, &mut added, last, bounds)?.is_some();
         self.index.evict();
         Ok(is_told.then_some(added.sums))
     }
@@ -93,7 +99,13 @@ impl Inner {
     }
 
     /// Adds a key's values, and returns its version; `None` when they are too many.
-    fn add(&self, open: &Arc<Open>, added: &mut Added, term: &Term, values_max: usize) -> StoreResult<Option<u64>> {
+    fn add(
+        &self,
+        open: &Arc<Open>,
+        added: &mut Added,
+        term: &Term,
+        bounds: &SumBounds<'_>,
+    ) -> StoreResult<Option<u64>> {
         let Some(key) = &term.key else { return Ok(Some(0)) };
         let mut state = key.lock();
         if state.row.has_expired((self.clock)()) {
@@ -103,9 +115,9 @@ impl Inner {
             self.complete(open, &mut state, &term.metric)?;
         }
         let is_told = match &state.values {
-            Some(Values::Counts(table)) => added.add(table, values_max, |count| *count),
-            Some(Values::Sums(table)) if term.of == Of::Value => added.add(table, values_max, |(sum, _)| *sum),
-            Some(Values::Sums(table)) => added.add(table, values_max, |(_, additions)| *additions),
+            Some(Values::Counts(table)) => added.add(table, bounds, |count| *count),
+            Some(Values::Sums(table)) if term.of == Of::Value => added.add(table, bounds, |(sum, _)| *sum),
+            Some(Values::Sums(table)) => added.add(table, bounds, |(_, additions)| *additions),
             _ => false,
         };
         Ok(is_told.then_some(state.version))
@@ -120,17 +132,18 @@ impl Key {
 }
 
 impl Added {
-    /// `false` when there are more values than that.
-    fn add<V>(&mut self, table: &Table<V>, values_max: usize, number: impl Fn(&V) -> i64) -> bool {
+    /// `false` when the bounds do not allow it.
+    fn add<V>(&mut self, table: &Table<V>, bounds: &SumBounds<'_>, number: impl Fn(&V) -> i64) -> bool {
         self.values += table.len();
-        if self.values > values_max {
+        if self.values > bounds.values_max {
             return false;
         }
         for (label, value) in table {
             let value = i128::from(number(value));
             match self.sums.get_mut(&**label) {
                 Some(sum) => *sum += value,
-                None => _ = self.sums.insert(label.to_string(), value),
+                None if (bounds.admits)(label.len()) => _ = self.sums.insert(label.to_string(), value),
+                None => return false,
             }
         }
         true

@@ -19,6 +19,10 @@ fn event() -> Pattern {
     Pattern::parse("event").unwrap()
 }
 
+const fn up_to(values_max: usize) -> SumBounds<'static> {
+    SumBounds { values_max, admits: &|_| true }
+}
+
 struct Case {
     store: EmbeddedStore,
     session: Box<dyn Session>,
@@ -79,12 +83,12 @@ impl Case {
                 values.into_iter().for_each(|(label, value)| *expected.entry(label).or_default() += i128::from(value));
             }
             for _ in 0..2 {
-                let sums = self.store.sums(0, &reads, 1000).await.unwrap().unwrap();
+                let sums = self.store.sums(0, &reads, &up_to(1000)).await.unwrap().unwrap();
                 assert_eq!(sums.into_iter().collect::<HashMap<_, _>>(), expected, "{what}");
             }
-            let values: usize = self.store.sums(0, &reads, 1000).await.unwrap().unwrap().len();
+            let values: usize = self.store.sums(0, &reads, &up_to(1000)).await.unwrap().unwrap().len();
             assert!(
-                values == 0 || self.store.sums(0, &reads, 0).await.unwrap().is_none(),
+                values == 0 || self.store.sums(0, &reads, &up_to(0)).await.unwrap().is_none(),
                 "{what}: more than asked for"
             );
         }
@@ -132,7 +136,7 @@ async fn other_tasks_have_their_turn_while_a_long_question_is_answered() {
             }
         });
         if is_sum {
-            assert_eq!(case.store.sums(0, &reads, 1 << 20).await.unwrap().unwrap()["a"], 20_000);
+            assert_eq!(case.store.sums(0, &reads, &up_to(1 << 20)).await.unwrap().unwrap()["a"], 20_000);
         } else {
             assert_eq!(case.store.read(0, &reads).await.unwrap().len(), 20_000);
         }

@@ -8,6 +8,7 @@ use crate::store::{Read, Reply};
 
 /// Commands sent at once; bounds the memory of answers in flight.
 const PIPELINE: usize = 200;
+const NO_INTEGER: &str = "a value is not an integer";
 
 pub async fn read(store: &RedisStore, keys: &Keys, reads: &[Read]) -> StoreResult<Vec<Reply>> {
     let mut replies = Vec::with_capacity(reads.len());
@@ -69,9 +70,12 @@ async fn follow(store: &RedisStore, keys: &Keys, reads: &[Read], answers: &mut [
 
 fn command(keys: &Keys, read: &Read) -> Cmd {
     match read {
-        Read::Counts { bucket, of } => get(keys.count(*bucket, of), "HGETALL"),
-        Read::Sums { bucket, of, add_key } => get(keys.sum(*bucket, of, add_key), "HGETALL"),
-        Read::SumCounts { bucket, of, add_key } => get(keys.sum_counts(*bucket, of, add_key), "HGETALL"),
+        Read::Counts { .. } | Read::Sums { .. } | Read::SumCounts { .. } => get(hash(keys, read), "HGETALL"),
+        Read::Only { read, labels } => {
+            let mut command = get(hash(keys, read), "HMGET");
+            command.arg(labels);
+            command
+        }
         Read::SumTotals { bucket, of, add_key } => get(keys.sum_totals(*bucket, of, add_key), "HGETALL"),
         Read::Unique { bucket, of } => get(keys.unique(*bucket, of), "GET"),
         Read::UniqueBy { bucket, of, by, value } => get(keys.unique_by(*bucket, of, by, value), "GET"),
@@ -95,6 +99,16 @@ fn command(keys: &Keys, read: &Read) -> Cmd {
     }
 }
 
+/// The key of a hash that holds a number for each label.
+fn hash(keys: &Keys, read: &Read) -> String {
+    match read {
+        Read::Counts { bucket, of } => keys.count(*bucket, of),
+        Read::Sums { bucket, of, add_key } => keys.sum(*bucket, of, add_key),
+        Read::SumCounts { bucket, of, add_key } => keys.sum_counts(*bucket, of, add_key),
+        other => unreachable!("{other:?} is no hash of labels"),
+    }
+}
+
 fn get(key: String, command: &str) -> Cmd {
     let mut command = cmd(command);
     command.arg(key);
@@ -105,12 +119,15 @@ fn parse(read: &Read, answer: Value) -> StoreResult<Reply> {
     let unexpected = |error: redis::ParsingError| StoreError::Stop(format!("redis: unexpected answer: {error}"));
     Ok(match read {
         Read::Counts { .. } | Read::Sums { .. } | Read::SumCounts { .. } | Read::SumTotals { .. } => {
-            let number = |value: Value| match value {
-                Value::BulkString(bytes) => std::str::from_utf8(&bytes).ok()?.parse().ok(),
-                _ => None,
-            };
-            let values = pairs(answer, number)?;
-            values.map_or_else(|| Reply::Unreadable("a value is not an integer".to_owned()), Reply::Values)
+            let values = pairs(answer, integer)?;
+            values.map_or_else(|| Reply::Unreadable(NO_INTEGER.to_owned()), Reply::Values)
+        }
+        Read::Only { labels, .. } => {
+            let found: Vec<Value> = redis::from_redis_value(answer).map_err(unexpected)?;
+            let present = labels.iter().zip(found).filter(|(_, value)| *value != Value::Nil);
+            let values: Option<Vec<(String, i64)>> =
+                present.map(|(label, value)| Some((label.clone(), integer(value)?))).collect();
+            values.map_or_else(|| Reply::Unreadable(NO_INTEGER.to_owned()), Reply::Values)
         }
         Read::Unique { .. } | Read::UniqueBy { .. } => {
             let bytes: Option<Vec<u8>> = redis::from_redis_value(answer).map_err(unexpected)?;
@@ -135,6 +152,13 @@ fn parse(read: &Read, answer: Value) -> StoreResult<Reply> {
             Reply::Values(present.collect())
         }
     })
+}
+
+fn integer(value: Value) -> Option<i64> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(&bytes).ok()?.parse().ok(),
+        _ => None,
+    }
 }
 
 /// Labels and numbers in turn; `None` if one is no number. There may be a hundred thousand of them: labels are moved, not copied.
