@@ -396,7 +396,7 @@ fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>, e
         }
     });
     let (liveness, readiness, measured) = (Arc::clone(&status), Arc::clone(&status), Arc::clone(&status));
-    let answers = Arc::clone(engine.memory());
+    let (answers, keys) = (Arc::clone(engine.memory()), log.clone());
     Live {
         liveness: Box::new(move || {
             liveness.liveness().map_err(|reason| Unfit { class: "worker hangs".to_owned(), reason })
@@ -406,6 +406,9 @@ fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>, e
         }),
         metrics: Box::new(move || {
             metrics::gauge!(names::ANSWER_BYTES).set(answers.used() as f64);
+            if let Some(log) = &keys {
+                metrics::gauge!(names::IDEMPOTENCY_BYTES).set(log.keys_bytes() as f64);
+            }
             metrics.render() + &measured.partition_gauges() + &telemetry::render_process()
         }),
         stats: Box::new(move || status.to_json(now_ms())),

@@ -250,14 +250,21 @@ pub struct Idempotency {
     /// Of the request's body; the same key with another body is a mistake of the client's.
     pub fingerprint: u64,
     /// What the first request is answered, and every repetition of it.
-    pub answer: Vec<u8>,
+    pub counts: RequestCounts,
+}
+
+/// What became of the events of a request.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct RequestCounts {
+    pub accepted: u64,
+    pub rejected: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Appended {
     New,
-    /// The log has had this request before; this was its answer.
-    Replayed(Vec<u8>),
+    /// The log has had this request before; this became of it then.
+    Replayed(RequestCounts),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -273,6 +280,9 @@ pub enum AppendError {
     /// This log cannot remember keys.
     #[error("{0}")]
     KeysUnsupported(String),
+    /// This log remembers as many keys as it may; a request without a key is taken.
+    #[error("{0}")]
+    KeysFull(String),
     /// As this log is configured it takes no events, however often they are sent; the text says
     /// what a person must change.
     #[error("{0}")]
@@ -284,6 +294,11 @@ pub enum AppendError {
 pub trait Appender: Send + Sync {
     /// The field whose value becomes the record's key, which says where it goes.
     fn key_field(&self) -> Option<&str>;
+
+    /// What became of a request that the log has had before under this key; `None` when it has not.
+    async fn replayed(&self, _key: &str, _fingerprint: u64) -> Result<Option<RequestCounts>, AppendError> {
+        Ok(None)
+    }
 
     /// Returns when the log has all of them, as durably as it is configured.
     async fn append(&self, events: Events, idempotency: Option<Idempotency>) -> Result<Appended, AppendError>;

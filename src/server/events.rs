@@ -10,11 +10,13 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 
 use super::cloudevents::Attributes;
-use super::ingest::{Coding, Format, Hold, Ingest, Judged, NoRoom, UnpackError, fingerprint, unpack};
-use super::params;
+use super::ingest::{Coding, Format, Hold, Ingest, Judged, NoRoom, Report, UnpackError, fingerprint, unpack};
 use super::problem::{Kind, Problem};
 use super::routes::Context;
+use super::{body, params};
 use crate::broker::AppendError;
+use crate::query::AnswerMemory;
+use crate::telemetry::names;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -85,10 +87,9 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
         hold = held;
         judged
     };
-    let report = judged.report.clone();
     let key = head.key.map(|key| (key, fingerprint));
     let appended = ingest.append(judged, key, hold, "http").await;
-    let (answer, is_replayed) = appended.map_err(|error| match error {
+    let (report, is_replayed) = appended.map_err(|error| match error {
         AppendError::Retry(text) => (Kind::Unavailable, text),
         AppendError::Refused { index, reason } => {
             (Kind::BodyTooLarge, format!("event {index}: {reason}; others of this request may be in the log"))
@@ -97,11 +98,17 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
             (Kind::KeyReused, "this Idempotency-Key came with another body before; use a new one".to_owned())
         }
         AppendError::KeysUnsupported(text) | AppendError::Impossible(text) => (Kind::NotImplemented, text),
+        AppendError::KeysFull(text) => {
+            metrics::counter!(names::INGEST_REFUSED).increment(1);
+            (Kind::Busy, text)
+        }
     })?;
     if report.accepted == 0 {
-        return Ok(refused(&report));
+        return Ok(refused(&report, context.engine.memory()));
     }
-    let mut response = ([(header::CONTENT_TYPE, "application/json")], answer).into_response();
+    let text = |report: &Report| serde_json::to_vec(report).expect("numbers and names are JSON");
+    let mut response = Response::new(told(&report, context.engine.memory(), text));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if is_replayed {
         response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
@@ -109,19 +116,32 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
     Ok(response)
 }
 
+/// The text of an answer, which counts among all answers; without the errors where there is no room
+/// for them: the events are in the log, and whoever was told to come back would send them again.
+fn told(report: &Report, memory: &Arc<AnswerMemory>, text: impl Fn(&Report) -> Vec<u8>) -> Body {
+    body::of_text(text(report), memory).unwrap_or_else(|_| {
+        let Report { accepted, rejected, .. } = *report;
+        Body::from(text(&Report { accepted, rejected, errors: Vec::new() }))
+    })
+}
+
 /// Nothing was accepted: a problem with the same members as an answer.
-fn refused(report: &super::ingest::Report) -> Response {
-    let document = serde_json::json!({
-        "type": "urn:traqq:problem:rejected",
-        "title": "No event was accepted",
-        "status": 400,
-        "detail": report.errors.first().map_or("no event", |error| &error.detail),
-        "instance": "/api/v1/events",
-        "accepted": report.accepted,
-        "rejected": report.rejected,
-        "errors": report.errors,
-    });
-    let mut response = (StatusCode::BAD_REQUEST, Json(document)).into_response();
+fn refused(report: &Report, memory: &Arc<AnswerMemory>) -> Response {
+    let detail = report.errors.first().map_or_else(|| "no event".to_owned(), |error| error.detail.clone());
+    let document = |report: &Report| {
+        serde_json::json!({
+            "type": "urn:traqq:problem:rejected",
+            "title": "No event was accepted",
+            "status": 400,
+            "detail": detail,
+            "instance": "/api/v1/events",
+            "accepted": report.accepted,
+            "rejected": report.rejected,
+            "errors": report.errors,
+        })
+    };
+    let body = told(report, memory, |report| document(report).to_string().into_bytes());
+    let mut response = (StatusCode::BAD_REQUEST, body).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     response
 }

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::refusals::Refusals;
 use super::unpack::{Gzip, Packing, Zstd};
-use crate::broker::{AppendError, Appended, Appender, Events, Idempotency};
+use crate::broker::{AppendError, Appended, Appender, Events, Idempotency, RequestCounts};
 use crate::compile::{Gate, GateRules};
 use crate::courtesy::Courtesy;
 use crate::decode::{self, Reason};
@@ -92,6 +92,12 @@ pub struct Rejection {
     pub detail: String,
 }
 
+impl Report {
+    const fn counts(&self) -> RequestCounts {
+        RequestCounts { accepted: self.accepted as u64, rejected: self.rejected as u64 }
+    }
+}
+
 /// Events that were judged.
 #[derive(Default)]
 pub struct Judged {
@@ -140,19 +146,27 @@ impl Ingest {
 
     /// Hands events to the log; returns what the request is answered, and whether it is a repetition. The room is held until the log has
     /// answered, also when nobody waits for it any more.
+    ///
+    /// Of a request the log keeps what became of its events, and no errors: those of a repetition
+    /// are what its events are judged to be now. When that is not what became of them then, because
+    /// rules have changed, only the numbers are said.
     pub async fn append(
         &self,
         judged: Judged,
         key: Option<(String, u64)>,
         hold: Hold,
         protocol: &'static str,
-    ) -> Result<(Vec<u8>, bool), AppendError> {
+    ) -> Result<(Report, bool), AppendError> {
         let Judged { events, report, reasons } = judged;
-        let answer = serde_json::to_vec(&report).expect("numbers and names are JSON");
-        let idempotency = key.map(|(key, fingerprint)| Idempotency { key, fingerprint, answer: answer.clone() });
+        let counts = report.counts();
         let appended = if events.is_empty() {
-            Appended::New
+            let replayed = match &key {
+                Some((key, fingerprint)) => self.appender.replayed(key, *fingerprint).await?,
+                None => None,
+            };
+            replayed.map_or(Appended::New, Appended::Replayed)
         } else {
+            let idempotency = key.map(|(key, fingerprint)| Idempotency { key, fingerprint, counts });
             let appender = Arc::clone(&self.appender);
             let append = tokio::spawn(async move {
                 let appended = appender.append(events, idempotency).await;
@@ -168,11 +182,13 @@ impl Ingest {
                 for (reason, count) in reasons {
                     metrics::counter!(names::INGEST_REJECTED, "reason" => reason.name()).increment(count);
                 }
-                Ok((answer, false))
+                Ok((report, false))
             }
-            Appended::Replayed(answer) => {
+            Appended::Replayed(then) => {
                 metrics::counter!(names::INGEST_REPLAYED).increment(1);
-                Ok((answer, true))
+                let errors = if then == counts { report.errors } else { Vec::new() };
+                let RequestCounts { accepted, rejected } = then;
+                Ok((Report { accepted: accepted as usize, rejected: rejected as usize, errors }, true))
             }
         }
     }

@@ -32,7 +32,8 @@ metrics! {
     INGESTED = Counter "traqq_ingested_events_total" ["protocol"] "Events that came in over HTTP or TCP and are in the log.";
     INGEST_REJECTED = Counter "traqq_ingest_rejected_total" ["reason"] "Events that were refused at the door, by reason.";
     INGEST_REPLAYED = Counter "traqq_ingest_replayed_total" [""] "Requests that the log had already, known by their idempotency key.";
-    INGEST_REFUSED = Counter "traqq_ingest_refused_total" [""] "Times there was no room for a request's bytes.";
+    INGEST_REFUSED = Counter "traqq_ingest_refused_total" [""] "Times there was no room for a request's bytes, or for its idempotency key.";
+    IDEMPOTENCY_BYTES = Gauge "traqq_idempotency_key_bytes" [""] "Bytes of the idempotency keys that are remembered; beyond 134217728 new ones are refused.";
     ANSWER_BYTES = Gauge "traqq_answer_bytes" [""] "Bytes held by answers that are being made or sent.";
     RECORDS = Counter "traqq_records_total" [""] "Records read from the log and folded.";
     BYTES = Counter "traqq_record_bytes_total" [""] "Bytes of the values of those records.";

@@ -142,3 +142,32 @@ fn large_dead_letters_come_in_pages() {
     assert!(letters.as_array().unwrap().len() == 1 && !head.contains("link:"), "{head}");
     assert_eq!(process.stop(), 0);
 }
+
+/// A hundred bad lines left 7 KB behind for a day. What is kept is two numbers, and the errors are
+/// found again.
+#[test]
+fn a_repeated_request_is_told_the_same_though_little_of_it_is_kept() {
+    let site = site("");
+    let process = site.start();
+    let body = format!("{}{{\"event\":\"e\",\"x\":\"{}\"}}\n", "1\n".repeat(100), "y".repeat(100));
+    let headers = |key: usize| format!("{NDJSON}idempotency-key: {key}\r\n");
+    let first = site.post(&headers(0), body.as_bytes()).unwrap();
+    assert_eq!((first.status, first.json()["errors"].as_array().unwrap().len()), (200, 100));
+    let again = site.post(&headers(0), body.as_bytes()).unwrap();
+    assert_eq!((again.status, again.text()), (200, first.text()));
+    for key in 1..100 {
+        assert_eq!(site.post(&headers(key), body.as_bytes()).unwrap().status, 200);
+    }
+    let bytes = process.metric("traqq_idempotency_key_bytes");
+    assert!(bytes > 0.0 && bytes < 100.0 * 60.0, "{bytes} bytes of 100 keys");
+    poll_until(PATIENCE, "each counts once", || (site.events() == 100).then_some(()));
+    assert_eq!(process.stop(), 0);
+    // Rules by which other events are taken: the numbers of then are said.
+    let config = std::fs::read_to_string(&site.config).unwrap();
+    std::fs::write(&site.config, config + "[events]\nmax_event_bytes = 64\n").unwrap();
+    site.run(&["mapping", "apply"]);
+    let process = site.start();
+    let later = site.post(&headers(0), body.as_bytes()).unwrap();
+    assert_eq!((later.status, later.json()), (200, json!({"accepted": 1, "rejected": 100, "errors": []})));
+    assert_eq!(process.stop(), 0);
+}

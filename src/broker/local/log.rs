@@ -10,10 +10,13 @@ use tokio::sync::oneshot;
 
 use super::block::Block;
 use super::config::Config;
+use super::retention::IDEMPOTENCY_MS;
+use super::rows::{self, KeyRow};
 use super::watermark::Watermark;
-use super::{LocalConsumer, rows, writer};
+use super::{LocalConsumer, writer};
 use crate::broker::{
-    AppendError, Appended, Appender, BrokerError, Events, Idempotency, Message, ProduceError, Producer, Watermarks,
+    AppendError, Appended, Appender, BrokerError, Events, Idempotency, Message, ProduceError, Producer, RequestCounts,
+    Watermarks,
 };
 use crate::database::{Database, DatabaseError, DatabaseResult, Open};
 use crate::model::{RecordBatch, TopicPartition};
@@ -22,6 +25,10 @@ use crate::model::{RecordBatch, TopicPartition};
 pub(super) const TOPIC: &str = "events";
 const WRITER_NICE: i32 = 10;
 const DEAD_LETTERS: &str = "dead-letters";
+/// Bytes of idempotency keys that are remembered. A UUID takes 131, so that there is room for a
+/// million requests a day; who sends more puts more events into one. Beyond it new keys are
+/// refused, long before they fill the disk.
+const KEYS_BYTES_MAX: u64 = 128 << 20;
 
 /// What is known of a partition.
 #[derive(Default)]
@@ -38,12 +45,17 @@ pub(super) struct Partition {
     pub fresh: VecDeque<(i64, Block)>,
 }
 
+#[derive(Default)]
 pub(super) struct Inner {
     /// The opening of the database that this was read under.
     pub epoch: u64,
     pub partitions: Vec<Partition>,
     pub fresh_bytes: usize,
     pub next_letter: u64,
+    /// Of the rows of idempotency keys, without those that had expired when they were counted.
+    pub keys_bytes: u64,
+    /// Keys that were used later are counted.
+    pub keys_after_ms: i64,
 }
 
 pub(super) struct Shared {
@@ -52,6 +64,7 @@ pub(super) struct Shared {
     /// Offsets must not be used twice, although the store does not share our journal.
     pub reserves: bool,
     pub fresh_bytes_max: usize,
+    pub keys_bytes_max: u64,
     pub clock: fn() -> i64,
     pub watermark: Watermark,
     pub inner: Mutex<Inner>,
@@ -74,15 +87,27 @@ impl LocalLog {
         fresh_bytes_max: usize,
         clock: fn() -> i64,
     ) -> DatabaseResult<Self> {
+        Self::open_with_keys(database, config, reserves, fresh_bytes_max, KEYS_BYTES_MAX, clock)
+    }
+
+    pub(super) fn open_with_keys(
+        database: &Arc<Database>,
+        config: &Config,
+        reserves: bool,
+        fresh_bytes_max: usize,
+        keys_bytes_max: u64,
+        clock: fn() -> i64,
+    ) -> DatabaseResult<Self> {
         let directory = database.directory();
         let (watermark, acknowledged) = Watermark::open(directory)
             .map_err(|error| DatabaseError::Stop(format!("{}: {error}", directory.display())))?;
-        let inner = Inner { epoch: 0, partitions: Vec::new(), fresh_bytes: 0, next_letter: 0 };
+        let inner = Inner::default();
         let shared = Arc::new(Shared {
             database: Arc::clone(database),
             config: config.clone(),
             reserves,
             fresh_bytes_max,
+            keys_bytes_max,
             clock,
             watermark,
             inner: Mutex::new(inner),
@@ -134,6 +159,11 @@ impl LocalLog {
             }
         }
         Ok(())
+    }
+
+    /// Bytes of the idempotency keys that are remembered.
+    pub fn keys_bytes(&self) -> u64 {
+        self.shared.lock().keys_bytes
     }
 
     /// Ends the writer; what comes after is refused.
@@ -268,7 +298,23 @@ impl Shared {
         let last_letter = open.log.prefix(rows::LETTERS).next_back();
         let last_letter = last_letter.map(|row| row.key().map_err(failed)).transpose()?;
         let next_letter = last_letter.and_then(|key| rows::block_last(&key)).map_or(0, |last| last as u64 + 1);
-        Ok(Inner { epoch: open.epoch, partitions, fresh_bytes: 0, next_letter })
+        let keys_after_ms = (self.clock)() - IDEMPOTENCY_MS;
+        let keys_bytes = self.count_keys(open, keys_after_ms)?;
+        Ok(Inner { epoch: open.epoch, partitions, fresh_bytes: 0, next_letter, keys_bytes, keys_after_ms })
+    }
+
+    /// Bytes of the keys that were used after a time; what has expired is removed soon.
+    fn count_keys(&self, open: &Arc<Open>, after_ms: i64) -> DatabaseResult<u64> {
+        let mut bytes = 0;
+        for row in open.log.prefix(rows::KEYS) {
+            let (key, value) = row.into_inner().map_err(|error| self.database.failed(open, &error))?;
+            let key = key.strip_prefix(rows::KEYS).and_then(|key| std::str::from_utf8(key).ok());
+            let (Some(key), Some(row)) = (key, KeyRow::decode(&value)) else { return Err(self.damaged()) };
+            if row.used_ms > after_ms {
+                bytes += KeyRow::bytes(key, value.len());
+            }
+        }
+        Ok(bytes)
     }
 
     pub fn damaged(&self) -> DatabaseError {
@@ -308,6 +354,10 @@ impl From<DatabaseError> for AppendError {
 impl Appender for LocalLog {
     fn key_field(&self) -> Option<&str> {
         self.shared.config.partition_by.as_deref()
+    }
+
+    async fn replayed(&self, key: &str, fingerprint: u64) -> Result<Option<RequestCounts>, AppendError> {
+        writer::replayed(&self.shared, key, fingerprint)
     }
 
     async fn append(&self, events: Events, idempotency: Option<Idempotency>) -> Result<Appended, AppendError> {

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use super::block::Block;
 use super::log::{LocalLog, Shared};
-use super::rows;
+use super::rows::{self, KeyRow};
 use crate::database::{DatabaseResult, Upkeep};
 use crate::model::Retention;
 
 const EVERY: Duration = Duration::from_secs(30);
 /// How long a repeated request is recognised.
-const IDEMPOTENCY_MS: i64 = 24 * 3600 * 1000;
+pub(super) const IDEMPOTENCY_MS: i64 = 24 * 3600 * 1000;
 /// Dead letters that are kept: this many,
 const LETTERS_MAX: usize = 100_000;
 /// or bytes.
@@ -117,14 +117,20 @@ fn remove_letters(shared: &Shared, now: i64) -> DatabaseResult<bool> {
 }
 
 fn remove_keys(shared: &Shared, now: i64) -> DatabaseResult<bool> {
-    let open = shared.database.get()?;
+    let (open, inner) = shared.current()?;
+    let counted_after_ms = inner.keys_after_ms;
+    drop(inner);
     let failed = |error| shared.database.failed(&open, &error);
-    let (mut batch, mut removed) = (open.batch(), 0);
+    let (mut batch, mut removed, mut freed) = (open.batch(), 0, 0);
     for row in open.log.prefix(rows::EXPIRIES).take(STEP) {
         let row = row.key().map_err(failed)?;
         let (when_ms, key) = rows::parse_expiry(&row).ok_or_else(|| shared.damaged())?;
         if when_ms > now - IDEMPOTENCY_MS {
             break;
+        }
+        if when_ms > counted_after_ms {
+            let value = open.log.get(rows::idempotency(key)).map_err(failed)?;
+            freed += value.map_or(0, |value| KeyRow::bytes(key, value.len()));
         }
         batch.remove(&open.log, rows::idempotency(key));
         batch.remove(&open.log, row.clone());
@@ -132,6 +138,10 @@ fn remove_keys(shared: &Shared, now: i64) -> DatabaseResult<bool> {
     }
     if removed > 0 {
         shared.database.commit(&open, batch, false)?;
+        let (current, mut inner) = shared.current()?;
+        if current.epoch == open.epoch {
+            inner.keys_bytes = inner.keys_bytes.saturating_sub(freed);
+        }
     }
     Ok(removed == STEP)
 }

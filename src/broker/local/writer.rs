@@ -8,8 +8,8 @@ use zstd::stream::raw::Encoder;
 
 use super::block::{Block, BlockBuilder, compressor};
 use super::log::Shared;
-use super::rows;
-use crate::broker::{AppendError, Appended, Events, Idempotency, Message};
+use super::rows::{self, KeyRow};
+use crate::broker::{AppendError, Appended, Events, Idempotency, Message, RequestCounts};
 use crate::database::{DatabaseError, DatabaseResult, Open};
 use crate::hll::murmur64a;
 use crate::model::{RecordLengths, put_header};
@@ -52,6 +52,7 @@ struct Group {
     blocks: Vec<Vec<BlockBuilder>>,
     letters: Vec<Block>,
     keys: HashMap<String, Idempotency>,
+    keys_bytes: u64,
     waiting: Vec<Waiting>,
     bytes: usize,
     arrival_ms: i64,
@@ -66,6 +67,7 @@ pub fn run(shared: &Arc<Shared>, queue: &mpsc::Receiver<Request>) {
             blocks: (0..shared.config.partitions).map(|_| Vec::new()).collect(),
             letters: Vec::new(),
             keys: HashMap::new(),
+            keys_bytes: 0,
             waiting: Vec::new(),
             bytes: 0,
             arrival_ms: (shared.clock)(),
@@ -100,7 +102,7 @@ impl Group {
             Request::Append { events, idempotency, done } => {
                 match idempotency.map(|idempotency| self.remember(shared, idempotency)).transpose() {
                     Err(error) => _ = done.send(Err(error)),
-                    Ok(Some(Some(answer))) => self.waiting.push(Waiting::Append(done, Appended::Replayed(answer))),
+                    Ok(Some(Some(counts))) => self.waiting.push(Waiting::Append(done, Appended::Replayed(counts))),
                     Ok(None | Some(None)) => {
                         self.put(events);
                         self.waiting.push(Waiting::Append(done, Appended::New));
@@ -150,20 +152,28 @@ impl Group {
         }
     }
 
-    /// The answer that this request was given before; `None` when it is new, and to be remembered.
-    fn remember(&mut self, shared: &Shared, idempotency: Idempotency) -> Result<Option<Vec<u8>>, AppendError> {
-        let earlier = match self.keys.get(&idempotency.key) {
-            Some(earlier) => Some((earlier.fingerprint, earlier.answer.clone())),
-            None => stored(shared, &idempotency.key)?,
+    /// What became of this request before; `None` when it is new, and to be remembered.
+    fn remember(&mut self, shared: &Shared, idempotency: Idempotency) -> Result<Option<RequestCounts>, AppendError> {
+        let Idempotency { key, fingerprint, .. } = &idempotency;
+        let earlier = match self.keys.get(key) {
+            Some(earlier) if earlier.fingerprint != *fingerprint => Err(AppendError::KeyReused),
+            Some(earlier) => Ok(Some(earlier.counts)),
+            None => replayed(shared, key, *fingerprint),
         };
-        match earlier {
-            Some((fingerprint, answer)) if fingerprint == idempotency.fingerprint => Ok(Some(answer)),
-            Some(_) => Err(AppendError::KeyReused),
-            None => {
-                self.keys.insert(idempotency.key.clone(), idempotency);
-                Ok(None)
-            }
+        if let Some(counts) = earlier? {
+            return Ok(Some(counts));
         }
+        let bytes = KeyRow::bytes_of(key);
+        let stored = shared.current()?.1.keys_bytes;
+        if stored + self.keys_bytes + bytes > shared.keys_bytes_max {
+            return Err(AppendError::KeysFull(format!(
+                "{stored} bytes of idempotency keys are remembered, each for a day, and there is no room for another; send \
+                 more events with one key, or send this without a key and at most once"
+            )));
+        }
+        self.keys_bytes += bytes;
+        self.keys.insert(key.clone(), idempotency);
+        Ok(None)
     }
 
     fn answer(self, written: &DatabaseResult<()>) {
@@ -179,15 +189,13 @@ impl Group {
     }
 }
 
-fn stored(shared: &Shared, key: &str) -> DatabaseResult<Option<(u64, Vec<u8>)>> {
+/// What became of a request that was stored under this key.
+pub fn replayed(shared: &Shared, key: &str, fingerprint: u64) -> Result<Option<RequestCounts>, AppendError> {
     let open = shared.database.get()?;
     let row = open.log.get(rows::idempotency(key)).map_err(|error| shared.database.failed(&open, &error))?;
-    row.map(|row| {
-        let parts = row.split_first_chunk::<8>().and_then(|(_, rest)| rest.split_first_chunk::<8>());
-        let (fingerprint, answer) = parts.ok_or_else(|| shared.damaged())?;
-        Ok((u64::from_be_bytes(*fingerprint), answer.to_vec()))
-    })
-    .transpose()
+    let Some(row) = row else { return Ok(None) };
+    let row = KeyRow::decode(&row).ok_or_else(|| shared.damaged())?;
+    if row.fingerprint == fingerprint { Ok(Some(row.counts)) } else { Err(AppendError::KeyReused) }
 }
 
 fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> DatabaseResult<()> {
@@ -218,12 +226,10 @@ fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> Da
     }
     if !group.keys.is_empty() {
         let used_ms = key_time(shared, &open, group.arrival_ms)?;
-        for idempotency in group.keys.values() {
-            let mut row = used_ms.to_be_bytes().to_vec();
-            row.extend_from_slice(&idempotency.fingerprint.to_be_bytes());
-            row.extend_from_slice(&idempotency.answer);
-            batch.insert(&open.log, rows::idempotency(&idempotency.key), row);
-            batch.insert(&open.log, rows::expiry(used_ms, &idempotency.key), []);
+        for Idempotency { key, fingerprint, counts } in group.keys.values() {
+            let row = KeyRow { used_ms, fingerprint: *fingerprint, counts: *counts };
+            batch.insert(&open.log, rows::idempotency(key), row.encode());
+            batch.insert(&open.log, rows::expiry(used_ms, key), []);
         }
     }
     let reservations = if shared.reserves { reserve(shared, &open, &inner.partitions, &ends)? } else { Vec::new() };
@@ -239,6 +245,7 @@ fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> Da
         inner.partitions[partition].reserved = reserved;
     }
     inner.next_letter += group.letters.len() as u64;
+    inner.keys_bytes += group.keys_bytes;
     for (partition, first, block, bytes) in placed {
         let (payload, room) = (block.payload_len(), shared.fresh_bytes_max);
         inner.fresh_bytes += payload;
