@@ -513,7 +513,8 @@ async function loadCatalog() {
     if (error instanceof Problem && error.status === 404) return false;
     throw error;
   }
-  catalog = answer.metrics;
+  // A later server may have kinds that this page does not know.
+  catalog = answer.metrics.filter(({ metric }) => KINDS[metric]);
   setText($("zone"), `Days and hours are those of ${answer.time_zone}.`);
   if (!state.metric && catalog.length) {
     state.metric = catalog.find((each) => each.metric === "add" && each.values) ?? catalog.find((each) => each.values) ?? catalog[0];
@@ -529,8 +530,9 @@ function showPicker() {
   const words = wanted.split(/\s+/).filter(Boolean);
   const current = state.metric && keyOf(state.metric);
   const shown = catalog.filter((metric) => {
-    const text = `${keyOf(metric)} ${KINDS[metric.metric]?.group ?? ""} ${KINDS[metric.metric]?.title(metric) ?? ""}`.toLowerCase();
-    return KINDS[metric.metric] && words.every((word) => text.includes(word));
+    const { group, title } = KINDS[metric.metric];
+    const text = `${keyOf(metric)} ${group} ${title(metric)}`.toLowerCase();
+    return words.every((word) => text.includes(word));
   });
   const signature = shown.map(keyOf).join("\n");
   if (list.dataset.shown !== signature) {
