@@ -57,7 +57,7 @@ impl Run<'_> {
             };
             let mut add = |label: String| -> QueryResult<()> {
                 if !labels.contains(&label) {
-                    held.take(label.len() + MEMBER_BYTES)?;
+                    held.take_for_label(label.len() + MEMBER_BYTES)?;
                     labels.insert(label);
                 }
                 Ok(())

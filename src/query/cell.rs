@@ -153,7 +153,7 @@ impl Run<'_> {
                     match sums.entry(label) {
                         Entry::Occupied(mut sum) => *sum.get_mut() += i128::from(value),
                         Entry::Vacant(place) => {
-                            held.take(length + MEMBER_BYTES)?;
+                            held.take_for_label(length + MEMBER_BYTES)?;
                             place.insert(i128::from(value));
                         }
                     }
@@ -175,7 +175,7 @@ impl Run<'_> {
         let taken = Mutex::new((self.memory.step(), None));
         let admits = |length: usize| {
             let (held, refusal) = &mut *taken.lock().unwrap_or_else(PoisonError::into_inner);
-            held.take(length + MEMBER_BYTES).map_err(|error| *refusal = Some(error)).is_ok()
+            held.take_for_label(length + MEMBER_BYTES).map_err(|error| *refusal = Some(error)).is_ok()
         };
         let bounds = SumBounds { values_max, admits: &admits };
         let mut all: Option<Sums> = None;
@@ -248,7 +248,9 @@ impl Run<'_> {
                     continue;
                 };
                 for label in found {
-                    held.take(LIST_BYTES + if labels.contains_key(&label) { 0 } else { label.len() + MEMBER_BYTES })?;
+                    held.take_for_label(
+                        LIST_BYTES + if labels.contains_key(&label) { 0 } else { label.len() + MEMBER_BYTES },
+                    )?;
                     labels.entry(label).or_default().push(*list);
                 }
             }
@@ -284,7 +286,7 @@ impl Run<'_> {
             for ((label, (_, bucket)), reply) in chunk.iter().zip(replies) {
                 if union.as_ref().is_none_or(|(current, _)| current != label) {
                     finish(union.take(), &mut counts);
-                    held.take(label.len() + ROW_BYTES)?;
+                    held.take_for_label(label.len() + ROW_BYTES)?;
                     union = Some((*label, Hll::new()));
                 }
                 match (reply, &mut union) {

@@ -15,6 +15,9 @@ const SMALL_BYTES: usize = 1 << 20;
 /// One answer may always have this much.
 const ANSWER_BYTES_MIN: usize = 1 << 20;
 
+/// Taken ahead for labels that come one by one.
+const AHEAD_BYTES: usize = 16 << 10;
+
 /// What a member of a merge takes besides its label: its place in a hash table that is three
 /// quarters full, twice while the table grows, and the allocation of the label.
 pub(super) const MEMBER_BYTES: usize = 112;
@@ -42,6 +45,8 @@ pub struct MemoryPermit {
 pub(super) struct StepMemory<'p> {
     permit: &'p MemoryPermit,
     bytes: usize,
+    /// Of them, what was taken ahead.
+    spare: usize,
 }
 
 impl AnswerMemory {
@@ -108,7 +113,7 @@ impl MemoryPermit {
     }
 
     pub(super) const fn step(&self) -> StepMemory<'_> {
-        StepMemory { permit: self, bytes: 0 }
+        StepMemory { permit: self, bytes: 0, spare: 0 }
     }
 }
 
@@ -125,6 +130,18 @@ impl<'p> StepMemory<'p> {
         Ok(())
     }
 
+    /// The same for one of many labels: for most of them nobody is asked.
+    pub fn take_for_label(&mut self, bytes: usize) -> QueryResult<()> {
+        if self.spare < bytes {
+            if self.take(AHEAD_BYTES + bytes).is_err() {
+                return self.take(bytes);
+            }
+            self.spare += AHEAD_BYTES + bytes;
+        }
+        self.spare -= bytes;
+        Ok(())
+    }
+
     pub fn give_back(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
@@ -134,6 +151,7 @@ impl<'p> StepMemory<'p> {
     /// What another step holds is held by this one.
     pub fn absorb(&mut self, mut other: StepMemory<'p>) {
         self.bytes += std::mem::take(&mut other.bytes);
+        self.spare += other.spare;
     }
 
     /// The step is over, and so many bytes of what it held are a part of the answer.
@@ -187,6 +205,12 @@ mod tests {
         step.keep(300).unwrap();
         assert_eq!(memory.used(), 300);
         permit.step().keep(20).unwrap();
+        let mut labels = permit.step();
+        for taken in 1..=1000 {
+            labels.take_for_label(50).unwrap();
+            assert!((taken * 50..taken * 50 + AHEAD_BYTES + 50).contains(&(memory.used() - 320)), "{taken}");
+        }
+        drop(labels);
         assert!(permit.step().take(usize::MAX).is_err());
         assert_eq!(memory.used(), 320);
         drop(permit);

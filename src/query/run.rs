@@ -189,12 +189,12 @@ impl Run<'_> {
             indices.into_iter().zip(replies).for_each(|(index, reply)| ordered[index] = Some(reply));
         }
         let replies: Vec<Reply> = ordered.into_iter().map(|reply| reply.expect("every read went to a lane")).collect();
-        let (mut held, mut largest) = (self.memory.step(), 1);
+        let (mut held, mut largest, mut all) = (self.memory.step(), 1, 0);
         for reply in &replies {
             let bytes = reply.bytes();
-            largest = largest.max(bytes);
-            held.take(bytes)?;
+            (largest, all) = (largest.max(bytes), all + bytes);
         }
+        held.take(all)?;
         self.largest_reply.fetch_max(largest, Ordering::Relaxed);
         Ok((replies, held))
     }

@@ -243,7 +243,7 @@ fn candidates<'l>(lists: &'l [List], held: &mut StepMemory<'_>) -> QueryResult<H
     let mut candidates: HashMap<&str, Candidate> = HashMap::new();
     for (at, list) in (0..).zip(lists) {
         for (member, count) in &list.read {
-            held.take(if candidates.contains_key(&**member) { PLACE_BYTES } else { MEMBER_BYTES })?;
+            held.take_for_label(if candidates.contains_key(&**member) { PLACE_BYTES } else { MEMBER_BYTES })?;
             let candidate = candidates.entry(member).or_default();
             candidate.sum += i128::from(*count);
             candidate.lists.push(at);

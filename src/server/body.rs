@@ -64,3 +64,30 @@ pub(super) fn of_pieces(
 fn held<P: Send + 'static>(text: Vec<u8>, memory: P) -> Bytes {
     Bytes::from_owner(HeldText { text, _memory: memory })
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    /// Whoever takes an answer in drops would hold its memory for hours.
+    #[tokio::test]
+    async fn an_answer_that_is_taken_too_slowly_is_broken_off_and_its_memory_given_back() {
+        let memory = AnswerMemory::new(16 << 20);
+        for (patience, is_whole) in [(Duration::from_secs(60), true), (Duration::ZERO, false)] {
+            let permit = memory.permit();
+            permit.take(1000).unwrap();
+            let body = of_pieces((0..3).map(|_| b"piece".to_vec()), permit, patience).unwrap();
+            assert!(memory.used() > PIECES_BYTES);
+            let whole = body.collect().await;
+            assert_eq!(whole.is_ok(), is_whole);
+            assert_eq!(whole.ok().map(|whole| whole.to_bytes().len()), is_whole.then_some(15));
+            assert_eq!(memory.used(), 0);
+        }
+        let body = of_pieces(std::iter::once(b"one".to_vec()), memory.permit(), Duration::ZERO).unwrap();
+        assert!((3..1000).contains(&memory.used()));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "one");
+        assert_eq!(memory.used(), 0);
+    }
+}
