@@ -299,7 +299,7 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
         execution: Execution::Threads,
     };
     let log = backends.local.as_ref().and_then(|local| local.log.clone());
-    let engine = Arc::new(engine(config, store));
+    let engine = Arc::new(engine(config, store)?);
     let live = live(Arc::clone(&status), metrics, log, &engine);
     let router = server::router(&config.server, Arc::clone(&engine), live, ingest.clone());
     // The server outlives the worker, so that a probe sees the draining and not a closed port.
@@ -333,7 +333,7 @@ pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result
     let mut shutdown = shutdown();
     let status = Arc::new(Status::default());
     status.clear("worker");
-    let engine = Arc::new(engine(config, store(config)?));
+    let engine = Arc::new(engine(config, store(config)?)?);
     let live = live(status, metrics, None, &engine);
     let router = server::router(&config.server, engine, live, None);
     let tls = Tls::load(&config.server).map_err(|error| anyhow!(error))?;
@@ -344,8 +344,9 @@ pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result
     Ok(())
 }
 
-fn engine(config: &Config, store: Arc<dyn Store>) -> Engine {
-    Engine::new(store, Limits { answers_bytes_max: answers_bytes(config), ..config.server.limits() })
+fn engine(config: &Config, store: Arc<dyn Store>) -> anyhow::Result<Engine> {
+    let limits = Limits { answers_bytes_max: answers_bytes(config), ..config.server.limits() };
+    Engine::new(store, limits).with_threads().context("threads that answer questions")
 }
 
 async fn listen(config: &Config, tls: Option<Tls>, router: axum::Router) -> anyhow::Result<Listening> {

@@ -14,6 +14,8 @@
 //! - `top`         the exact top k over many leaderboards
 //! - `catalog`     which metrics there are
 //! - `memory`      what answers may hold, each and all together
+//! - `places`      how many questions are answered at a time, and how many wait
+//! - `threads`     where they are answered
 //! - `quarantine`  which answers are incomplete
 //! - `answer`      what an answer looks like
 //! - `table`       an answer as flat rows
@@ -30,6 +32,7 @@ mod cell;
 mod instant;
 mod memory;
 mod nested;
+mod places;
 mod quarantine;
 mod range;
 mod render;
@@ -38,6 +41,7 @@ mod select;
 mod table;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod top;
 
 use std::fmt::Write as _;
@@ -45,7 +49,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
-use tokio::sync::Semaphore;
 
 pub use answer::{
     Answer, BucketAnswer, CatalogAnswer, CatalogEntry, Cell, CountRow, Data, Decimal, FindAnswer, MetricCell,
@@ -59,15 +62,15 @@ pub use select::{Order, Selector};
 pub use table::Table;
 
 use self::cell::Ask;
+use self::places::Places;
 use self::run::{READS_AT_ONCE, Run, VALUES_AT_ONCE};
+use self::threads::Threads;
 use crate::hll::murmur64a;
 use crate::model::{BucketKind, BucketSpan, Metric, ValidRules};
 use crate::store::{Meta, Store, StoreError, kind_name, metric_name, metrics_of};
 
 /// How long meta is believed without another look.
 const META_AGE_MAX: Duration = Duration::from_secs(1);
-/// So many are answered at a time, and the others wait.
-const QUESTIONS_AT_ONCE: usize = 4;
 
 /// What one question may cost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -173,14 +176,20 @@ pub struct Engine {
     store: Arc<dyn Store>,
     limits: Limits,
     known: Mutex<Option<(Instant, Arc<Known>)>>,
-    questions: Semaphore,
+    places: Places,
     memory: Arc<AnswerMemory>,
+    threads: Option<Threads>,
 }
 
 impl Engine {
     pub fn new(store: Arc<dyn Store>, limits: Limits) -> Self {
         let memory = AnswerMemory::new(limits.answers_bytes_max);
-        Self { store, limits, known: Mutex::new(None), questions: Semaphore::new(QUESTIONS_AT_ONCE), memory }
+        Self { store, limits, known: Mutex::new(None), places: Places::default(), memory, threads: None }
+    }
+
+    /// Answers on threads of its own, so that those who ask for much hold up nobody but one another.
+    pub fn with_threads(self) -> std::io::Result<Self> {
+        Ok(Self { threads: Some(Threads::start()?), ..self })
     }
 
     /// What answers hold, whoever makes them.
@@ -227,18 +236,27 @@ impl Engine {
 
     /// The request's answer. Ask for the [`Engine::tag`] first: what is read later may only be newer.
     pub async fn answer(&self, question: &Question) -> QueryResult<Answer> {
-        self.answer_with_memory(question).await.map(|(answer, _)| answer)
+        let memory = self.memory.permit();
+        self.answer_within(question, &memory).await
     }
 
-    /// The same, with the permit for the memory that the answer holds, to be kept as long as it.
-    pub async fn answer_with_memory(&self, question: &Question) -> QueryResult<(Answer, MemoryPermit)> {
-        let memory = self.memory.permit();
-        let answer = self.answer_within(question, &memory).await?;
-        Ok((answer, memory))
+    /// The same on the engine's threads, with the permit for the memory that the answer holds, to be
+    /// kept as long as it. Whoever no longer waits for the answer ends the work.
+    pub async fn answer_with_memory(self: &Arc<Self>, question: Question) -> QueryResult<(Answer, MemoryPermit)> {
+        let engine = Arc::clone(self);
+        let work = async move {
+            let memory = engine.memory.permit();
+            let answer = engine.answer_within(&question, &memory).await?;
+            Ok((answer, memory))
+        };
+        match &self.threads {
+            Some(threads) => threads.run(work).await,
+            None => work.await,
+        }
     }
 
     async fn answer_within(&self, question: &Question, memory: &MemoryPermit) -> QueryResult<Answer> {
-        let _place = self.questions.acquire().await.expect("it is never closed");
+        let _place = self.places.take(self.values_of(question)).await?;
         let run = Run::new(&*self.store, self.limits, question, memory);
         match &question.what {
             What::Query { limit } => run.query(*limit).await.map(Answer::Query),
@@ -248,6 +266,27 @@ impl Engine {
             }
             What::Catalog => run.catalog().await.map(Answer::Catalog),
         }
+    }
+
+    /// How many values it is about, as far as the store knows that, or a few more than make it a
+    /// large one.
+    fn values_of(&self, question: &Question) -> usize {
+        let metrics = match &question.what {
+            // Its key in each bucket is asked about one value.
+            What::Find { value: Some(_), .. } => return 0,
+            What::Find { metric, .. } => std::slice::from_ref(metric),
+            What::Query { .. } | What::Catalog => &question.known.metrics[..],
+        };
+        let mut values = 0;
+        for span in &question.spans {
+            for metric in metrics {
+                values += self.store.values(span.bucket, metric);
+                if places::is_large(values) {
+                    return values;
+                }
+            }
+        }
+        values
     }
 
     /// [`Engine::prepare`] and [`Engine::answer`] in one.

@@ -191,7 +191,7 @@ async fn try_answer(
     let mut response = if is_known(headers, &tag) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        let (answer, memory) = context.engine.answer_with_memory(&question).await?;
+        let (answer, memory) = context.engine.answer_with_memory(question).await?;
         format.response(answer, memory, context.patience)?
     };
     let tag = HeaderValue::try_from(tag).expect("hex digits and letters");

@@ -446,7 +446,7 @@ impl Connection {
         let engine = &self.shared.engine;
         let answer = async {
             let question = engine.prepare(&request, (self.shared.clock)()).await?;
-            engine.answer_with_memory(&question).await
+            engine.answer_with_memory(question).await
         };
         let late = |_| {
             let limit = self.shared.request_timeout.as_millis();

@@ -26,7 +26,7 @@ pub use meta::{
 };
 pub use read::{Quarantined, Read, Reply};
 
-use crate::model::{Bucket, Checkpoint, Finding, TopicPartition, WriteBatch};
+use crate::model::{Bucket, Checkpoint, Finding, Metric, TopicPartition, WriteBatch};
 
 /// Values added up by label.
 pub type Sums = HashMap<String, i128, hashbrown::DefaultHashBuilder>;
@@ -179,6 +179,12 @@ pub trait Store: Send + Sync {
     /// not, or where they are more than the bounds allow.
     async fn sums(&self, _lane: usize, _reads: &[Read], _bounds: &SumBounds<'_>) -> StoreResult<Option<Sums>> {
         Ok(None)
+    }
+
+    /// How many values a metric has in a bucket, if that is known without asking anybody: what a
+    /// question may cost.
+    fn values(&self, _bucket: Bucket, _metric: &Metric) -> usize {
+        0
     }
 
     /// Answers in the order of the reads.

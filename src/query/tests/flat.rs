@@ -281,13 +281,14 @@ fn what_a_question_holds_is_counted_and_given_back() {
         (0..4000).map(|n| Event { geo: "x".repeat(400) + &n.to_string(), ..event(DAY_0, n) }).collect();
     let store = Arc::new(block_on(filled(&meta_of(&default_rules(), 3), &events)));
     let engine = |answers_bytes_max| {
-        Engine::new(Arc::<MemoryStore>::clone(&store), Limits { answers_bytes_max, ..Limits::default() })
+        let limits = Limits { answers_bytes_max, ..Limits::default() };
+        Arc::new(Engine::new(Arc::<MemoryStore>::clone(&store), limits))
     };
     let (roomy, tight) = (engine(64 << 20), engine(2 << 20));
     for (selector, has_text) in [("add/event~geo", true), ("add_value/event~geo/amount", true), ("top/url", false)] {
         let request = Request::Find(Find { limit: Some(10_000), ..find(selector) });
         let question = block_on(roomy.prepare(&request, NOW)).unwrap();
-        let (answer, memory) = block_on(roomy.answer_with_memory(&question)).unwrap();
+        let (answer, memory) = block_on(roomy.answer_with_memory(question)).unwrap();
         let text = serde_json::to_string(&answer).unwrap();
         let used = roomy.memory().used();
         assert!(used > text.len() / 2 && (!has_text || used > 4000 * 400), "{selector}: {used} for {}", text.len());

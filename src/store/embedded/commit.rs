@@ -101,7 +101,7 @@ impl<'b> Change<'b> {
             }
         }
         let mut state = self.key.lock();
-        state.row = self.row;
+        self.key.set_row(&mut state, self.row);
         state.version = store.index.next_version();
         match (&mut state.values, self.values) {
             (Some(Values::Counts(table)), New::Counts(values)) => put(table, values),

@@ -5,7 +5,7 @@
 //! of the batches left.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::rows::{KeyRow, Value};
@@ -64,11 +64,24 @@ pub struct KeyState {
 pub struct Key {
     state: Mutex<KeyState>,
     used_at: AtomicU64,
+    /// What its row says, for those who must not wait for the state.
+    values: AtomicU32,
 }
 
 impl Key {
     pub fn lock(&self) -> MutexGuard<'_, KeyState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many values it has.
+    pub fn values(&self) -> u32 {
+        self.values.load(Ordering::Relaxed)
+    }
+
+    /// It has another row.
+    pub fn set_row(&self, state: &mut KeyState, row: KeyRow) {
+        self.values.store(row.values, Ordering::Relaxed);
+        state.row = row;
     }
 }
 
@@ -123,8 +136,10 @@ impl Index {
 
     fn put(&self, name: &str, row: KeyRow, values: Option<Values>, is_complete: bool) -> Arc<Key> {
         let version = self.next_version();
+        let of_row = AtomicU32::new(row.values);
         let state = Mutex::new(KeyState { row, values, is_complete, version, bytes: 0, is_gone: false });
-        let key = Arc::new(Key { state, used_at: AtomicU64::new(self.turn.fetch_add(1, Ordering::Relaxed)) });
+        let used_at = AtomicU64::new(self.turn.fetch_add(1, Ordering::Relaxed));
+        let key = Arc::new(Key { state, used_at, values: of_row });
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         keys.insert(name.into(), Arc::clone(&key));
         key

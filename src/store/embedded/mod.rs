@@ -386,6 +386,10 @@ impl Store for EmbeddedStore {
         self.inner.sums(&open, reads, bounds).await
     }
 
+    fn values(&self, bucket: Bucket, metric: &Metric) -> usize {
+        self.inner.index.get(&self.inner.key_name(bucket, metric)).map_or(0, |key| key.values() as usize)
+    }
+
     async fn read(&self, _lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>> {
         let open = self.inner.database.get()?;
         let (mut turn, mut replies) = (Turn::begin(), Vec::with_capacity(reads.len()));
