@@ -189,7 +189,9 @@ mod tests {
             if owner == group { None } else { Some(format!("may be written by group {group}")) }
         );
         assert!(of(owner, group + 1).unwrap().contains("group"));
-        assert_eq!(of(owner + 1, group), Some(format!("belongs to user {owner}, and user {} runs this", owner + 1)));
+        let belongs = format!("belongs to user {owner}, and user {} runs this", owner + 1);
+        let of_superuser = format!("may be written by group {group}");
+        assert_eq!(of(owner + 1, group), Some(if owner == SUPERUSER { of_superuser } else { belongs }));
         assert!(User { id: owner, group }.others_who_write(&metadata).is_none() || owner != group);
     }
 }
