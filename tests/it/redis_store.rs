@@ -723,7 +723,7 @@ async fn a_connection_cut_anywhere_applies_whole_batches() {
         let stride = if direction == Direction::Up { 41 } else { 7 };
         for cut in (0..length).step_by(stride) {
             let mut session = store.session(0).await.unwrap();
-            let cuts = proxy.cuts();
+            let (cuts, passed) = (proxy.cuts(), proxy.passed(direction));
             proxy.cut_after(direction, cut);
             let mut answers = Vec::new();
             for from in at..at + 3 {
@@ -737,7 +737,10 @@ async fn a_connection_cut_anywhere_applies_whole_batches() {
                     other => panic!("{direction:?} {cut}: {other:?}"),
                 }
             }
-            assert_eq!(proxy.cuts(), cuts + 1, "{direction:?} {cut} of {length}, {acknowledged} acknowledged");
+            // A batch is shorter if the one before it was acknowledged already: what it added need not be sent.
+            let is_shorter = || acknowledged == 3 && proxy.passed(direction) - passed <= cut;
+            let is_cut = proxy.cuts() == cuts + 1;
+            assert!(is_cut || is_shorter(), "{direction:?} {cut} of {length}, {acknowledged} acknowledged");
             proxy.resume();
             let ended = || {
                 redis.cli(&["CLIENT", "LIST", "TYPE", "normal"]).lines().filter(|l| l.contains("cmd=evalsha")).count()
