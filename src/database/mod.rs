@@ -156,7 +156,10 @@ impl Database {
 
     /// Whether a process has it open.
     pub fn is_in_use(config: &Config) -> bool {
-        is_locked(&config.directory.join(DATABASE))
+        let place = config.directory.join(DATABASE);
+        // It is another user's, who may be using it.
+        let is_closed = matches!(fs::File::open(place.join("lock")), Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied);
+        is_closed || is_locked(&place)
     }
 
     /// Whether others of this machine may enter where the data is.

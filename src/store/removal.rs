@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Positions, Store, StoreError, StoreResult};
+use super::{Meta, Positions, Store, StoreError, StoreResult};
 
 /// Between two looks at the positions.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -29,16 +29,23 @@ pub async fn size(store: &dyn Store) -> StoreResult<Option<u64>> {
 /// that moves is a worker's. A worker that has nothing to count is not noticed here; it finds a
 /// store that is being removed, or an empty one, when it has.
 pub async fn remove(store: &dyn Store, watch: Duration) -> StoreResult<u64> {
-    let is_begun = store.meta().await?.is_some_and(|meta| meta.is_dropped());
-    if !is_begun {
+    let meta = store.meta().await?;
+    if !meta.as_ref().is_some_and(Meta::is_dropped) {
+        let is_import = meta.as_ref().is_some_and(Meta::is_import);
         let before = positions(store).await?;
+        // An import moves no position before its end.
+        let keys_before = if is_import { store.size().await? } else { 0 };
         let until = tokio::time::Instant::now() + watch;
-        while !before.is_empty() && tokio::time::Instant::now() < until {
+        while (is_import || !before.is_empty()) && tokio::time::Instant::now() < until {
             tokio::time::sleep(LOOK_EVERY).await;
-            if positions(store).await? != before {
-                let text = "a worker counts into the store; stop it, and try again";
-                return Err(StoreError::Stop(text.to_owned()));
-            }
+            let what = if positions(store).await? != before {
+                "a worker counts into the store"
+            } else if is_import && store.size().await? != keys_before {
+                "an import into the store is under way"
+            } else {
+                continue;
+            };
+            return Err(StoreError::Stop(format!("{what}; stop it, and try again")));
         }
     }
     store.begin_removal().await?;

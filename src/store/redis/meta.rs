@@ -20,6 +20,7 @@ const CREATE: &str = "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 
 /// ARGV: meta field, start, and beside a checkpoint the partition.
 const ADOPT: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('ERR traqq: meta is gone') end
+    if redis.call('HGET', KEYS[1], 'plan') == 'dropped' then return redis.error_reply('ERR traqq: the store is being removed') end
     if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 1 and KEYS[2] then redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[2]) end
     return 1";
 
@@ -27,6 +28,7 @@ const ADOPT: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return redis.err
 /// there is none.
 const REPLACE: &str = "local plan = redis.call('HGET', KEYS[1], 'plan')
     if not plan then return 3 end
+    if plan == 'dropped' then return 0 end
     if ARGV[1] ~= '' and plan ~= ARGV[1] and plan ~= ARGV[3] then return 0 end
     for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
     return plan == ARGV[3] and 1 or 2";
