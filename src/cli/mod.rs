@@ -95,6 +95,13 @@ enum Command {
     },
 }
 
+impl Command {
+    /// Whether it works on what is configured, and not only with a server.
+    const fn needs_its_configuration(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Serve | Self::Mapping(_) | Self::Position(_) | Self::Store(_))
+    }
+}
+
 fn parse_override(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, for example worker.batch_events=10000")?;
     Ok((key.trim().to_owned(), value.trim().to_owned()))
@@ -177,6 +184,10 @@ impl Arguments {
         // TLS needs to know which implementation of cryptography to use, once in a process.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let command = self.command.unwrap_or(Command::Run(run::Run::default()));
+        // Another configuration than the one that is there would count, change or remove something else.
+        if let Some(why) = loaded.untrusted.as_ref().filter(|_| command.needs_its_configuration()) {
+            return Err(Failure::Usage(why.clone()));
+        }
         // Those that run have a log for it.
         if !matches!(command, Command::Run(_) | Command::Serve) {
             loaded.warnings.iter().for_each(|warning| warn(warning));

@@ -27,6 +27,8 @@ pub struct Loaded {
     pub config: Config,
     /// What was set and sets nothing, and a file that is there and is not read.
     pub warnings: Vec<String>,
+    /// Why the file that is there is not read.
+    pub untrusted: Option<String>,
     /// Files that secrets were read from.
     pub(super) secret_files: Vec<SecretFile>,
     pub(super) figment: Figment,
@@ -35,7 +37,7 @@ pub struct Loaded {
 impl Loaded {
     fn of(figment: Figment) -> Result<Self, String> {
         let config: Config = figment.extract().map_err(|error| explain(&error))?;
-        Ok(Self { config, warnings: Vec::new(), secret_files: Vec::new(), figment })
+        Ok(Self { config, warnings: Vec::new(), untrusted: None, secret_files: Vec::new(), figment })
     }
 }
 
@@ -54,7 +56,7 @@ pub(super) fn load_with(
 ) -> Result<Loaded, String> {
     let mut figment = Figment::new();
     let mut warnings = Vec::new();
-    let mut has_file = file.is_some();
+    let (mut has_file, mut untrusted) = (file.is_some(), None);
     match file {
         Some(file) if !file.is_file() => return Err(format!("{}: there is no such file", file.display())),
         Some(file) => figment = figment.merge(Named(Toml::file_exact(file))),
@@ -65,9 +67,12 @@ pub(super) fn load_with(
                 has_file = true;
             }
             Err(why @ NotRead::Failed(_)) => return Err(format!("{DEFAULT_FILE}: {why}")),
-            Err(why) => warnings.push(format!(
-                "./{DEFAULT_FILE} is not read: {why}; `--config ./{DEFAULT_FILE}` reads it all the same"
-            )),
+            Err(why) => {
+                let text =
+                    format!("./{DEFAULT_FILE} is not read: {why}; `--config ./{DEFAULT_FILE}` reads it all the same");
+                warnings.push(text.clone());
+                untrusted = Some(text);
+            }
         },
     }
     let environment = environment::read(variables)?;
@@ -90,6 +95,7 @@ pub(super) fn load_with(
     }
     warnings.extend(environment.warnings);
     loaded.warnings = warnings;
+    loaded.untrusted = untrusted;
     loaded.secret_files = environment.secret_files;
     Ok(loaded)
 }

@@ -86,7 +86,8 @@ fn judge(user: User, file: &Path, metadata: &Metadata) -> Result<(), NotRead> {
         let why = format!("it is a link that belongs to user {}, and user {} runs this", link.uid(), user.id);
         return Err(NotRead::Untrusted(why));
     }
-    for directory in [directory_of(file), directory_of(&fs::canonicalize(file)?)] {
+    let target = if link.is_symlink() { fs::canonicalize(file)? } else { file.to_owned() };
+    for directory in [directory_of(file), directory_of(&target)] {
         let metadata = fs::metadata(&directory)?;
         if metadata.mode() & STICKY == 0
             && let Some(why) = user.others_who_write(&metadata)
@@ -104,7 +105,7 @@ impl Config {
         let directory = &self.data.directory;
         let Ok(metadata) = fs::metadata(directory) else { return Ok(()) };
         let (user, owner) = (User::current().id, metadata.uid());
-        if *directory != database::Config::default().directory || owner == user {
+        if *directory != database::Config::default().directory || owner == user || owner == SUPERUSER {
             return Ok(());
         }
         let directory = directory.display();

@@ -15,6 +15,7 @@ use crate::model::escape::shell;
 /// A token that is shorter can be tried out: 16 random letters and digits are 80 bits or more.
 const TOKEN_CHARACTERS: usize = 16;
 const READABLE_BY_OTHERS: u32 = 0o004;
+const ENTERED_BY_OTHERS: u32 = 0o001;
 
 /// Whether what is sent to a host leaves this machine.
 pub fn beyond_loopback(host: &str) -> bool {
@@ -55,8 +56,12 @@ impl Loaded {
     }
 }
 
+/// Whether others may read a file, and enter the directories that it is in.
 fn may_be_read_by_others(file: &Path) -> bool {
-    std::fs::metadata(file).is_ok_and(|file| file.permissions().mode() & READABLE_BY_OTHERS != 0)
+    let allows =
+        |place: &Path, mode| std::fs::metadata(place).is_ok_and(|place| place.permissions().mode() & mode != 0);
+    let Ok(file) = file.canonicalize() else { return false };
+    allows(&file, READABLE_BY_OTHERS) && file.ancestors().skip(1).all(|above| allows(above, ENTERED_BY_OTHERS))
 }
 
 impl Config {

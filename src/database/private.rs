@@ -3,7 +3,8 @@
 //! A directory is made with mode 0700 and a file with 0600. What an earlier version or somebody
 //! else made keeps working. A directory that others of this machine may enter has the rights that
 //! nobody chose, those of the umask: it becomes 0700 if it is ours and holds nothing that is not.
-//! One that is open to its group only was given these rights on purpose, and keeps them.
+//! One that its group may write, or that is open to its group only, was given these rights on
+//! purpose: the group keeps them, though not over the files that are made from now on.
 //!
 //! A name is not followed where it is a link: whoever may write into the directory could otherwise
 //! have any file of ours overwritten.
@@ -17,6 +18,9 @@ const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// What others than owner and group may do.
 const OTHERS: u32 = 0o007;
+/// That a group may write, or that it is inherited.
+const SHARED: u32 = 0o2020;
+const MODE: u32 = 0o7777;
 /// Behind the name of a file that is being written.
 const PARTIAL: &str = "partial";
 
@@ -39,8 +43,16 @@ pub fn close_to_others(directory: &Path, known: Option<&[&str]>) -> io::Result<(
             }
         }
     }
-    tracing::info!(directory = %directory.display(), "the data directory was open to others, and is not any more");
-    set_permissions(directory, Permissions::from_mode(DIRECTORY_MODE))
+    let mode = metadata.mode() & MODE;
+    let closed = if mode & SHARED == 0 { DIRECTORY_MODE } else { mode & !OTHERS };
+    let place = directory.display();
+    // Some file systems have rights of their own.
+    match set_permissions(directory, Permissions::from_mode(closed)) {
+        Ok(()) if is_open_to_others(directory) => {}
+        Ok(()) => tracing::info!(directory = %place, "the data directory was open to others, and is not any more"),
+        Err(error) => tracing::warn!(%error, directory = %place, "the data directory is open to others"),
+    }
+    Ok(())
 }
 
 /// Whether others may enter a directory; `false` where there is none.
@@ -133,7 +145,7 @@ mod tests {
     #[test]
     fn a_directory_is_closed_to_others_and_left_to_its_group() {
         let directory = tempfile::tempdir().unwrap();
-        for (before, after) in [(0o755, 0o700), (0o777, 0o700), (0o701, 0o700), (0o750, 0o750), (0o770, 0o770)] {
+        for (before, after) in [(0o755, 0o700), (0o777, 0o770), (0o701, 0o700), (0o750, 0o750), (0o770, 0o770)] {
             set_permissions(directory.path(), Permissions::from_mode(before)).unwrap();
             assert_eq!(is_open_to_others(directory.path()), before != after);
             close_to_others(directory.path(), Some(&["format"])).unwrap();

@@ -29,14 +29,25 @@ pub fn terminal(text: &str) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     let mut escaped = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        if is_active(c) {
+    let (mut before, mut chars) = ('\0', text.chars().peekable());
+    while let Some(c) = chars.next() {
+        if is_active(c) && !(is_joiner(c) && is_joined(before) && chars.peek().copied().is_some_and(is_joined)) {
             escaped.extend(c.escape_default());
         } else {
             escaped.push(c);
         }
+        before = c;
     }
     Cow::Owned(escaped)
+}
+
+/// What joins letters of some scripts, or emoji to one, and has its place between them only.
+const fn is_joiner(c: char) -> bool {
+    matches!(c, '\u{200c}' | '\u{200d}')
+}
+
+const fn is_joined(c: char) -> bool {
+    !c.is_ascii() && !is_active(c)
 }
 
 /// For a JSON document, which means the same afterwards. Line feeds between its values stay; other

@@ -129,9 +129,13 @@ impl Trap {
             assert!(self.elsewhere.accept().is_err(), "{case}: {arguments:?} went where the file says");
         }
         // A worker that cannot begin without it says so too.
-        let output = self.run(&["--set", "broker.kafka.topics=t", "run"]);
-        let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(2) && warnings.contains("is not read"), "{case}: {warnings}");
+        // What would count, change or remove something else without it ends, and a store of its own is not begun.
+        for arguments in [&["run"][..], &["serve"], &["store", "drop", "--yes"], &["mapping", "apply"]] {
+            let output = self.run(arguments);
+            let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.code() == Some(2) && warnings.contains("is not read"), "{case}: {warnings}");
+            assert!(!self.directory.path().join("traqq-data").exists(), "{case}: {arguments:?}");
+        }
         let output = self.run(&["--config", "./traqq.toml", "config", "show"]);
         assert!(text_of(&output).contains("trap") && output.stderr.is_empty(), "{case}");
     }

@@ -83,7 +83,7 @@ const REFUSED: [(&str, &str); 11] = [
 const LOADS_ENGINE: &str =
     "it would load an engine of OpenSSL into traqq; set ssl.key.location, or ssl.keystore.location";
 const RUNS_SHELL: &str =
-    "it would run a shell; renew the ticket outside of traqq, or use SASL with SCRAM or OAUTHBEARER";
+    "it would run a shell, and this build has no Kerberos; use SASL with SCRAM, or certificates of clients";
 const WRITES_OFFSETS: &str = "it would write offsets to files; positions are in the store, beside the counts";
 
 fn has(list: &str, name: &str) -> bool {
