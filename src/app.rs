@@ -415,7 +415,7 @@ fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>, e
         stats: Box::new(move || status.to_json(now_ms())),
         dead_letters: log.map(|log| {
             let read = move |before, limit, bytes_max| dead_letters(&log, before, limit, bytes_max);
-            Box::new(read) as DeadLetters
+            Arc::new(read) as DeadLetters
         }),
     }
 }

@@ -213,6 +213,14 @@ impl Engine {
             )));
         }
         let spans = range.resolve(&known.rules.zone, kind, now, self.limits.buckets_max)?;
+        let metrics = if matches!(request, Request::Find(_)) { 1 } else { known.metrics.len() };
+        if spans.len().saturating_mul(metrics) > self.limits.keys_max.max(self.limits.rows_max) {
+            return Err(QueryError::TooLarge(format!(
+                "the question is about {metrics} metrics in {} buckets; shorten the range, or ask for one metric with \
+                 find",
+                spans.len()
+            )));
+        }
         let what = match request {
             Request::Query { limit, .. } => {
                 check_limit(*limit, &self.limits)?;
@@ -272,8 +280,7 @@ impl Engine {
     /// large one.
     fn values_of(&self, question: &Question) -> usize {
         let metrics = match &question.what {
-            // Its key in each bucket is asked about one value.
-            What::Find { value: Some(_), .. } => return 0,
+            // One value of a key may have all of them read.
             What::Find { metric, .. } => std::slice::from_ref(metric),
             What::Query { .. } | What::Catalog => &question.known.metrics[..],
         };

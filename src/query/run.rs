@@ -107,6 +107,15 @@ impl Run<'_> {
         }
     }
 
+    /// Reads with wide replies that are sent at a time: one at first, and then so many as their replies
+    /// have room.
+    pub fn wide_reads_at_once(&self) -> usize {
+        match self.largest_reply.load(Ordering::Relaxed) {
+            0 => 1,
+            bytes => (self.replies_bytes_max() / bytes).clamp(1, READS_AT_ONCE),
+        }
+    }
+
     /// Bytes of replies that one question may have under way.
     pub fn replies_bytes_max(&self) -> usize {
         self.memory.answer_bytes_max() / REPLIES_SHARE

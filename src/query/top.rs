@@ -98,7 +98,10 @@ impl Run<'_> {
         held: &mut StepMemory<'r>,
     ) -> QueryResult<(bool, BTreeSet<i64>)> {
         let (mut capped, mut unreadable) = (false, BTreeSet::new());
-        for chunk in lists.chunks_mut(READS_AT_ONCE) {
+        let mut left = lists;
+        while !left.is_empty() {
+            let (chunk, rest) = left.split_at_mut(self.wide_reads_at_once().min(left.len()));
+            left = rest;
             let mut reads = Vec::with_capacity(chunk.len() * 2);
             for List { lane, bucket, .. } in &*chunk {
                 reads.push((*lane, Read::TopFirst { bucket: *bucket, of: of.clone(), limit: first }));
@@ -146,7 +149,10 @@ impl Run<'_> {
         // A list whose k-th member is below the threshold has given everything above it.
         let mut wanted: Vec<&mut List> = lists.iter_mut().filter(|list| list.bound >= threshold).collect();
         let share = (self.limits.members_max / open).max(k);
-        for chunk in wanted.chunks_mut(READS_AT_ONCE) {
+        let mut left = &mut wanted[..];
+        while !left.is_empty() {
+            let (chunk, rest) = left.split_at_mut(self.wide_reads_at_once().min(left.len()));
+            left = rest;
             let read =
                 |list: &List| Read::TopAtLeast { bucket: list.bucket, of: of.clone(), count: threshold, limit: share };
             let reads = chunk.iter().map(|list| (list.lane, read(list))).collect();

@@ -12,8 +12,11 @@ use crate::query::{AnswerMemory, MemoryPermit, QueryResult};
 
 /// The pieces of an answer on their way: one is being sent, one waits, one is being made.
 const PIECES_BYTES: usize = 256 << 10;
-/// A client that takes an answer of many pieces more slowly, in bytes a second, is cut off.
+const PIECE_BYTES: usize = 64 << 10;
+/// A client that takes an answer of many pieces more slowly, in bytes a second, is cut off,
 const RATE_MIN: u64 = 16 << 10;
+/// and so is one that takes so many times as long as a client may take for nothing.
+const PATIENCE_TIMES: u32 = 10;
 
 /// A text with what it holds.
 struct HeldText<P> {
@@ -27,11 +30,33 @@ impl<P> AsRef<[u8]> for HeldText<P> {
     }
 }
 
-/// A text of known length.
-pub(super) fn of_text(text: Vec<u8>, memory: &Arc<AnswerMemory>) -> QueryResult<Body> {
+/// A text that is there already, however long.
+pub(super) fn of_text(text: Vec<u8>, memory: &Arc<AnswerMemory>, patience: Duration) -> QueryResult<Body> {
     let permit = memory.permit();
     permit.take(text.capacity())?;
-    Ok(Body::from(held(text, permit)))
+    let text = held(text, permit);
+    if text.len() <= PIECES_BYTES {
+        return Ok(Body::from(text));
+    }
+    let count = text.len().div_ceil(PIECE_BYTES);
+    let pieces = (0..count).map(move |n| text.slice(n * PIECE_BYTES..((n + 1) * PIECE_BYTES).min(text.len())));
+    Ok(streamed(pieces, patience))
+}
+
+/// Pieces, as long as the client takes them fast enough.
+fn streamed(pieces: impl Iterator<Item = Bytes> + Send + 'static, patience: Duration) -> Body {
+    let (begun, mut sent) = (Instant::now(), 0);
+    let all = pieces.map(move |piece| {
+        // Asked for the next piece when those before have been taken.
+        let at_the_rate = patience.saturating_add(Duration::from_secs(sent / RATE_MIN));
+        let due = at_the_rate.min(patience.saturating_mul(PATIENCE_TIMES));
+        if begun.elapsed() > due {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes its answer too slowly"));
+        }
+        sent += piece.len() as u64;
+        Ok(piece)
+    });
+    Body::from_stream(stream::iter(all))
 }
 
 /// A text of one piece, whose length is known; or of many that are made while they are sent.
@@ -49,16 +74,9 @@ pub(super) fn of_pieces(
         return Ok(Body::from(held(first, memory)));
     }
     memory.take(PIECES_BYTES)?;
-    let (memory, begun, mut sent) = (Arc::new(memory), Instant::now(), 0);
-    let all = std::iter::once(first).chain(pieces).map(move |piece| {
-        // Asked for the next piece when those before have been taken.
-        if begun.elapsed() > patience + Duration::from_secs(sent / RATE_MIN) {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes its answer too slowly"));
-        }
-        sent += piece.len() as u64;
-        Ok(held(piece, Arc::clone(&memory)))
-    });
-    Ok(Body::from_stream(stream::iter(all)))
+    let memory = Arc::new(memory);
+    let all = std::iter::once(first).chain(pieces).map(move |piece| held(piece, Arc::clone(&memory)));
+    Ok(streamed(all, patience))
 }
 
 fn held<P: Send + 'static>(text: Vec<u8>, memory: P) -> Bytes {

@@ -15,7 +15,6 @@ use super::problem::{Kind, Problem};
 use super::routes::Context;
 use super::{body, params};
 use crate::broker::AppendError;
-use crate::query::AnswerMemory;
 use crate::telemetry::names;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -104,10 +103,10 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
         }
     })?;
     if report.accepted == 0 {
-        return Ok(refused(&report, context.engine.memory()));
+        return Ok(refused(&report, context));
     }
     let text = |report: &Report| serde_json::to_vec(report).expect("numbers and names are JSON");
-    let mut response = Response::new(told(&report, context.engine.memory(), text));
+    let mut response = Response::new(told(&report, context, text));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if is_replayed {
@@ -118,15 +117,15 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
 
 /// The text of an answer, which counts among all answers; without the errors where there is no room
 /// for them: the events are in the log, and whoever was told to come back would send them again.
-fn told(report: &Report, memory: &Arc<AnswerMemory>, text: impl Fn(&Report) -> Vec<u8>) -> Body {
-    body::of_text(text(report), memory).unwrap_or_else(|_| {
+fn told(report: &Report, context: &Context, text: impl Fn(&Report) -> Vec<u8>) -> Body {
+    body::of_text(text(report), context.engine.memory(), context.patience).unwrap_or_else(|_| {
         let Report { accepted, rejected, .. } = *report;
         Body::from(text(&Report { accepted, rejected, errors: Vec::new() }))
     })
 }
 
 /// Nothing was accepted: a problem with the same members as an answer.
-fn refused(report: &Report, memory: &Arc<AnswerMemory>) -> Response {
+fn refused(report: &Report, context: &Context) -> Response {
     let detail = report.errors.first().map_or_else(|| "no event".to_owned(), |error| error.detail.clone());
     let document = |report: &Report| {
         serde_json::json!({
@@ -140,7 +139,7 @@ fn refused(report: &Report, memory: &Arc<AnswerMemory>) -> Response {
             "errors": report.errors,
         })
     };
-    let body = told(report, memory, |report| document(report).to_string().into_bytes());
+    let body = told(report, context, |report| document(report).to_string().into_bytes());
     let mut response = (StatusCode::BAD_REQUEST, body).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     response

@@ -91,9 +91,13 @@ impl Scanner {
                     let Some(text) = line.strip_suffix(b"\r").filter(|text| memchr(b'\r', text).is_none()) else {
                         return Err(at);
                     };
+                    let is_end = text.is_empty();
                     self.take(text).map_err(|Wrong| at)?;
-                    self.line = line;
-                    self.line.clear();
+                    // A connection that is idle holds nothing.
+                    if !is_end {
+                        self.line = line;
+                        self.line.clear();
+                    }
                     at += 1;
                 }
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -39,7 +40,7 @@ pub struct Letters {
 /// Reads the letters before a number, if one is given, so many at most, and as many as have room in
 /// so many bytes, but one at least.
 /// `Err` says why they cannot be read.
-pub type DeadLetters = Box<dyn Fn(Option<i64>, usize, usize) -> Result<Letters, String> + Send + Sync>;
+pub type DeadLetters = Arc<dyn Fn(Option<i64>, usize, usize) -> Result<Letters, String> + Send + Sync>;
 
 /// Why the process is not what a probe asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -71,7 +72,7 @@ pub(super) struct Context {
     pub ingest: Option<Arc<Ingest>>,
     pub body_bytes_max: usize,
     /// How long a client may take for nothing of its answer.
-    patience: Duration,
+    pub patience: Duration,
     /// Epoch seconds.
     clock: fn() -> i64,
 }
@@ -208,11 +209,8 @@ pub(super) fn is_known(headers: &HeaderMap, tag: &str) -> bool {
 }
 
 /// A text that is new every time.
-fn fresh(context: &Context, uri: &Uri, kind: &'static str, text: Vec<u8>) -> Response {
-    match body::of_text(text, context.engine.memory()) {
-        Ok(body) => ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")], body).into_response(),
-        Err(error) => Problem::of(error, uri.path()).into_response(),
-    }
+fn fresh(kind: &'static str, body: impl Into<Body>) -> Response {
+    ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-store")], body.into()).into_response()
 }
 
 async fn stats(State(context): Shared, uri: Uri) -> Response {
@@ -223,7 +221,8 @@ async fn stats(State(context): Shared, uri: Uri) -> Response {
     if let Some(ingest) = &context.ingest {
         stats["ingest"] = ingest.to_json();
     }
-    fresh(&context, &uri, JSON, stats.to_string().into_bytes())
+    // What the process says of itself is short, and asked for while answers hold all of their memory.
+    fresh(JSON, stats.to_string())
 }
 
 async fn dead_letters(State(context): Shared, uri: Uri) -> Response {
@@ -242,13 +241,18 @@ async fn dead_letters(State(context): Shared, uri: Uri) -> Response {
     if let Err(error) = memory.take(bytes_max) {
         return Problem::of(error, uri.path()).into_response();
     }
-    let Letters { text, more_before } = match read(before, limit, bytes_max) {
+    let read = Arc::clone(read);
+    let read = tokio::task::spawn_blocking(move || read(before, limit, bytes_max)).await;
+    let Letters { text, more_before } = match read.unwrap_or_else(|error| Err(error.to_string())) {
         Ok(letters) => letters,
         Err(error) => return problem(Kind::Unavailable, error),
     };
     drop(memory);
-    let mut response = fresh(&context, &uri, JSON, text);
-    if let Some(number) = more_before.filter(|_| response.status().is_success()) {
+    let mut response = match body::of_text(text, context.engine.memory(), context.patience) {
+        Ok(body) => fresh(JSON, body),
+        Err(error) => return Problem::of(error, uri.path()).into_response(),
+    };
+    if let Some(number) = more_before {
         let link = format!("<{}?before={number}&limit={limit}>; rel=\"next\"", uri.path());
         response.headers_mut().insert(header::LINK, HeaderValue::try_from(link).expect("a path and numbers"));
     }
@@ -259,8 +263,8 @@ async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, JSON)], OPENAPI).into_response()
 }
 
-async fn metrics(State(context): Shared, uri: Uri) -> Response {
-    fresh(&context, &uri, "text/plain; version=0.0.4; charset=utf-8", (context.live.metrics)().into_bytes())
+async fn metrics(State(context): Shared) -> Response {
+    fresh("text/plain; version=0.0.4; charset=utf-8", (context.live.metrics)())
 }
 
 async fn livez(State(context): Shared, caller: Extension<Caller>, uri: Uri) -> Response {

@@ -309,7 +309,8 @@ impl Shared {
         for row in open.log.prefix(rows::KEYS) {
             let (key, value) = row.into_inner().map_err(|error| self.database.failed(open, &error))?;
             let key = key.strip_prefix(rows::KEYS).and_then(|key| std::str::from_utf8(key).ok());
-            let (Some(key), Some(row)) = (key, KeyRow::decode(&value)) else { return Err(self.damaged()) };
+            // One that cannot be read expires like the others, and only who uses its key is told.
+            let (Some(key), Some(row)) = (key, KeyRow::decode(&value)) else { continue };
             if row.used_ms > after_ms {
                 bytes += KeyRow::bytes(key, value.len());
             }

@@ -24,7 +24,7 @@ fn live() -> Live {
         readiness: Box::new(|| Ok(())),
         stats: Box::new(|| json!({"text": "x".repeat(100_000)})),
         metrics: Box::new(|| "x".repeat(100_000)),
-        dead_letters: Some(Box::new(|before, limit, bytes_max| {
+        dead_letters: Some(Arc::new(|before, limit, bytes_max| {
             let text = format!("[{before:?},{limit},{bytes_max}]").into_bytes();
             Ok(super::super::Letters { text, more_before: before.map(|before| before - 1) })
         })),
