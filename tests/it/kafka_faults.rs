@@ -3,8 +3,8 @@
 
 use std::net::Ipv4Addr;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -32,6 +32,14 @@ pub fn behind_proxy(address: Ipv4Addr) -> (Nodes, Proxy) {
     (nodes, proxy)
 }
 
+/// Tests that keep the processors busy and promise a time all the same: of each pair one at a time, or a machine of two
+/// processors is what they test.
+static PAIRS: [Mutex<()>; 2] = [Mutex::new(()), Mutex::new(())];
+
+fn turn_of(pair: usize) -> MutexGuard<'static, ()> {
+    PAIRS[pair].lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// All of it is counted within the promised time from now on.
 pub fn assert_recovers(scene: &Scene, events: usize) {
     let since = Instant::now();
@@ -47,6 +55,7 @@ pub fn assert_recovers(scene: &Scene, events: usize) {
 /// repeats them. Each life gets as far as committing something.
 #[test]
 fn killed_a_hundred_times_in_the_middle_of_commits() {
+    let _turn = turn_of(0);
     // With a name of its own a member that is started again takes over at once; without, the group waits for the dead one.
     let more = "[worker]\nbatch_events = 5\n[broker.kafka.properties]\n\"group.instance.id\" = \"one\"\n";
     let scene = Scene::new("it-kills", 4, more);
@@ -105,6 +114,7 @@ fn a_stop_under_load_leaves_nothing_to_be_replayed() {
 /// Eight members come and go every half second, half of them without a word, while events come in.
 #[test]
 fn members_that_join_and_leave_all_the_time_count_once() {
+    let _turn = turn_of(1);
     let scene = Scene::new("it-storm", 8, SOON);
     let is_over = Arc::new(AtomicBool::new(false));
     let producer = scene.keep_producing(0, &is_over);
@@ -253,6 +263,7 @@ fn a_store_that_hangs_longer_than_the_poll_interval_costs_no_partitions() {
 /// longer than a session.
 #[test]
 fn fetches_and_commits_that_fail() {
+    let _turn = turn_of(1);
     let (nodes, proxy) = behind_proxy(Ipv4Addr::LOCALHOST);
     let scene = Scene::at(proxy.address().to_string(), "it-proxy", 3, SOON);
     let scene = Scene { direct: nodes.variable("KAFKA_DIRECT"), ..scene };
@@ -295,6 +306,7 @@ fn fetches_and_commits_that_fail() {
 /// asked to be taken into the group waited for it for five minutes, with the others waiting for that member.
 #[test]
 fn connections_that_fall_silent_are_given_up_in_time() {
+    let _turn = turn_of(0);
     let (nodes, proxy) = behind_proxy(Ipv4Addr::LOCALHOST);
     // As configured by default.
     let scene = Scene::at(proxy.address().to_string(), "it-silent", 8, "");
