@@ -89,7 +89,7 @@ impl Run<'_> {
         let mut cells = Vec::with_capacity(asks.len());
         let mut begun = FuturesOrdered::new();
         for (ask, spans) in asks {
-            while begun.len() >= self.cells_at_once() {
+            while begun.len() >= self.wide_at_once(CELLS_AT_ONCE) {
                 cells.extend(begun.try_next().await?);
             }
             begun.push_back(self.cell(*ask, spans));
@@ -100,19 +100,12 @@ impl Run<'_> {
         Ok(cells)
     }
 
-    fn cells_at_once(&self) -> usize {
+    /// How many reads with wide replies go at a time: one at first, and then so many of `most` as
+    /// their replies have room.
+    pub fn wide_at_once(&self, most: usize) -> usize {
         match self.largest_reply.load(Ordering::Relaxed) {
             0 => 1,
-            bytes => (self.replies_bytes_max() / bytes).clamp(1, CELLS_AT_ONCE),
-        }
-    }
-
-    /// Reads with wide replies that are sent at a time: one at first, and then so many as their replies
-    /// have room.
-    pub fn wide_reads_at_once(&self) -> usize {
-        match self.largest_reply.load(Ordering::Relaxed) {
-            0 => 1,
-            bytes => (self.replies_bytes_max() / bytes).clamp(1, READS_AT_ONCE),
+            bytes => (self.replies_bytes_max() / bytes).clamp(1, most),
         }
     }
 

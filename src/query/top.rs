@@ -100,7 +100,7 @@ impl Run<'_> {
         let (mut capped, mut unreadable) = (false, BTreeSet::new());
         let mut left = lists;
         while !left.is_empty() {
-            let (chunk, rest) = left.split_at_mut(self.wide_reads_at_once().min(left.len()));
+            let (chunk, rest) = left.split_at_mut(self.wide_at_once(READS_AT_ONCE).min(left.len()));
             left = rest;
             let mut reads = Vec::with_capacity(chunk.len() * 2);
             for List { lane, bucket, .. } in &*chunk {
@@ -151,7 +151,7 @@ impl Run<'_> {
         let share = (self.limits.members_max / open).max(k);
         let mut left = &mut wanted[..];
         while !left.is_empty() {
-            let (chunk, rest) = left.split_at_mut(self.wide_reads_at_once().min(left.len()));
+            let (chunk, rest) = left.split_at_mut(self.wide_at_once(READS_AT_ONCE).min(left.len()));
             left = rest;
             let read =
                 |list: &List| Read::TopAtLeast { bucket: list.bucket, of: of.clone(), count: threshold, limit: share };
