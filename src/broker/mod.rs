@@ -17,6 +17,7 @@ pub mod kafka;
 pub mod local;
 pub mod memory;
 pub mod nats;
+mod throttle;
 
 use std::time::Duration;
 

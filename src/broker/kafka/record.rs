@@ -1,32 +1,24 @@
 //! What librdkafka hands over, as ours.
 
-use std::time::{Duration, Instant};
-
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 
+use crate::broker::throttle::Throttle;
 use crate::model::RecordBatch;
 use crate::panics::contained;
 
 /// Header names of one record that may be unreadable; headers behind so many are left out. Each one
 /// costs as much as folding a record, and a record has room for thousands.
 const UNREADABLE_MAX: u64 = 8;
-/// How often unreadable names are reported.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
-
 /// Header names that are not UTF-8, which any producer may write and over which rdkafka panics.
 #[derive(Default)]
-pub(super) struct UnreadableNames {
-    count: u64,
-    reported: Option<Instant>,
-}
+pub(super) struct UnreadableNames(Throttle);
 
 impl UnreadableNames {
     fn add(&mut self, count: u64, message: &BorrowedMessage<'_>) {
-        self.count += count;
-        if count == 0 || self.reported.is_some_and(|at| at.elapsed() < REPORT_EVERY) {
+        if count == 0 {
             return;
         }
-        let names = std::mem::take(&mut self.count);
+        let Some(names) = self.0.admit(count) else { return };
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         tracing::warn!(
             names,
@@ -35,7 +27,6 @@ impl UnreadableNames {
             offset,
             "header names are not UTF-8 and were read as U+FFFD; this record has the last of them"
         );
-        self.reported = Some(Instant::now());
     }
 }
 

@@ -28,6 +28,7 @@ use super::Arrival;
 use super::link::Link;
 use super::raw::Stored;
 use super::trouble::Trouble;
+use crate::broker::throttle::Throttle;
 use crate::broker::{BrokerError, BrokerResult};
 use crate::model::{Fingerprint, RecordBatch, TopicPartition};
 
@@ -53,8 +54,6 @@ const CROWD_MIN: u32 = 100;
 const CROWD_MAX: u32 = 25_600;
 /// Soon is within this time.
 const CROWD_MEMORY: Duration = Duration::from_secs(60);
-/// How often it is reported that there are such messages.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// Between attempts to read a partition.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -107,21 +106,15 @@ impl Crowd {
 
 /// Messages that the client cannot read, reported now and then.
 #[derive(Default)]
-pub struct Unreadable {
-    count: u64,
-    reported: Option<Instant>,
-}
+pub struct Unreadable(Throttle);
 
 impl Unreadable {
     fn report(&mut self, partition: &TopicPartition, sequence: i64) {
-        self.count += 1;
-        if self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
-            let messages = std::mem::take(&mut self.count);
+        if let Some(messages) = self.0.admit(1) {
             tracing::warn!(
                 %partition, messages, sequence,
                 "messages have headers or subjects that the client of NATS cannot read; they are read one by one"
             );
-            self.reported = Some(Instant::now());
         }
     }
 }

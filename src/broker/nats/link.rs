@@ -5,7 +5,7 @@
 //! ended them; [`Link`] then makes another client.
 
 use std::sync::{Arc, PoisonError, RwLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::context::{
@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::config::Config;
 use super::trouble::Complaints;
+use crate::broker::throttle::Throttle;
 use crate::broker::{BrokerError, BrokerResult};
 use crate::model::Finding;
 
@@ -28,8 +29,6 @@ const MISSING_ASKS: usize = 4;
 const MISSING_PAUSE: Duration = Duration::from_millis(500);
 /// Between attempts to make a client in place of one that ended.
 const REPLACE_PAUSE: Duration = Duration::from_millis(500);
-/// How often it is reported that clients end.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 pub struct Link {
     current: Arc<RwLock<Connection>>,
@@ -202,7 +201,7 @@ async fn connect(
 
 /// Makes another client whenever the current one ends, for as long as there is a [`Link`].
 async fn replace(current: Weak<RwLock<Connection>>, config: Config, complaints: Arc<Complaints>) {
-    let (mut ended, mut reported) = (0_u64, None::<Instant>);
+    let mut ends = Throttle::default();
     let of_now = || Some(current.upgrade()?.read().unwrap_or_else(PoisonError::into_inner).clone());
     loop {
         let Some(Connection { mut alive, number, client, jetstream }) = of_now() else { return };
@@ -224,10 +223,8 @@ async fn replace(current: Weak<RwLock<Connection>>, config: Config, complaints: 
         };
         let Some(current) = current.upgrade() else { return };
         *current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        ended += 1;
-        if reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+        if let Some(ended) = ends.admit(1) {
             tracing::warn!(ended, "the client of NATS ended; what it was doing is done again with another");
-            (ended, reported) = (0, Some(Instant::now()));
         }
     }
 }
