@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use traqq::compile::{Folded, Folder, Part, Plan};
-use traqq::model::{Checkpoint, RecordBatch, Rules, Secret, TopicPartition, WriteBatch, Writes};
+use traqq::compile::{Folded, Folder, Plan};
+use traqq::model::{Checkpoint, Part, RecordBatch, Rules, Secret, TopicPartition, WriteBatch, Writes};
 use traqq::store::redis::{Config, RedisStore};
 use traqq::store::{Meta, Outcome, Store};
 

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use traqq::compile::{FoldStats, Folded, Folder, Part, Plan};
-use traqq::model::{Checkpoint, RecordBatch, Rules, TopicPartition};
+use traqq::compile::{FoldStats, Folded, Folder, Plan};
+use traqq::model::{Checkpoint, Part, RecordBatch, Rules, TopicPartition};
 
 const MAPPINGS: [(&str, &str); 3] = [
     ("SMALL", r#"{"mapping":{"bitmap":["ip"],"add":["event"]}}"#),

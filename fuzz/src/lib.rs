@@ -8,9 +8,9 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use async_trait::async_trait;
 use traqq::broker::{AppendError, Appended, Appender, Events, Idempotency};
-use traqq::compile::{Folder, Gate, GateRules, Part, Plan};
+use traqq::compile::{Folder, Gate, GateRules, Plan};
 use traqq::decode::{Reason, for_each_event};
-use traqq::model::{Checkpoint, Header, RecordBatch, Rules, TopicPartition, ValidRules};
+use traqq::model::{Checkpoint, Header, Part, RecordBatch, Rules, TopicPartition, ValidRules};
 use traqq::query::{Engine, Limits};
 use traqq::server::Ingest;
 use traqq::store::memory::MemoryStore;
@@ -55,7 +55,7 @@ pub fn fold(records: RecordBatch) -> Vec<Result<(), Reason>> {
     let mut results = vec![Ok(()); count.max(1)];
     for letter in &folded.dead_letters {
         results[letter.index.unwrap_or(0) as usize] = Err(letter.reason);
-        let detail = PLAN.describe(letter);
+        let detail = PLAN.reader.describe_letter(letter);
         assert!(detail.starts_with(letter.reason.explain()) && !detail.contains(char::is_control), "{detail}");
     }
     results

@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use traqq::broker::nats::headers::{self, HeaderMap};
-use traqq::compile::DeadLetter;
+use traqq::decode::DeadLetter;
 use traqq::decode::Reason;
 use traqq::model::{TopicPartition, are_headers};
 use traqq::worker::dead_letter;

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::fold::{Folded, Folder, Part};
+use super::fold::{Folded, Folder};
 use super::plan::Plan;
 use crate::decode::{Decoded, Raw, Reason, Shape, TimeSource, excerpt, is_number, micros, paths, trim};
-use crate::model::{Checkpoint, Pattern, Record, RecordBatch};
+use crate::model::{Checkpoint, Part, Pattern, Record, RecordBatch};
 
 /// What one record holds: an event, or several.
 pub struct Explained {
@@ -67,7 +67,7 @@ impl Explainer {
         let folded = self.folder.fold([part]).pop().expect("one record, one batch");
         // Of what only the fold judges, such as how old an event is.
         for letter in &folded.dead_letters {
-            let refused = Refused { reason: letter.reason, detail: self.plan.describe(letter) };
+            let refused = Refused { reason: letter.reason, detail: self.plan.reader.describe_letter(letter) };
             explained.events[letter.index.unwrap_or(0) as usize] = Err(refused);
         }
         (explained, folded)

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use super::plan::{NodeId, Plan, SourceId};
 use super::tables::{Keyed, Symbols, UniqueCell, pair};
 use crate::courtesy::Courtesy;
-use crate::decode::{self, BELIEVABLE_MS_MIN, Decoded, Micros, Raw, Reason, Shape};
+use crate::decode::{self, BELIEVABLE_MS_MIN, DeadLetter, Decoded, Micros, Raw, Reason, Shape};
 use crate::hll::{Observation, observe};
 use crate::model::{
-    BucketSpan, Checkpoint, KeyWrite, Metric, Record, RecordBatch, Span, TopicPartition, Totals, WriteBatch, Writes,
+    BucketSpan, Checkpoint, KeyWrite, Metric, Part, Record, Span, TopicPartition, Totals, WriteBatch, Writes,
 };
 
 pub(super) const DAY_MS: i64 = 86_400_000;
@@ -28,54 +28,6 @@ const HELD_BYTES_MAX: usize = 16 << 20;
 const BYTES_PER_OPERATION: usize = 96;
 /// So much of it is for the label.
 const BYTES_PER_LABEL: usize = 32;
-
-/// Records of one partition to fold, and the checkpoint in front of them.
-pub struct Part {
-    pub records: RecordBatch,
-    pub from: Checkpoint,
-}
-
-impl AsRef<Self> for Part {
-    fn as_ref(&self) -> &Self {
-        self
-    }
-}
-
-/// A record that cannot be counted, or one of the events that it holds, with everything needed to publish it elsewhere.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DeadLetter {
-    pub partition: TopicPartition,
-    pub offset: i64,
-    pub timestamp_ms: i64,
-    /// Which of the record's events, counted from 0, if it holds several: then the value is that of the event, and key and headers
-    /// stay with the record, or one record could become many times its size.
-    pub index: Option<u32>,
-    pub reason: Reason,
-    pub key: Option<Vec<u8>>,
-    pub value: Option<Vec<u8>>,
-    pub headers: Vec<(String, Option<Vec<u8>>)>,
-}
-
-impl Plan {
-    /// Where a dead letter is wrong, and why: one line.
-    pub fn describe(&self, letter: &DeadLetter) -> String {
-        let mut records = RecordBatch::new(letter.partition.clone(), 0);
-        records.push(letter.offset, letter.timestamp_ms, letter.key.as_deref(), letter.value.as_deref());
-        for (name, value) in &letter.headers {
-            records.push_header((name, value.as_deref()));
-        }
-        self.reader.describe(&records.get(0), letter.reason)
-    }
-}
-
-impl DeadLetter {
-    /// What it takes in memory, about.
-    pub fn bytes(&self) -> usize {
-        let len = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
-        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + len(value) + 64).sum();
-        size_of::<Self>() + len(&self.key) + len(&self.value) + headers
-    }
-}
 
 /// What happened in a batch, for the metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -255,14 +207,14 @@ impl Folder {
                     self.courtesy.pause();
                     let decoded = plan.reader.read_one(text, record, &mut self.shape, slots);
                     let result = decoded.and_then(|decoded| self.event(plan, &decoded, record.timestamp_ms, slots));
-                    self.settle(result, |reason| letter_of_event(partition, record, index, text, reason));
+                    self.settle(result, |reason| DeadLetter::of_event(partition, record, index, text, reason));
                 }
                 return;
             }
             Ok(decoded) => self.event(plan, &decoded, record.timestamp_ms, slots),
             Err(reason) => Err(reason),
         };
-        self.settle(result, |reason| letter_of_record(partition, record, reason));
+        self.settle(result, |reason| DeadLetter::of_record(partition, record, reason));
     }
 
     fn settle(&mut self, result: Result<(), Reason>, letter: impl FnOnce(Reason) -> DeadLetter) {
@@ -624,36 +576,4 @@ fn long_label_bytes(plan: &Plan, symbols: &[Symbols], field_ids: &[u32], node: N
     let parents = std::iter::successors(Some(&plan.nodes[node]), |node| node.parent.map(|parent| &plan.nodes[parent]));
     let bytes: usize = parents.map(|node| symbols[node.field].label(field_ids[node.field]).len()).sum();
     bytes.saturating_sub(BYTES_PER_LABEL)
-}
-
-fn letter_of_record(partition: &TopicPartition, record: &Record<'_>, reason: Reason) -> DeadLetter {
-    DeadLetter {
-        partition: partition.clone(),
-        offset: record.offset,
-        timestamp_ms: record.timestamp_ms,
-        index: None,
-        reason,
-        key: record.key.map(<[u8]>::to_vec),
-        value: record.value.map(<[u8]>::to_vec),
-        headers: record.headers().map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),
-    }
-}
-
-fn letter_of_event(
-    partition: &TopicPartition,
-    record: &Record<'_>,
-    index: usize,
-    text: &str,
-    reason: Reason,
-) -> DeadLetter {
-    DeadLetter {
-        partition: partition.clone(),
-        offset: record.offset,
-        timestamp_ms: record.timestamp_ms,
-        index: Some(index as u32),
-        reason,
-        key: None,
-        value: Some(text.as_bytes().to_vec()),
-        headers: Vec::new(),
-    }
 }

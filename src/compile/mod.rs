@@ -7,6 +7,6 @@ mod plan;
 mod tables;
 
 pub use explain::{Absent, Explained, ExplainedEvent, ExplainedPattern, Explainer, Refused};
-pub use fold::{DeadLetter, FoldStats, Folded, Folder, Part};
+pub use fold::{FoldStats, Folded, Folder};
 pub use gate::{Admitted, Gate, GateRules};
 pub use plan::Plan;

@@ -4,6 +4,7 @@
 //! of every parser; `number`, `label` and `time` give a field's text its meaning; `detail` says what is wrong with a record. Pure code.
 
 mod cloudevents;
+mod dead_letter;
 mod detail;
 mod event;
 mod extract;
@@ -15,6 +16,7 @@ mod several;
 mod time;
 
 pub use cloudevents::{TIME as CLOUD_EVENT_TIME, is_structured};
+pub use dead_letter::DeadLetter;
 pub use detail::{excerpt, paths};
 pub use event::{BELIEVABLE_MS_MIN, Decoded, EventReader, TimeSource};
 pub use extract::{Extractor, FieldId, Raw, Shape, elements, validate};

@@ -14,8 +14,8 @@ mod write;
 pub use bucket::{Bucket, BucketKind, BucketSpan, Zone};
 pub use check::{Check, Finding};
 pub use pattern::{Pattern, PatternError};
-pub use position::{Checkpoint, Fingerprint, Span, TopicPartition, TopicPartitionError};
-pub use record::{Header, Record, RecordBatch, RecordLengths, are_headers, put_header};
+pub use position::{Checkpoint, Fingerprint, Positions, Span, TopicPartition, TopicPartitionError};
+pub use record::{Header, Part, Record, RecordBatch, RecordLengths, are_headers, put_header};
 pub use rules::{
     BitmapBy, BucketRules, EventRules, Mapping, Retention, Retentions, Rules, RulesError, SumBy, ValidRules,
 };

@@ -8,6 +8,7 @@
 //! <position> <offset> <timestamp_ms> <hash, 16 hex>     after the record at <offset>
 //! ```
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -61,14 +62,14 @@ impl FromStr for TopicPartition {
 }
 
 /// Identifies one record of a log well enough to notice that it is another log.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Fingerprint {
     pub offset: i64,
     pub timestamp_ms: i64,
     pub hash: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Checkpoint {
     /// The next offset to apply.
     pub position: i64,
@@ -120,8 +121,11 @@ impl FromStr for Checkpoint {
     }
 }
 
+/// The checkpoints of some partitions.
+pub type Positions = BTreeMap<TopicPartition, Checkpoint>;
+
 /// What a batch covers of one partition: half-open, `[from, to)`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Span {
     pub partition: TopicPartition,
     pub from: Checkpoint,

@@ -212,6 +212,18 @@ impl<'a> Record<'a> {
     }
 }
 
+/// Records of one partition to fold, and the checkpoint in front of them.
+pub struct Part {
+    pub records: RecordBatch,
+    pub from: Checkpoint,
+}
+
+impl AsRef<Self> for Part {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 /// Writes a header as [`Record::headers`] reads it.
 pub fn put_header(arena: &mut Vec<u8>, (name, value): Header<'_>) {
     put_bytes(arena, Some(name.as_bytes()));

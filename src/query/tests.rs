@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
 use super::*;
-use crate::compile::{Folder, Part, Plan};
-use crate::model::{Bucket, Checkpoint, RecordBatch, Rules, TopicPartition};
+use crate::compile::{Folder, Plan};
+use crate::model::{Bucket, Checkpoint, Part, RecordBatch, Rules, TopicPartition};
 use crate::store::memory::MemoryStore;
 use crate::store::{KeyDump, Outcome, Positions, Quarantined, Read, Reply, Session, Since, StoreResult, StoredKey};
 

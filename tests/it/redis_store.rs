@@ -9,13 +9,13 @@ use proptest::test_runner::TestRunner;
 use redis::aio::MultiplexedConnection;
 use redis::cmd;
 use tempfile::TempDir;
-use traqq::compile::{Folder, Part, Plan};
+use traqq::compile::{Folder, Plan};
 use traqq::database::{Config as DataConfig, Database};
-use traqq::model::Secret;
 use traqq::model::{
     Bucket, BucketKind, Checkpoint, Elements, Fingerprint, KeyWrite, Metric, OTHER, Pattern, RecordBatch, Rules, Span,
     TopicPartition, Totals, WriteBatch, Writes,
 };
+use traqq::model::{Part, Secret};
 use traqq::store::dump::{export, import};
 use traqq::store::embedded::EmbeddedStore;
 use traqq::store::memory::MemoryStore;

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use traqq::compile::{DeadLetter, Folder, Part, Plan};
+use traqq::compile::{Folder, Plan};
 use traqq::config::load;
-use traqq::model::{Checkpoint, Header, RecordBatch, TopicPartition};
+use traqq::decode::DeadLetter;
+use traqq::model::{Checkpoint, Header, Part, RecordBatch, TopicPartition};
 use traqq::store::redis::RedisStore;
 use traqq::store::{Meta, Store};
 
