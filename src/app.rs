@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use crate::broker::kafka::{self, KafkaConsumer, KafkaProducer};
 use crate::broker::local::LocalLog;
 use crate::broker::nats::{self, NatsConsumer, NatsProducer};
-use crate::broker::{Appender, Consumer, Producer, Start};
+use crate::broker::{Appender, Consumer, Start};
 use crate::compile::{GateRules, Plan};
 use crate::config::{BrokerKind, Config, StoreKind};
+use crate::counts::Counts;
 use crate::database::{AgeClock, Database, Upkeep};
 use crate::decode::Reason;
 use crate::model::{Check, Finding, Record, RecordBatch};
@@ -23,7 +24,7 @@ use crate::store::embedded::EmbeddedStore;
 use crate::store::redis::{self, RedisStore, lane_tags};
 use crate::store::{Store, meta_of_other_rules};
 use crate::telemetry::{self, names};
-use crate::worker::{Execution, Status, Worker};
+use crate::worker::{self, Execution, Projection, Status, Statuses, Worker};
 
 /// How often the recorder folds its histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -89,8 +90,7 @@ pub fn idle_worker(config: &Config, group: &str) -> Option<String> {
 struct Backends {
     store: Arc<dyn Store>,
     consumer: Box<dyn Consumer>,
-    /// `None` when dead letters are discarded.
-    dead_letters: Option<Arc<dyn Producer>>,
+    dead_letters: worker::DeadLetters,
     /// Where they go, for a person.
     dead_letters_to: String,
     /// `None` when events cannot come in here.
@@ -176,7 +176,7 @@ impl Backends {
             return Ok(Self {
                 store,
                 consumer: Box::new(consumer),
-                dead_letters: dead_letters.map(|producer| Arc::new(producer) as Arc<dyn Producer>),
+                dead_letters: worker::DeadLetters::to(dead_letters.map(|producer| Arc::new(producer) as _)),
                 dead_letters_to: nats.dead_letters().map_or_else(discard, |subject| format!("subject {subject}")),
                 appender: Some(Arc::new(appender)),
                 group: nats.group.clone(),
@@ -197,7 +197,7 @@ impl Backends {
             return Ok(Self {
                 store,
                 consumer: Box::new(consumer),
-                dead_letters: dead_letters.map(|producer| Arc::new(producer) as Arc<dyn Producer>),
+                dead_letters: worker::DeadLetters::to(dead_letters.map(|producer| Arc::new(producer) as _)),
                 dead_letters_to: kafka.dead_letters().map_or_else(discard, |topic| format!("topic {topic}")),
                 appender: appender.map(|producer| Arc::new(producer) as Arc<dyn Appender>),
                 group: kafka.group.clone(),
@@ -216,7 +216,7 @@ impl Backends {
         Ok(Self {
             store,
             consumer: Box::new(log.consumer()),
-            dead_letters: Some(Arc::new(log.clone())),
+            dead_letters: worker::DeadLetters::Publish(Arc::new(log.clone())),
             dead_letters_to: "GET /api/v1/dead-letters".to_owned(),
             appender: Some(Arc::new(log.clone())),
             group: config.broker.local.group.clone(),
@@ -270,6 +270,7 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
         crate::store::apply_rules(store.as_ref(), &rules).await.map_err(|error| anyhow!(error))?;
     }
     announce_metrics();
+    worker::announce::<Counts>(&backends.dead_letters);
     let kind = match config.broker.kind() {
         BrokerKind::Kafka => "kafka",
         BrokerKind::Nats => "nats",
@@ -281,18 +282,23 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
         Arc::new(Ingest::new(appender, gate, ingest_bytes(config), now_ms))
     });
     let plan = Arc::new(Plan::new(rules));
-    let status = Arc::new(Status::new(&backends.dead_letters_to));
+    let status = Arc::new(Status::of::<Counts>(&backends.dead_letters_to));
     status.watch();
+    let counts = Counts::new(
+        plan,
+        Arc::clone(&store),
+        &backends.group,
+        &backends.prefix,
+        backends.tags,
+        config.worker.batch_operations,
+    );
     let worker = Worker {
         config: config.worker.clone(),
-        plan,
+        projection: Arc::new(counts),
         group: backends.group,
-        prefix: backends.prefix,
-        tags: backends.tags,
         start: backends.start,
-        store: Arc::clone(&store),
         consumer: backends.consumer,
-        producer: backends.dead_letters,
+        dead_letters: backends.dead_letters,
         status: Arc::clone(&status),
         shutdown,
         now_ms,
@@ -300,7 +306,7 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
     };
     let log = backends.local.as_ref().and_then(|local| local.log.clone());
     let engine = Arc::new(engine(config, store)?);
-    let live = live(Arc::clone(&status), metrics, log, &engine);
+    let live = live(Statuses::new(vec![status]), metrics, log, &engine);
     let router = server::router(&config.server, Arc::clone(&engine), live, ingest.clone());
     // The server outlives the worker, so that a probe sees the draining and not a closed port.
     let tls = Tls::load(&config.server).map_err(|error| anyhow!(error))?;
@@ -331,10 +337,10 @@ pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result
     config.check_server().map_err(|error| anyhow!(error))?;
     raise_open_files();
     let mut shutdown = shutdown();
-    let status = Arc::new(Status::default());
+    let status = Arc::new(Status::of::<Counts>("discard"));
     status.clear("worker");
     let engine = Arc::new(engine(config, store(config)?)?);
-    let live = live(status, metrics, None, &engine);
+    let live = live(Statuses::new(vec![status]), metrics, None, &engine);
     let router = server::router(&config.server, engine, live, None);
     let tls = Tls::load(&config.server).map_err(|error| anyhow!(error))?;
     let listening = listen(config, tls, router).await?;
@@ -370,24 +376,17 @@ fn raise_open_files() {
 /// Counters with a fixed set of labels are there from the start: a rate needs a zero to rise from.
 fn announce_metrics() {
     for reason in Reason::ALL {
-        metrics::counter!(names::DEAD_LETTERS, "reason" => reason.name()).increment(0);
         metrics::counter!(names::INGEST_REJECTED, "reason" => reason.name()).increment(0);
     }
     for protocol in ["http", "tcp"] {
         metrics::counter!(names::INGESTED, "protocol" => protocol).increment(0);
     }
-    for class in ["retry", "reconnect", "stop"] {
-        metrics::counter!(names::STORE_ERRORS, "class" => class).increment(0);
-    }
-    for stored in ["ahead", "unchanged", "behind", "absent", "shadow"] {
-        metrics::counter!(names::FENCES, "stored" => stored).increment(0);
-    }
-    for change in ["assigned", "revoked", "lost"] {
-        metrics::counter!(names::REBALANCES, "change" => change).increment(0);
+    for stored in ["plan", "shadow"] {
+        metrics::counter!(names::FENCES, "stored" => stored, "projection" => Counts::NAME).increment(0);
     }
 }
 
-fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>, engine: &Engine) -> Live {
+fn live(statuses: Statuses, metrics: PrometheusHandle, log: Option<LocalLog>, engine: &Engine) -> Live {
     let upkeep = metrics.clone();
     tokio::spawn(async move {
         let mut interval = tokio::time::interval(UPKEEP);
@@ -396,7 +395,8 @@ fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>, e
             upkeep.run_upkeep();
         }
     });
-    let (liveness, readiness, measured) = (Arc::clone(&status), Arc::clone(&status), Arc::clone(&status));
+    let statuses = Arc::new(statuses);
+    let (liveness, readiness, measured) = (Arc::clone(&statuses), Arc::clone(&statuses), Arc::clone(&statuses));
     let (answers, keys) = (Arc::clone(engine.memory()), log.clone());
     Live {
         liveness: Box::new(move || {
@@ -412,7 +412,7 @@ fn live(status: Arc<Status>, metrics: PrometheusHandle, log: Option<LocalLog>, e
             }
             metrics.render() + &measured.partition_gauges() + &telemetry::render_process()
         }),
-        stats: Box::new(move || status.to_json(now_ms())),
+        stats: Box::new(move || statuses.to_json(now_ms())),
         dead_letters: log.map(|log| {
             let read = move |before, limit, bytes_max| dead_letters(&log, before, limit, bytes_max);
             Arc::new(read) as DeadLetters
@@ -473,7 +473,7 @@ fn refuse_bad(server: &'static str, checks: Vec<Check>) -> anyhow::Result<()> {
 pub async fn pending_mapping(config: &Config, store: &dyn Store) -> anyhow::Result<Option<String>> {
     let rules = config.rules().validate().map_err(|error| anyhow!(error))?;
     let other = meta_of_other_rules(store, &rules).await?;
-    Ok(other.and_then(|meta| crate::worker::plan_difference(&meta, &rules)))
+    Ok(other.and_then(|meta| crate::counts::plan_difference(&meta, &rules)))
 }
 
 /// Becomes true with SIGTERM or SIGINT, from now on; and with SIGHUP, when a terminal closes, unless whoever started the process has

@@ -19,6 +19,7 @@ pub mod broker;
 pub mod cli;
 pub mod compile;
 pub mod config;
+pub mod counts;
 pub mod courtesy;
 pub mod database;
 pub mod decode;

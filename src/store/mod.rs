@@ -13,7 +13,7 @@ mod read;
 pub mod redis;
 pub mod removal;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -26,6 +26,7 @@ pub use meta::{
 };
 pub use read::{Quarantined, Read, Reply};
 
+pub use crate::model::Positions;
 use crate::model::{Bucket, Checkpoint, Finding, Metric, TopicPartition, WriteBatch};
 
 /// Values added up by label.
@@ -38,8 +39,6 @@ pub struct SumBounds<'a> {
     /// Asked before a label is held that was not held before, with its length; `false` ends it all.
     pub admits: &'a (dyn Fn(usize) -> bool + Sync),
 }
-
-pub type Positions = BTreeMap<TopicPartition, Checkpoint>;
 
 /// What became of a commit that the store answered.
 #[derive(Clone, PartialEq, Eq, Debug)]

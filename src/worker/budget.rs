@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::telemetry::names;
 
 pub struct Budget {
+    projection: &'static str,
     /// What is taken here is taken there too.
     whole: Option<Arc<Self>>,
     bytes_max: usize,
@@ -21,12 +22,14 @@ pub struct Permit {
 }
 
 impl Budget {
-    pub fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { whole: None, bytes_max, used: Mutex::new(0), freed: Condvar::new() })
+    /// `projection` is the label of its gauge.
+    pub fn new(projection: &'static str, bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self { projection, whole: None, bytes_max, used: Mutex::new(0), freed: Condvar::new() })
     }
 
     pub fn part_of(whole: &Arc<Self>, bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { whole: Some(Arc::clone(whole)), bytes_max, used: Mutex::new(0), freed: Condvar::new() })
+        let (projection, whole) = (whole.projection, Some(Arc::clone(whole)));
+        Arc::new(Self { projection, whole, bytes_max, used: Mutex::new(0), freed: Condvar::new() })
     }
 
     /// Held for a few instructions; nothing panics meanwhile.
@@ -53,7 +56,7 @@ impl Budget {
 
     fn show(&self, used: usize) {
         if self.whole.is_none() {
-            metrics::gauge!(names::IN_FLIGHT_BYTES).set(used as f64);
+            metrics::gauge!(names::IN_FLIGHT_BYTES, "projection" => self.projection).set(used as f64);
         }
     }
 }
@@ -73,7 +76,7 @@ mod tests {
 
     #[test]
     fn room_comes_back_with_the_permit() {
-        let budget = Budget::new(10);
+        let budget = Budget::new("test", 10);
         let permit = budget.take(12);
         assert_eq!(budget.room(Duration::ZERO), 0);
         drop(permit);
@@ -82,7 +85,7 @@ mod tests {
 
     #[test]
     fn what_a_part_takes_is_taken_from_the_whole() {
-        let whole = Budget::new(10);
+        let whole = Budget::new("test", 10);
         let part = Budget::part_of(&whole, 4);
         let permit = part.take(3);
         assert_eq!((part.room(Duration::ZERO), whole.room(Duration::ZERO)), (1, 7));

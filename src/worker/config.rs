@@ -1,6 +1,10 @@
 //! `[worker]`.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+
+use super::projection::CutPolicy;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -9,7 +13,7 @@ pub struct Config {
     pub batch_events: usize,
     /// or bytes of records,
     pub batch_bytes: usize,
-    /// or field operations after merging (which keeps the store's script short),
+    /// or operations of what they are folded into (field operations after merging, which keeps the store's script short),
     pub batch_operations: usize,
     /// or when its first record has waited this long and no other batch of the lane is under way.
     pub batch_age_ms: u64,
@@ -86,6 +90,17 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// When a batch is cut, as the file says it, by a ledger that answers each batch by itself.
+    pub const fn cut_policy(&self) -> CutPolicy {
+        CutPolicy {
+            records_max: self.batch_events,
+            bytes_max: self.batch_bytes,
+            age_max: Duration::from_millis(self.batch_age_ms),
+            waits_for_idle_lane: true,
+            in_flight_max: self.batches_in_flight,
+        }
     }
 
     /// Bytes of records at which a batch is cut: one is gathered while another is folded.

@@ -2,7 +2,7 @@
 //! why it was not counted. deploy/README.md lists them for operators.
 
 use crate::broker::Message;
-use crate::compile::DeadLetter;
+use crate::decode::DeadLetter;
 use crate::hll::murmur64a;
 
 /// The names do not change.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::budget::{Budget, Permit};
 use super::execution::Execution;
-use super::pulse::{Pulse, Who};
+use super::pulse::Who;
 use super::status::Status;
 use crate::broker::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Watermarks};
 use crate::model::{Checkpoint, TopicPartition};
@@ -46,6 +46,7 @@ pub enum Command {
 type Question = Box<dyn FnOnce(&mut dyn Consumer) + Send>;
 
 /// A partition to be read from the record before its checkpoint on.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Open {
     pub partition: TopicPartition,
     pub checkpoint: Checkpoint,
@@ -85,13 +86,13 @@ impl Driver {
         let (commands, queue) = mpsc::channel();
         if execution == Execution::Tasks {
             tokio::spawn(async move {
-                drive(consumer.as_mut(), &budget, queue, &notices, execution, &status.pulse).await;
+                drive(consumer.as_mut(), &budget, queue, &notices, execution, &status).await;
             });
             return Self { commands };
         }
         let run = move || {
             let run = AssertUnwindSafe(|| {
-                let drive = drive(consumer.as_mut(), &budget, queue, &notices, execution, &status.pulse);
+                let drive = drive(consumer.as_mut(), &budget, queue, &notices, execution, &status);
                 drive.now_or_never().expect("a thread blocks");
             });
             if catch_unwind(run).is_err() {
@@ -125,9 +126,10 @@ async fn drive(
     commands: mpsc::Receiver<Command>,
     notices: &Sender<Notice>,
     execution: Execution,
-    pulse: &Pulse,
+    status: &Status,
 ) {
-    let mut pacer = Pacer { full_since: None, is_paused: false };
+    let pulse = &status.pulse;
+    let mut pacer = Pacer { projection: status.projection(), full_since: None, is_paused: false };
     let mut known_at = Instant::now();
     loop {
         pulse.expect(Who::Driver, POLL_MAX);
@@ -232,6 +234,7 @@ fn open(consumer: &mut dyn Consumer, opens: Vec<Open>) -> Vec<Notice> {
 
 /// Pauses fetching when there has been no room for a while; the group must be polled all the same.
 struct Pacer {
+    projection: &'static str,
     full_since: Option<Instant>,
     is_paused: bool,
 }
@@ -257,7 +260,7 @@ impl Pacer {
         if self.is_paused != paused {
             self.is_paused = paused;
             consumer.pause(paused);
-            metrics::gauge!(names::PAUSED).set(if paused { 1.0 } else { 0.0 });
+            metrics::gauge!(names::PAUSED, "projection" => self.projection).set(if paused { 1.0 } else { 0.0 });
             tracing::debug!(paused, "fetching");
         }
     }

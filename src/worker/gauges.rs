@@ -15,18 +15,24 @@ const MEASURES: [(&str, Measure); 3] = [
     (names::LAG_SECONDS, |status| status.lag_seconds),
 ];
 
-pub fn render<'a>(partitions: &(impl Iterator<Item = &'a PartitionStatus> + Clone)) -> String {
+/// Of some projections, each with its partitions.
+pub fn render(projections: &[(&str, Vec<PartitionStatus>)]) -> String {
     let mut text = String::new();
     for (name, measure) in MEASURES {
-        if partitions.clone().next().is_none() {
+        if projections.iter().all(|(_, partitions)| partitions.is_empty()) {
             break;
         }
         let help =
             names::ALL.iter().find(|definition| definition.name == name).map_or("", |Definition { help, .. }| help);
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
-        for status in partitions.clone() {
-            let (topic, partition, value) = (escape(&status.topic), status.partition, measure(status));
-            let _ = writeln!(text, "{name}{{topic=\"{topic}\",partition=\"{partition}\"}} {value}");
+        for (projection, partitions) in projections {
+            for status in partitions {
+                let (topic, partition, value) = (escape(&status.topic), status.partition, measure(status));
+                let _ = writeln!(
+                    text,
+                    "{name}{{projection=\"{projection}\",topic=\"{topic}\",partition=\"{partition}\"}} {value}"
+                );
+            }
         }
         text.push('\n');
     }
@@ -51,13 +57,18 @@ mod tests {
             ..PartitionStatus::default()
         };
         let statuses = [status(0, 7), status(3, 1_700_000_000_123)];
-        let text = render(&statuses.iter());
+        let text = render(&[("p", statuses.to_vec()), ("q", Vec::new())]);
         assert!(
-            text.contains("# TYPE traqq_position gauge\ntraqq_position{topic=\"a\\\"b\",partition=\"0\"} 7\n"),
+            text.contains(
+                "# TYPE traqq_position gauge\ntraqq_position{projection=\"p\",topic=\"a\\\"b\",partition=\"0\"} 7\n"
+            ),
             "{text}"
         );
-        assert!(text.contains("traqq_position{topic=\"a\\\"b\",partition=\"3\"} 1700000000123\n"), "{text}");
-        assert!(text.contains("traqq_lag_seconds{topic=\"a\\\"b\",partition=\"3\"} 1.5\n"), "{text}");
-        assert_eq!(render(&[].iter()), "");
+        assert!(
+            text.contains("traqq_position{projection=\"p\",topic=\"a\\\"b\",partition=\"3\"} 1700000000123\n"),
+            "{text}"
+        );
+        assert!(text.contains("traqq_lag_seconds{projection=\"p\",topic=\"a\\\"b\",partition=\"3\"} 1.5\n"), "{text}");
+        assert_eq!(render(&[("p", Vec::new())]), "");
     }
 }

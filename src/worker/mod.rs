@@ -1,47 +1,56 @@
-//! From the broker to the store: one worker.
+//! From the log to a ledger: one worker, for any projection.
 //!
+//! - `projection` what a projection is; `ledger` where it keeps its result and its positions
+//! - `run`        the loop that ties everything together: records, jobs, answers
+//! - `partitions` what is known of the partitions, and what is to be done about them; `cursor` the rules of each
+//! - `lane`       what waits, is folded and is under way in one lane
 //! - `driver`     the thread that owns the consumer
 //! - `pool`       the threads that fold
-//! - `execution`  threads, or tasks of a simulation
-//! - `lane`       the task that sends a lane's batches, in order, dead letters first
-//! - `dead_letter`  what a record that cannot be counted looks like where it is kept
-//! - `start`      what must hold before anything is counted
-//! - `run`        the loop that ties them together: records, jobs, answers
+//! - `sender`     the task that sends a lane's batches, in order, dead letters first
+//! - `dead_letter`  what a record that cannot be taken looks like where it is kept
+//! - `start`      what must hold before anything is folded
 //! - `resync`     the one rule for every doubt: go back to the stored positions
-//! - `group`      partitions that come and go, what is shown of them, what the broker is told
-//! - `partition`  what is known of one partition, and whether the log is still the one it was
-//! - `reading`    whether the log can be read, as a whole and partition by partition
 //! - `status`     what a person may look at; `gauges` what is measured of each partition
+//! - `uncounted`  records that were not taken, by reason
 //! - `pulse`      whether loop and driver still go round
-//! - `backoff`    how long to wait before the next try; `chance` what it is spread by
 //! - `budget`     the bound on what is in flight
+//! - `backoff`    how long to wait before the next try; `chance` what it is spread by
 //! - `repeats`    what is said again and again, kept back for a while
-//! - `uncounted`  records that were not counted, by reason
+//! - `execution`  threads, or tasks of a simulation
+//!
+//! Nothing here knows a projection by name.
 
 mod backoff;
 mod budget;
 mod chance;
 mod config;
+pub mod cursor;
 pub mod dead_letter;
 mod driver;
 mod execution;
 mod gauges;
-mod group;
 mod lane;
-mod partition;
+mod ledger;
+mod partitions;
 mod pool;
+mod projection;
 mod pulse;
-mod reading;
 mod repeats;
 mod resync;
 mod run;
+mod sender;
 mod start;
 mod status;
 mod uncounted;
 
+pub use budget::Permit;
 pub use chance::seed;
 pub use config::{Config, OnEmptyStore, OnLogGap};
 pub use execution::Execution;
+pub use ledger::{Cause, Ledger, LedgerError, LedgerResult, Outcome, Session, Stale};
+pub use pool::BudgetedPart;
+pub use projection::{Batch, Compared, CutPolicy, Fold, Header, Intake, Observed, Projection, Remedies};
 pub use run::{Worker, WorkerError};
-pub use start::{note_of, plan_difference, start_in};
-pub use status::{PartitionStatus, Status};
+pub use sender::DeadLetters;
+pub use start::{note_of, start_in};
+pub use status::{PartitionStatus, Status, Statuses, announce};

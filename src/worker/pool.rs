@@ -10,7 +10,8 @@ use super::budget::{Budget, Permit};
 use super::chance;
 use super::config::Config;
 use super::execution::Execution;
-use crate::compile::{Folded, Folder, Part, Plan};
+use super::projection::{Batch, Fold, Projection};
+use crate::model::{Part, RecordBatch};
 
 /// What a fold thread yields to the threads that answer; of this process only, where the system knows threads.
 const FOLD_NICE: i32 = 10;
@@ -22,60 +23,64 @@ pub struct Job {
     /// A job of an epoch that is over is not worth folding.
     pub epoch: u64,
     pub sequence: u64,
-    pub parts: Vec<HeldPart>,
+    pub parts: Vec<BudgetedPart>,
     /// What it is expected to come to when it is folded.
     pub expected: Permit,
 }
 
 /// Records and their share of the budget, which comes back as soon as they are folded.
-pub struct HeldPart {
-    pub part: Part,
+pub struct BudgetedPart {
+    part: Part,
     _permit: Permit,
 }
 
-impl HeldPart {
+impl BudgetedPart {
     pub const fn new(part: Part, permit: Permit) -> Self {
         Self { part, _permit: permit }
     }
+
+    pub const fn records(&self) -> &RecordBatch {
+        &self.part.records
+    }
 }
 
-impl AsRef<Part> for HeldPart {
+impl AsRef<Part> for BudgetedPart {
     fn as_ref(&self) -> &Part {
         &self.part
     }
 }
 
-pub struct Done {
+pub struct Done<B> {
     pub lane: usize,
     pub epoch: u64,
     pub sequence: u64,
     /// `None` when the fold panicked, which is a bug. What is folded keeps its part of the budget until it is committed.
-    pub folded: Option<Vec<(Folded, Permit)>>,
+    pub folded: Option<Vec<(B, Permit)>>,
 }
 
-pub struct Pool {
-    jobs: Jobs,
+pub struct Pool<P: Projection> {
+    jobs: Jobs<P>,
     /// The current epoch of each lane.
     epochs: Arc<Vec<AtomicU64>>,
 }
 
-enum Jobs {
+enum Jobs<P: Projection> {
     Threads(mpsc::Sender<Job>),
-    Tasks(Arc<Mutex<Bench>>),
+    Tasks(Arc<Mutex<Bench<P>>>),
 }
 
-impl Pool {
+impl<P: Projection> Pool<P> {
     pub fn start(
-        plan: &Arc<Plan>,
+        projection: &P,
         config: &Config,
         lanes: usize,
         folded: &Arc<Budget>,
-        done: &UnboundedSender<Done>,
+        done: &UnboundedSender<Done<P::Batch>>,
         execution: Execution,
     ) -> Self {
         let epochs: Arc<Vec<AtomicU64>> = Arc::new((0..lanes).map(|_| AtomicU64::new(0)).collect());
         let bench = || Bench {
-            folder: Folder::new(Arc::clone(plan), config.batch_operations),
+            fold: projection.fold(),
             epochs: Arc::clone(&epochs),
             budget: Arc::clone(folded),
             done: done.clone(),
@@ -125,27 +130,27 @@ impl Pool {
 }
 
 /// What one thread folds with.
-struct Bench {
-    folder: Folder,
+struct Bench<P: Projection> {
+    fold: P::Fold,
     epochs: Arc<Vec<AtomicU64>>,
     /// Of what is folded.
     budget: Arc<Budget>,
-    done: UnboundedSender<Done>,
+    done: UnboundedSender<Done<P::Batch>>,
 }
 
-impl Bench {
+impl<P: Projection> Bench<P> {
     /// `false` when there is nothing more to do.
     fn work(&mut self, Job { lane, epoch, sequence, parts, expected }: Job) -> bool {
         if self.epochs[lane].load(Ordering::Relaxed) != epoch {
             return true;
         }
-        let fold = std::panic::AssertUnwindSafe(|| self.folder.fold(parts));
+        let fold = std::panic::AssertUnwindSafe(|| self.fold.fold(parts));
         let folded = std::panic::catch_unwind(fold).ok();
-        let hold = |folded: Folded| {
-            let permit = self.budget.take(folded.bytes());
-            (folded, permit)
+        let hold = |batch: P::Batch| {
+            let permit = self.budget.take(batch.bytes());
+            (batch, permit)
         };
-        let folded: Option<Vec<(Folded, Permit)>> = folded.map(|folded| folded.into_iter().map(hold).collect());
+        let folded: Option<Vec<(P::Batch, Permit)>> = folded.map(|folded| folded.into_iter().map(hold).collect());
         drop(expected);
         let is_broken = folded.is_none();
         self.done.send(Done { lane, epoch, sequence, folded }).is_ok() && !is_broken

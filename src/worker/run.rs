@@ -1,10 +1,12 @@
 //! The loop of a worker.
 //!
 //! Records come from the driver, are gathered per lane, folded by the pool, put back in order and sent by the lane's task. Whatever
-//! is in doubt (a fence, an error, a timeout, a lost connection) is settled one way: the lane's session, batches and shadows are
-//! thrown away, the stored positions are read, and every partition of the lane that is still ours goes on from there.
+//! is in doubt (a fence, an error, a timeout, a lost connection) is settled one way: the lane's session and batches are thrown away,
+//! the stored positions are read, and every partition of the lane that is still ours goes on from there.
+//!
+//! What is known of partitions and lanes, and the rules for both, are in [`Partitions`] and [`Lane`], which return what is to be
+//! done. This is where it is done.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,44 +14,52 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::backoff::Backoff;
 use super::budget::{Budget, Permit};
 use super::config::Config;
 use super::driver::{Command, Driver, Notice};
 use super::execution::Execution;
-use super::lane::{Committed, Sending};
-use super::partition::{Arrival, Partition};
-use super::pool::{Done, HeldPart, Job, Pool};
-use super::reading::Reading;
+use super::lane::{Cutting, Lane, Turn};
+use super::ledger::{Cause, LedgerError, LedgerResult, Outcome};
+use super::partitions::{Effect, Partitions, Taken};
+use super::pool::{BudgetedPart, Done, Job, Pool};
+use super::projection::{Header, Observed, Projection};
+use super::pulse::Who;
 use super::repeats::Repeats;
-use super::start::Starter;
+use super::resync::{self, Skip, View};
+use super::sender::{Committed, DEAD_LETTERS, DeadLetters, LaneSender};
+use super::start::{Starter, count_ledger_error, note_of};
 use super::status::Status;
-use crate::broker::{BrokerError, Consumer, Event, Producer, Start};
-use crate::compile::{Folded, Part, Plan};
-use crate::model::{Checkpoint, RecordBatch, TopicPartition};
-use crate::store::{Applied, Meta, Outcome, Positions, Session, Store, StoreError, StoreResult};
+use crate::broker::{BrokerError, Consumer, Event, Start};
+use crate::model::{Checkpoint, Positions, RecordBatch, TopicPartition};
 use crate::telemetry::names;
 
 /// Notices waiting for the loop; their records are bounded in bytes by the budget.
 const NOTICES_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(10);
-/// What a record comes to when it is folded, until one knows: much, so that the first batches are small.
-const RECORD_BYTES: usize = 1024;
-/// A lane that cannot commit for this long makes the worker unready.
-pub(super) const UNREADY_AFTER: Duration = Duration::from_secs(3);
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// A lane that cannot commit, or a log that cannot be reached, for this long makes the worker unready.
+const UNREADY_AFTER: Duration = Duration::from_secs(3);
+/// The loop waits for nobody: a tick comes every 10 ms, on a machine that is overloaded within
+/// seconds.
+const TICK_MAX: Duration = Duration::from_secs(60);
+/// Positions are committed to the broker again now and then even if they have not moved: a commit that met a rebalance may be gone
+/// without a word, and the broker forgets offsets that nobody renews.
+const MARK_ALL_EVERY: Duration = Duration::from_secs(5);
+/// What is given back to the group is drained for no longer, whatever `worker.drain_timeout_ms`
+/// says: the group waits for a member for its rebalance timeout (15 s by default), and shuts it
+/// out after that.
+const REVOKE_DRAIN_MAX_MS: u64 = 10_000;
 
 /// Everything a worker is made of.
-pub struct Worker {
+pub struct Worker<P: Projection> {
     pub config: Config,
-    pub plan: Arc<Plan>,
+    pub projection: Arc<P>,
+    /// The consumer group, for messages.
     pub group: String,
-    pub prefix: String,
-    pub tags: Vec<String>,
+    /// Where reading begins on an empty ledger.
     pub start: Start,
-    pub store: Arc<dyn Store>,
     pub consumer: Box<dyn Consumer>,
-    /// `None` when dead letters are discarded.
-    pub producer: Option<Arc<dyn Producer>>,
+    pub dead_letters: DeadLetters,
     pub status: Arc<Status>,
     /// Turns true when the worker is to drain and stop.
     pub shutdown: watch::Receiver<bool>,
@@ -58,41 +68,25 @@ pub struct Worker {
     pub execution: Execution,
 }
 
-/// A person must act; the text says how.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct WorkerError(pub String);
+/// An operator must act; the text says how.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct WorkerError(#[from] pub Cause);
 
-/// What a lane's connection task found.
-pub(super) struct View {
-    pub(super) lane: usize,
-    pub(super) epoch: u64,
-    pub(super) meta: Meta,
-    pub(super) positions: Positions,
-    /// Absent when only partitions that wait are concerned.
-    pub(super) session: Option<Box<dyn Session>>,
-}
-
-/// A lane that cannot commit.
-pub(super) struct Down {
-    pub(super) since: Instant,
-    pub(super) why: String,
-}
-
-pub(super) enum Internal {
+/// What tasks of the loop tell it.
+pub enum Internal<P: Projection> {
     /// Why a lane still has no view.
     Waiting {
         lane: usize,
         why: String,
     },
-    View(Box<View>),
-    Stop(String),
-    /// An idle lane's positions, as the store has them.
+    View(Box<View<P>>),
+    Stop(Cause),
+    /// An idle lane's positions, as the ledger has them.
     Checked {
         lane: usize,
-        epoch: u64,
-        activity: u64,
-        positions: StoreResult<Positions>,
+        token: (u64, u64),
+        positions: LedgerResult<Positions>,
     },
     Reopen {
         partition: TopicPartition,
@@ -111,170 +105,75 @@ pub(super) enum Internal {
     },
 }
 
-/// Records that wait for their batch to be cut.
-#[derive(Default)]
-pub(super) struct Pending {
-    pub(super) parts: Vec<HeldPart>,
-    events: usize,
-    bytes: usize,
-    oldest: Option<Instant>,
-}
-
-impl Pending {
-    fn push(&mut self, held: HeldPart) {
-        self.events += held.part.records.len();
-        self.bytes += held.part.records.bytes();
-        self.oldest.get_or_insert_with(Instant::now);
-        self.parts.push(held);
-    }
-
-    /// The first parts, at least one and no more than so many events, and how many events they have.
-    fn take(&mut self, events_max: usize) -> (Vec<HeldPart>, usize) {
-        let (mut count, mut events, mut bytes) = (0, 0, 0);
-        for held in &self.parts {
-            let records = &held.part.records;
-            if count > 0 && events + records.len() > events_max {
-                break;
-            }
-            (count, events, bytes) = (count + 1, events + records.len(), bytes + records.bytes());
-        }
-        let rest = self.parts.split_off(count);
-        self.events -= events;
-        self.bytes -= bytes;
-        // Of the rest it is the time of somewhat older ones, which does no harm.
-        self.oldest = self.oldest.filter(|_| !rest.is_empty());
-        (std::mem::replace(&mut self.parts, rest), events)
-    }
-
-    pub(super) fn forget(&mut self, partition: &TopicPartition) {
-        let Self { parts, events, bytes, .. } = self;
-        parts.retain(|held| {
-            let records = &held.part.records;
-            let is_kept = records.partition != *partition;
-            if !is_kept {
-                *events -= records.len();
-                *bytes -= records.bytes();
-            }
-            is_kept
-        });
-    }
-}
-
-pub(super) struct Lane {
-    pub(super) epoch: u64,
+/// What runs for a lane: its session's task, and questions to the ledger.
+struct Running<B> {
     /// `None` while the lane resyncs.
-    pub(super) batches: Option<mpsc::UnboundedSender<Sending>>,
-    pub(super) tasks: Vec<JoinHandle<()>>,
-    pub(super) pending: Pending,
-    pub(super) next_sequence: u64,
-    pub(super) next_to_send: u64,
-    pub(super) folded: BTreeMap<u64, Vec<(Folded, Permit)>>,
-    pub(super) jobs: usize,
-    /// What a record has come to lately when it was folded.
-    record_bytes: usize,
-    /// Changes whenever anything is sent.
-    pub(super) activity: u64,
-    pub(super) checked_at: Instant,
+    batches: Option<mpsc::UnboundedSender<Turn<B>>>,
+    tasks: Vec<JoinHandle<()>>,
     /// The comparison of positions that was begun last.
-    pub(super) check: Option<JoinHandle<()>>,
-    pub(super) backoff: Backoff,
-    pub(super) down: Option<Down>,
+    check: Option<JoinHandle<()>>,
 }
 
-impl Lane {
-    fn new() -> Self {
-        Self {
-            epoch: 0,
-            batches: None,
-            tasks: Vec::new(),
-            pending: Pending::default(),
-            next_sequence: 0,
-            next_to_send: 0,
-            folded: BTreeMap::new(),
-            jobs: 0,
-            record_bytes: RECORD_BYTES,
-            activity: 0,
-            checked_at: Instant::now(),
-            check: None,
-            backoff: Backoff::default(),
-            down: None,
-        }
+impl<B> Running<B> {
+    const fn new() -> Self {
+        Self { batches: None, tasks: Vec::new(), check: None }
     }
 
-    /// Records of one job, which come to no more than a batch may, judged by the last ones.
-    fn job_records_max(&self, config: &Config) -> usize {
-        config.batch_events.min(config.expected_bytes_max() / self.record_bytes)
-    }
-
-    fn learn(&mut self, folded: &[(Folded, Permit)]) {
-        let records: usize = folded.iter().map(|(folded, _)| folded.stats.records as usize).sum();
-        let bytes: usize = folded.iter().map(|(folded, _)| folded.bytes()).sum();
-        if let Some(each) = bytes.checked_div(records) {
-            // What is larger is believed at once, what is smaller by and by.
-            self.record_bytes = each.max(self.record_bytes / 2).max(1);
-        }
-    }
-
-    pub(super) fn clear(&mut self) {
+    fn stop(&mut self) {
         self.batches = None;
         self.tasks.drain(..).for_each(|task| task.abort());
-        self.pending = Pending::default();
-        self.next_to_send = self.next_sequence;
-        self.folded.clear();
-        self.jobs = 0;
+    }
+
+    fn is_checking(&self) -> bool {
+        self.check.as_ref().is_some_and(|check| !check.is_finished())
     }
 }
 
 /// Partitions to be given back once what is in flight is done.
-pub(super) struct Leaving {
-    pub(super) partitions: Vec<TopicPartition>,
-    pub(super) deadline: Instant,
+struct Leaving {
+    partitions: Vec<TopicPartition>,
+    deadline: Instant,
 }
 
-pub(super) struct Loop {
-    pub(super) worker: WorkerParts,
-    pub(super) driver: Driver,
-    pub(super) starter: Starter,
-    pub(super) pool: Pool,
-    pub(super) folded: Arc<Budget>,
-    pub(super) lanes: Vec<Lane>,
-    pub(super) partitions: BTreeMap<TopicPartition, Partition>,
-    pub(super) starts: BTreeMap<TopicPartition, i64>,
-    pub(super) generation: u64,
-    pub(super) leaving: Option<Leaving>,
-    pub(super) answers: mpsc::UnboundedSender<Committed>,
-    pub(super) internal: mpsc::UnboundedSender<Internal>,
-    pub(super) marked_at: Instant,
-    pub(super) marked_all_at: Instant,
-    pub(super) reading: Reading,
-    pub(super) troubles: Repeats,
-    pub(super) status_at: Instant,
-    pub(super) is_draining: bool,
+struct Loop<P: Projection> {
+    config: Config,
+    projection: Arc<P>,
+    dead_letters: DeadLetters,
+    status: Arc<Status>,
+    now_ms: fn() -> i64,
+    driver: Driver,
+    starter: Starter<P>,
+    pool: Pool<P>,
+    cutting: Cutting,
+    folded: Arc<Budget>,
+    lanes: Vec<Lane<P::Batch>>,
+    running: Vec<Running<P::Batch>>,
+    partitions: Partitions,
+    leaving: Option<Leaving>,
+    /// Whether partitions are leaving, for the lanes' tasks.
+    hurry: watch::Sender<bool>,
+    answers: mpsc::UnboundedSender<Committed<P>>,
+    internal: mpsc::UnboundedSender<Internal<P>>,
+    marked_at: Instant,
+    marked_all_at: Instant,
+    /// Since when the log cannot be read at all.
+    away_since: Option<Instant>,
+    troubles: Repeats,
+    status_at: Instant,
+    is_draining: bool,
 }
 
-/// What the loop keeps of [`Worker`].
-pub(super) struct WorkerParts {
-    pub(super) config: Config,
-    pub(super) store: Arc<dyn Store>,
-    pub(super) producer: Option<Arc<dyn Producer>>,
-    pub(super) status: Arc<Status>,
-    pub(super) now_ms: fn() -> i64,
-}
-
-impl Worker {
-    /// Counts until it is told to stop, or until a person must act.
+impl<P: Projection> Worker<P> {
+    /// Reads, folds and commits until it is told to stop, or until an operator must act.
     pub async fn run(self) -> Result<(), WorkerError> {
-        self.config.check().map_err(WorkerError)?;
+        self.config.check().map_err(Cause::from)?;
         let Self {
             mut config,
-            plan,
+            projection,
             group,
-            prefix,
-            tags,
             start,
-            store,
             consumer,
-            producer,
+            dead_letters,
             status,
             mut shutdown,
             now_ms,
@@ -282,42 +181,49 @@ impl Worker {
         } = self;
         // Once: to ask the system takes longer than to cut a batch.
         config.fold_threads = config.threads();
-        let budget = Budget::new(config.in_flight_bytes_max());
+        let budget = Budget::new(P::NAME, config.in_flight_bytes_max());
         let (notices_in, mut notices) = mpsc::channel(NOTICES_MAX);
         let (done_in, mut done) = mpsc::unbounded_channel();
         let (answers, mut committed) = mpsc::unbounded_channel();
         let (internal_in, mut internal) = mpsc::unbounded_channel();
         let driver = Driver::start(consumer, Arc::clone(&budget), notices_in, execution, Arc::clone(&status));
-        let lanes = store.lanes();
+        let lanes = projection.ledger().lanes();
         let folded = Budget::part_of(&budget, config.folded_bytes_max());
-        let pool = Pool::start(&plan, &config, lanes, &folded, &done_in, execution);
+        let pool = Pool::start(projection.as_ref(), &config, lanes, &folded, &done_in, execution);
+        let mut policy = projection.cut_policy(&config);
+        policy.bytes_max = policy.bytes_max.min(config.batch_bytes_max());
+        let cutting = Cutting { policy, fold_threads: config.threads(), folded_bytes_max: config.expected_bytes_max() };
+        let ledger_name = projection.ledger_name().to_owned();
+        let note = move |start| note_of(&ledger_name, start);
         let starter = Starter {
-            store: Arc::clone(&store),
+            projection: Arc::clone(&projection),
             driver: driver.clone(),
-            plan,
             group,
-            prefix,
-            tags,
             start,
             on_empty_store: config.on_empty_store,
             now_ms,
         };
         let mut this = Loop {
-            worker: WorkerParts { config, store, producer, status, now_ms },
+            partitions: Partitions::new(lanes, config.on_log_gap, projection.remedies(), note),
+            config,
+            projection,
+            dead_letters,
+            status,
+            now_ms,
             driver,
             starter,
             pool,
+            cutting,
             folded,
             lanes: (0..lanes).map(|_| Lane::new()).collect(),
-            partitions: BTreeMap::new(),
-            starts: BTreeMap::new(),
-            generation: 0,
+            running: (0..lanes).map(|_| Running::new()).collect(),
             leaving: None,
+            hurry: watch::Sender::new(false),
             answers,
             internal: internal_in,
             marked_at: Instant::now(),
             marked_all_at: Instant::now(),
-            reading: Reading::default(),
+            away_since: None,
             troubles: Repeats::default(),
             status_at: Instant::now(),
             is_draining: false,
@@ -335,9 +241,10 @@ impl Worker {
                 biased;
                 changed = shutdown.changed(), if !this.is_draining => {
                     if changed.is_err() || *shutdown.borrow() {
-                        this.drain();
+                        this.drain()
+                    } else {
+                        Ok(())
                     }
-                    Ok(())
                 }
                 _ = tick.tick() => this.on_tick(),
                 Some(message) = internal.recv() => this.on_internal(message),
@@ -357,12 +264,14 @@ impl Worker {
     }
 }
 
-impl Loop {
-    fn on_notice(&mut self, notice: Notice) -> Result<(), WorkerError> {
+type Step = Result<(), WorkerError>;
+
+impl<P: Projection> Loop<P> {
+    fn on_notice(&mut self, notice: Notice) -> Step {
         match notice {
-            Notice::Event(Event::Records(records), permit) => self.on_records(records, permit),
+            Notice::Event(Event::Records(records), permit) => return self.on_records(records, permit),
             Notice::Event(Event::Assigned(partitions), _) => self.on_assigned(partitions),
-            Notice::Event(Event::Revoked { partitions, lost }, _) => self.on_revoked(partitions, lost),
+            Notice::Event(Event::Revoked { partitions, lost }, _) => return self.on_revoked(partitions, lost),
             Notice::Event(Event::OutOfRange, _) => {
                 for lane in 0..self.lanes.len() {
                     self.resync(lane, "an offset is out of the log's range");
@@ -371,7 +280,7 @@ impl Loop {
             Notice::Event(Event::CommitFailed(text), _) => {
                 // A rebalance refuses commits; the next round sends them again.
                 tracing::debug!(text, "commit to the broker");
-                self.partitions.values_mut().for_each(|partition| partition.marked = None);
+                self.partitions.commit_again();
             }
             Notice::Event(Event::Trouble(text), _) => self.on_trouble(&text),
             Notice::Failed(BrokerError::Retry(text)) => {
@@ -379,191 +288,394 @@ impl Loop {
                 self.on_away(Some(text));
             }
             Notice::Opened { partition, generation, result } => {
-                return self.on_opened(partition, generation, result);
+                let effects = self.partitions.opened(&partition, generation, result);
+                return self.execute(effects);
             }
-            Notice::Known { ends, away, unread } => self.on_known(ends, away, unread),
-            Notice::Failed(BrokerError::Stop(text)) => return Err(WorkerError(text)),
+            Notice::Known { ends, away, unread } => {
+                self.partitions.known(ends, unread);
+                self.on_away(away);
+            }
+            Notice::Failed(error @ BrokerError::Stop(_)) => return Err(WorkerError(error.into())),
         }
         Ok(())
     }
 
-    fn on_records(&mut self, records: RecordBatch, permit: Option<Permit>) {
-        let name = records.partition.clone();
-        let Some(partition) = self.partitions.get_mut(&name) else { return };
-        match partition.arrived(records) {
-            Arrival::Drop => {}
-            Arrival::Stop(reason) => self.stop_partition(&name, reason),
-            Arrival::Take(records) => {
-                let from = partition.from;
-                partition.from = records.checkpoint_after(from);
-                let lane_index = partition.lane;
-                let lane = &mut self.lanes[lane_index];
+    fn on_records(&mut self, records: RecordBatch, permit: Option<Permit>) -> Step {
+        match self.partitions.arrived(records) {
+            Taken::Nothing(effects) => self.execute(effects),
+            Taken::Part { lane, part, effects } => {
                 let permit = permit.expect("records come with a permit");
-                lane.pending.push(HeldPart::new(Part { records, from }, permit));
-                self.cut_if_due(lane_index);
+                self.lanes[lane].push(BudgetedPart::new(part, permit));
+                self.cut_if_due(lane);
+                self.execute(effects)
             }
         }
     }
 
-    pub(super) fn cut_if_due(&mut self, index: usize) {
-        let config = &self.worker.config;
-        let lane = &self.lanes[index];
-        let is_idle = lane.jobs == 0;
-        let has_room =
-            is_idle || lane.jobs < config.batches_in_flight + config.threads() && self.folded.room(Duration::ZERO) > 0;
-        let age_max = Duration::from_millis(config.batch_age_ms);
-        let pending = &lane.pending;
-        // Behind another batch it would wait all the same; what comes meanwhile merges into it, so a store that is slow gets fewer.
-        let is_old = is_idle && pending.oldest.is_some_and(|oldest| oldest.elapsed() >= age_max);
-        let is_due = pending.events >= lane.job_records_max(config)
-            || pending.bytes >= config.batch_bytes_max()
-            || is_old
-            || self.leaving.is_some();
-        if lane.batches.is_some() && has_room && is_due && !pending.parts.is_empty() {
-            self.cut(index);
+    fn on_assigned(&mut self, names: Vec<TopicPartition>) {
+        tracing::info!(partitions = ?names, projection = P::NAME, "assigned");
+        self.count_rebalance("assigned", names.len());
+        // One that was lost and offered again at once may be offered twice, the second time when it has been read already.
+        self.forget(&names);
+        for (lane, names) in self.partitions.assigned(names) {
+            // A lane that resyncs reads the positions anyway, and its view covers the new partitions.
+            if self.lanes[lane].is_connected() {
+                self.adopt(lane, names);
+            }
         }
     }
 
-    fn cut(&mut self, index: usize) {
-        let lane = &mut self.lanes[index];
-        let (parts, records) = lane.pending.take(lane.job_records_max(&self.worker.config));
-        let expected = self.folded.take(records * lane.record_bytes);
-        lane.jobs += 1;
-        lane.activity += 1;
-        let sequence = lane.next_sequence;
-        lane.next_sequence += 1;
-        self.pool.submit(Job { lane: index, epoch: lane.epoch, sequence, parts, expected });
-    }
-
-    fn on_folded(&mut self, done: Done) -> Result<(), WorkerError> {
-        let Some(folded) = done.folded else {
-            return Err(WorkerError(
-                "folding a batch panicked; this is a bug, please report it with the log above".to_owned(),
-            ));
-        };
-        let lane = &mut self.lanes[done.lane];
-        if done.epoch != lane.epoch {
+    fn on_revoked(&mut self, names: Vec<TopicPartition>, lost: bool) -> Step {
+        tracing::info!(partitions = ?names, lost, projection = P::NAME, "revoked");
+        self.count_rebalance(if lost { "lost" } else { "revoked" }, names.len());
+        if lost {
+            self.driver.send(Command::Release(names.clone()));
+            self.forget(&names);
             return Ok(());
         }
-        lane.learn(&folded);
-        lane.folded.insert(done.sequence, folded);
-        let Some(batches) = lane.batches.clone() else { return Ok(()) };
-        while let Some(folded) = lane.folded.remove(&lane.next_to_send) {
-            lane.next_to_send += 1;
-            let count = folded.len();
-            if count == 0 {
-                lane.jobs -= 1;
-            }
-            for (index, (folded, permit)) in folded.into_iter().enumerate() {
-                // A sender that is gone has left an answer that leads to a resync.
-                let _ = batches.send(Sending { folded, permit, is_last: index + 1 == count });
-            }
+        self.leave(names)
+    }
+
+    fn count_rebalance(&self, change: &'static str, partitions: usize) {
+        let counter = metrics::counter!(names::REBALANCES, "change" => change, "projection" => P::NAME);
+        counter.increment(partitions as u64);
+    }
+
+    fn on_trouble(&mut self, text: &str) {
+        metrics::counter!(names::BROKER_ERRORS, "projection" => P::NAME).increment(1);
+        if let Some(kept_back) = self.troubles.hear(text) {
+            tracing::warn!(text, kept_back, projection = P::NAME, "broker");
+        }
+    }
+
+    /// A log that cannot be reached for a while makes the worker unready; a leader that moves does
+    /// not.
+    fn on_away(&mut self, away: Option<String>) {
+        let Some(why) = away else {
+            self.away_since = None;
+            return self.status.clear("broker");
+        };
+        if self.away_since.get_or_insert_with(Instant::now).elapsed() >= UNREADY_AFTER {
+            self.status.obstruct("broker", &why);
+        }
+    }
+
+    /// Sends a job to the fold threads if one is due.
+    fn cut_if_due(&mut self, lane: usize) {
+        let folded = &self.folded;
+        let has_room = || folded.room(Duration::ZERO) > 0;
+        let Some(cut) = self.lanes[lane].cut(&self.cutting, has_room, self.leaving.is_some()) else { return };
+        let expected = self.folded.take(cut.folded_bytes);
+        self.pool.submit(Job { lane, epoch: cut.epoch, sequence: cut.sequence, parts: cut.parts, expected });
+    }
+
+    fn on_folded(&mut self, done: Done<P::Batch>) -> Step {
+        let Some(folded) = done.folded else {
+            return Err(WorkerError(
+                "folding a batch panicked; this is a bug, please report it with the log above".into(),
+            ));
+        };
+        let turns = self.lanes[done.lane].folded(done.epoch, done.sequence, folded);
+        if let Some(batches) = &self.running[done.lane].batches {
+            // A sender that is gone has left an answer that leads to a resync.
+            turns.into_iter().for_each(|turn| _ = batches.send(turn));
         }
         self.cut_if_due(done.lane);
         Ok(())
     }
 
-    fn on_committed(&mut self, committed: Committed) -> Result<(), WorkerError> {
-        let Committed { lane, epoch, spans, stats, dead_letters, is_last, latency, result } = committed;
-        if epoch != self.lanes[lane].epoch {
+    fn on_committed(&mut self, committed: Committed<P>) -> Step {
+        let Committed { lane, epoch, ranges, intake, stats, dead_letters, is_last, latency, result } = committed;
+        if !self.lanes[lane].is_current(epoch) {
             return Ok(());
         }
-        let applied = match result {
-            Ok(Outcome::Applied(applied)) => applied,
+        let report = match result {
+            Ok(Outcome::Applied(report)) => report,
             Ok(Outcome::Fenced(stored)) => {
                 for (partition, stored) in stored {
-                    let from = spans.iter().find(|span| span.partition == partition).map(|span| span.from.position);
-                    metrics::counter!(names::FENCES, "stored" => fence_label(from, stored)).increment(1);
+                    let from =
+                        ranges.iter().find(|range| range.partition == partition).map(|range| range.from.position);
+                    count_fence::<P>(fence_label(from, stored));
                 }
                 self.resync(lane, "a batch was fenced off");
                 return Ok(());
             }
-            Ok(Outcome::ShadowStale) => {
-                metrics::counter!(names::FENCES, "stored" => "shadow").increment(1);
-                self.resync(lane, "the register shadow was stale");
-                return Ok(());
-            }
-            Ok(Outcome::PlanChanged(_)) => {
-                // Either the store is empty now, or another mapping was applied: establishing again tells which.
-                self.resync(lane, "the stored plan is not ours");
+            Ok(Outcome::Stale(stale)) => {
+                count_fence::<P>(stale.what);
+                self.resync(lane, stale.why);
                 return Ok(());
             }
             Err(error) => {
-                metrics::counter!(names::STORE_ERRORS, "class" => error.class()).increment(1);
-                if let StoreError::Stop(text) = error {
-                    return Err(WorkerError(text));
+                count_ledger_error::<P>(&error);
+                if let LedgerError::Stop(cause) = error {
+                    return Err(WorkerError(cause));
                 }
                 self.resync(lane, &error.to_string());
                 return Ok(());
             }
         };
-        self.count(&applied, &stats, latency);
-        self.worker.status.applied(&stats, &applied, dead_letters, (self.worker.now_ms)());
-        for span in spans {
-            if let Some(partition) = self.partitions.get_mut(&span.partition) {
-                partition.committed = span.to;
+        metrics::histogram!(names::COMMIT_SECONDS, "projection" => P::NAME).record(latency.as_secs_f64());
+        stats.log();
+        report.log();
+        let observed = stats.numbers().into_iter().chain(report.numbers());
+        let are_published = !matches!(self.dead_letters, DeadLetters::LeftToAnother);
+        self.status.applied(intake, observed, dead_letters, are_published, (self.now_ms)());
+        self.partitions.applied(&ranges);
+        self.lanes[lane].applied(is_last);
+        self.cut_if_due(lane);
+        self.leave_if_drained()
+    }
+
+    /// Whatever is in doubt: nothing of what is under way counts any more, and the ledger is asked.
+    fn resync(&mut self, lane: usize, why: &str) {
+        let (epoch, wait) = self.lanes[lane].desync(why);
+        self.pool.set_epoch(lane, epoch);
+        self.running[lane].stop();
+        // Whoever said so is gone; the next dead letter will say it again.
+        self.status.clear(DEAD_LETTERS);
+        if !self.lanes[lane].is_first_epoch() {
+            metrics::counter!(names::RESYNCS, "projection" => P::NAME).increment(1);
+            tracing::warn!(lane, why, projection = P::NAME, "going back to the stored positions");
+        }
+        self.partitions.desynced(lane);
+        let task = resync::resync(self.starter.clone(), self.internal.clone(), lane, epoch, wait);
+        self.running[lane].tasks.push(tokio::spawn(task));
+    }
+
+    fn adopt(&mut self, lane: usize, partitions: Vec<TopicPartition>) {
+        let epoch = self.lanes[lane].epoch();
+        let task = resync::adopt(self.starter.clone(), self.internal.clone(), lane, epoch, partitions);
+        self.running[lane].tasks.push(tokio::spawn(task));
+    }
+
+    fn on_internal(&mut self, internal: Internal<P>) -> Step {
+        match internal {
+            Internal::View(view) => return self.on_view(*view),
+            Internal::Waiting { lane, why } => self.lanes[lane].waits(why),
+            Internal::Stop(cause) => return Err(WorkerError(cause)),
+            Internal::Checked { lane, token, positions } => self.on_checked(lane, token, positions),
+            Internal::Reopen { partition, generation } => {
+                let effect = self.partitions.open_again(partition, generation);
+                return self.execute(effect);
+            }
+            Internal::Doubt { lane, epoch, why } => {
+                if self.lanes[lane].is_current(epoch) {
+                    self.resync(lane, why);
+                }
+            }
+            Internal::Skipped { partition, generation, to } => {
+                let effects = self.partitions.skipped(partition, generation, to);
+                return self.execute(effects);
             }
         }
-        let lane_state = &mut self.lanes[lane];
-        lane_state.backoff.reset();
-        lane_state.activity += 1;
-        if is_last {
-            lane_state.jobs -= 1;
-        }
-        self.cut_if_due(lane);
-        self.leave_if_drained();
         Ok(())
     }
 
-    fn count(&self, applied: &Applied, stats: &crate::compile::FoldStats, latency: Duration) {
-        for (name, value) in [
-            (names::RECORDS, stats.records),
-            (names::BYTES, stats.bytes),
-            (names::EVENTS, stats.events),
-            (names::TOMBSTONES, stats.tombstones),
-            (names::OPERATIONS, stats.operations),
-            (names::OPERATIONS_MERGED, stats.operations_merged),
-            (names::VALUES_SKIPPED, stats.values_skipped),
-            (names::VALUES_CUT, stats.values_cut),
-            (names::VALUES_ROUNDED, stats.values_rounded),
-            (names::BUCKETS_EXPIRED, stats.buckets_expired),
-            (names::KEYS_EXPIRED, applied.keys_expired),
-            (names::VALUES_FOLDED, applied.values_folded),
-            (names::ELEMENTS_SENT, applied.elements_sent),
-            (names::ELEMENTS_SAVED, applied.elements_saved + stats.elements - stats.elements_merged),
-            (names::QUARANTINED, applied.quarantined.len() as u64),
-            (names::BATCHES, 1),
-        ] {
-            metrics::counter!(name).increment(value);
+    fn on_view(&mut self, view: View<P>) -> Step {
+        let View { lane, epoch, mut header, positions, session } = view;
+        if !self.lanes[lane].is_current(epoch) {
+            return Ok(());
         }
-        metrics::histogram!(names::COMMIT_SECONDS).record(latency.as_secs_f64());
-        for quarantined in &applied.quarantined {
-            tracing::error!(
-                key = quarantined.key,
-                error = quarantined.error,
-                "a key cannot take its counts; its answers are incomplete, `traqq doctor` names the way back"
-            );
+        let is_resync = session.is_some();
+        if let Some(session) = session {
+            let (batches, queue) = mpsc::unbounded_channel();
+            let sender = LaneSender {
+                lane,
+                epoch,
+                session,
+                projection: Arc::clone(&self.projection),
+                dead_letters: self.dead_letters.clone(),
+                in_flight_max: self.cutting.policy.in_flight_max,
+                is_hurried: self.hurry.subscribe(),
+                answers: self.answers.clone(),
+                status: Arc::clone(&self.status),
+            };
+            self.running[lane].batches = Some(batches);
+            self.running[lane].tasks.push(tokio::spawn(sender.run(queue)));
+            self.lanes[lane].connected();
+            self.status.clear(&lane_name(lane));
+            if !self.is_draining && self.lanes.iter().all(Lane::is_connected) {
+                self.status.clear("worker");
+            }
+        }
+        let starts = std::mem::take(header.starts_mut());
+        let effects = self.partitions.snapshot(lane, is_resync, starts, &positions);
+        self.execute(effects)?;
+        self.leave_if_drained()
+    }
+
+    /// Does what partitions have come to.
+    fn execute(&mut self, effects: impl IntoIterator<Item = Effect>) -> Step {
+        for effect in effects {
+            match effect {
+                Effect::Open(opens) => self.driver.send(Command::Open(opens)),
+                Effect::OpenAgain { partition, generation, after } => {
+                    let internal = self.internal.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(after).await;
+                        let _ = internal.send(Internal::Reopen { partition, generation });
+                    });
+                }
+                Effect::Halt(partition) => self.driver.send(Command::Halt(partition)),
+                Effect::Commit(marks) => self.driver.send(Command::Commit(marks)),
+                Effect::Obstruct(partition, why) => self.status.obstruct(&partition.to_string(), &why),
+                Effect::Clear(partition) => self.status.clear(&partition.to_string()),
+                Effect::Stopped(partition, reason) => {
+                    tracing::error!(%partition, reason, projection = P::NAME, "partition stopped");
+                    self.status.obstruct(&partition.to_string(), &reason);
+                }
+                Effect::RolledBack { partition, stored, acknowledged } => {
+                    metrics::counter!(names::ROLLBACKS, "projection" => P::NAME).increment(1);
+                    tracing::error!(
+                        %partition, stored, acknowledged, projection = P::NAME,
+                        "the store lost what it had acknowledged; replaying from its position"
+                    );
+                }
+                Effect::Unverified { partition, offset } => {
+                    tracing::info!(%partition, offset, "the log no longer has the record that was applied last; unverified");
+                }
+                Effect::Unopened(partition, text) => {
+                    tracing::warn!(text, %partition, projection = P::NAME, "cannot open a partition yet");
+                }
+                Effect::Skip { partition, lane, generation, from, to } => {
+                    let skip = Skip { partition, generation, lane, epoch: self.lanes[lane].epoch(), from, to };
+                    tokio::spawn(resync::skip(Arc::clone(&self.projection), self.internal.clone(), skip));
+                }
+                Effect::Skipped { partition, records } => {
+                    metrics::counter!(names::RECORDS_SKIPPED, "projection" => P::NAME).increment(records);
+                    tracing::warn!(%partition, records, projection = P::NAME, "went on without records that the log no longer has");
+                }
+                Effect::Adopt { lane, partitions } => self.adopt(lane, partitions),
+                Effect::Desync { lane, why } => self.resync(lane, why),
+                Effect::Fail(text) => return Err(WorkerError(text.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// An idle worker must notice too when the ledger rolls back.
+    fn check_positions(&mut self, lane: usize) {
+        if self.running[lane].is_checking() {
+            return;
+        }
+        let every = Duration::from_millis(self.config.position_check_ms);
+        let Some(token) = self.lanes[lane].begin_check(every) else { return };
+        let (projection, internal) = (Arc::clone(&self.projection), self.internal.clone());
+        self.running[lane].check = Some(tokio::spawn(async move {
+            let positions = projection.ledger().positions(lane).await;
+            let _ = internal.send(Internal::Checked { lane, token, positions });
+        }));
+    }
+
+    fn on_checked(&mut self, lane: usize, token: (u64, u64), positions: LedgerResult<Positions>) {
+        if !self.lanes[lane].is_as_it_was(token) {
+            return;
+        }
+        match positions {
+            Ok(positions) if self.partitions.agree_with(lane, &positions) => {}
+            Ok(_) => self.resync(lane, "the store's positions changed while nothing was sent"),
+            // With nothing to commit this is how it is found out that the ledger cannot be reached.
+            Err(error) => {
+                count_ledger_error::<P>(&error);
+                self.resync(lane, &error.to_string());
+            }
         }
     }
 
-    fn drain(&mut self) {
-        tracing::info!("draining");
+    /// They are given back as soon as what was read of them is committed, or as it takes too long.
+    fn leave(&mut self, names: Vec<TopicPartition>) -> Step {
+        self.partitions.leave(&names);
+        let stop_ms = self.config.drain_timeout_ms;
+        let drain_ms = if self.is_draining { stop_ms } else { stop_ms.min(REVOKE_DRAIN_MAX_MS) };
+        let deadline = Instant::now() + Duration::from_millis(drain_ms);
+        match &mut self.leaving {
+            Some(leaving) => leaving.partitions.extend(names),
+            None => self.leaving = Some(Leaving { partitions: names, deadline }),
+        }
+        self.hurry.send_replace(true);
+        for lane in 0..self.lanes.len() {
+            self.cut_if_due(lane);
+        }
+        self.leave_if_drained()
+    }
+
+    fn leave_if_drained(&mut self) -> Step {
+        let Some(leaving) = &self.leaving else { return Ok(()) };
+        let is_late = Instant::now() >= leaving.deadline;
+        if !is_late && !self.partitions.are_drained(&leaving.partitions) {
+            return Ok(());
+        }
+        if is_late {
+            tracing::warn!("what was in flight did not end in time; whoever comes next reads it again");
+        }
+        let names = self.leaving.take().map(|leaving| leaving.partitions).unwrap_or_default();
+        let commit = self.partitions.commit(&names);
+        self.execute(commit)?;
+        if self.is_draining {
+            // What was read and is not counted; whoever comes next reads it again.
+            let unfinished = self.partitions.unfinished();
+            tracing::info!(records = self.status.records(), unfinished, projection = P::NAME, "drained");
+        } else {
+            self.hurry.send_replace(false);
+            self.driver.send(Command::Release(names.clone()));
+            self.forget(&names);
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, names: &[TopicPartition]) {
+        for name in names {
+            if let Some(lane) = self.partitions.forget(name) {
+                self.lanes[lane].forget(name);
+            }
+            self.status.forget(name);
+        }
+    }
+
+    fn on_tick(&mut self) -> Step {
+        if !self.is_draining {
+            self.status.pulse.expect(Who::Loop, TICK_MAX);
+        }
+        for lane in 0..self.lanes.len() {
+            self.cut_if_due(lane);
+            self.check_positions(lane);
+            if let Some(why) = self.lanes[lane].is_down(UNREADY_AFTER) {
+                self.status.obstruct(&lane_name(lane), &format!("cannot commit to the store: {why}"));
+            }
+        }
+        self.leave_if_drained()?;
+        if self.marked_at.elapsed() >= Duration::from_millis(self.config.broker_commit_ms) {
+            self.marked_at = Instant::now();
+            if self.marked_all_at.elapsed() >= MARK_ALL_EVERY {
+                self.marked_all_at = Instant::now();
+                self.partitions.commit_again();
+            }
+            let commit = self.partitions.commit(&self.partitions.names());
+            self.execute(commit)?;
+        }
+        if self.status_at.elapsed() >= STATUS_EVERY {
+            self.status_at = Instant::now();
+            let effects = self.partitions.judge(|lane| self.lanes[lane].is_connected());
+            self.execute(effects)?;
+            self.status.set_partitions(self.partitions.statuses((self.now_ms)()));
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Step {
+        tracing::info!(projection = P::NAME, "draining");
         self.is_draining = true;
-        self.worker.status.obstruct("worker", "draining");
+        self.status.obstruct("worker", "draining");
         // It has a bound of its own.
-        self.worker.status.pulse.end();
-        let names = self.partitions.keys().cloned().collect();
-        self.leave(names);
+        self.status.pulse.end();
+        self.leave(self.partitions.names())
     }
 
     async fn close(&mut self, notices: &mut mpsc::Receiver<Notice>) {
-        for partition in self.partitions.values_mut() {
-            partition.marked = None;
-        }
-        let names: Vec<TopicPartition> = self.partitions.keys().cloned().collect();
+        self.partitions.commit_again();
         let (closed, mut wait) = oneshot::channel();
-        self.driver.send(Command::Close(self.marks(&names), closed));
-        let deadline = tokio::time::sleep(Duration::from_millis(self.worker.config.drain_timeout_ms));
+        self.driver.send(Command::Close(self.partitions.marks(&self.partitions.names()), closed));
+        let deadline = tokio::time::sleep(Duration::from_millis(self.config.drain_timeout_ms));
         tokio::pin!(deadline);
         loop {
             // Cancel safety: notices are only taken so that the driver, which may wait for room, gets to the command.
@@ -576,10 +688,13 @@ impl Loop {
                 _ = notices.recv() => {}
             }
         }
-        for lane in &mut self.lanes {
-            lane.clear();
-        }
+        self.lanes.iter_mut().for_each(Lane::clear);
+        self.running.iter_mut().for_each(Running::stop);
     }
+}
+
+fn count_fence<P: Projection>(stored: &'static str) {
+    metrics::counter!(names::FENCES, "stored" => stored, "projection" => P::NAME).increment(1);
 }
 
 fn fence_label(from: Option<i64>, stored: Option<Checkpoint>) -> &'static str {
@@ -591,6 +706,6 @@ fn fence_label(from: Option<i64>, stored: Option<Checkpoint>) -> &'static str {
     }
 }
 
-pub(super) fn lane_name(lane: usize) -> String {
+pub fn lane_name(lane: usize) -> String {
     format!("lane {lane}")
 }

@@ -8,49 +8,63 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
-use super::budget::Permit;
 use super::dead_letter::{beginning, whole};
+use super::lane::Turn;
+use super::ledger::{LedgerResult, Outcome, Session};
+use super::projection::{Batch, Intake, Projection};
 use super::status::Status;
 use super::uncounted::Tally;
 use crate::broker::{ProduceError, Producer};
-use crate::compile::{DeadLetter, FoldStats, Folded, Plan};
+use crate::decode::DeadLetter;
 use crate::model::Span;
-use crate::store::{Outcome, Session, StoreResult};
 use crate::telemetry::names;
 
-/// One batch on its way.
-pub struct Sending {
-    pub folded: Folded,
-    pub permit: Permit,
-    /// The last batch of its job.
-    pub is_last: bool,
+/// What becomes of records, or events in them, that a projection cannot take. Of several projections over one log one publishes
+/// them, and all count them with the same reasons.
+#[derive(Clone)]
+pub enum DeadLetters {
+    /// Each is published before the batch that passes it is committed.
+    Publish(Arc<dyn Producer>),
+    /// Nobody wants them.
+    Discard,
+    /// Another projection of the log publishes them.
+    LeftToAnother,
 }
 
-/// What became of one.
-pub struct Committed {
+impl DeadLetters {
+    /// Where they go, if anywhere.
+    pub fn to(producer: Option<Arc<dyn Producer>>) -> Self {
+        producer.map_or(Self::Discard, Self::Publish)
+    }
+}
+
+/// What became of a batch.
+pub struct Committed<P: Projection> {
     pub lane: usize,
     pub epoch: u64,
-    pub spans: Vec<Span>,
-    pub stats: FoldStats,
+    pub ranges: Vec<Span>,
+    pub intake: Intake,
+    pub stats: <P::Batch as Batch>::Stats,
     pub dead_letters: Tally,
     pub is_last: bool,
     pub latency: Duration,
-    pub result: StoreResult<Outcome>,
+    pub result: LedgerResult<Outcome<P::Report>>,
 }
 
-pub struct LaneSender {
+pub struct LaneSender<P: Projection> {
     pub lane: usize,
     pub epoch: u64,
-    pub session: Box<dyn Session>,
-    /// Says what is wrong with dead letters.
-    pub plan: Arc<Plan>,
-    /// `None` when dead letters are discarded.
-    pub producer: Option<Arc<dyn Producer>>,
+    pub session: Box<dyn Session<P>>,
+    pub projection: Arc<P>,
+    pub dead_letters: DeadLetters,
     pub in_flight_max: usize,
-    pub answers: UnboundedSender<Committed>,
+    /// Nothing is to wait for a group to fill.
+    pub is_hurried: watch::Receiver<bool>,
+    pub answers: UnboundedSender<Committed<P>>,
     pub status: Arc<Status>,
 }
 
@@ -63,17 +77,24 @@ const LETTERS_IN_FLIGHT: usize = 1000;
 /// or bytes.
 const LETTER_BYTES_IN_FLIGHT: usize = 8 << 20;
 
-impl LaneSender {
-    pub async fn run(mut self, mut batches: UnboundedReceiver<Sending>) {
-        let mut in_flight: FuturesOrdered<BoxFuture<'static, Committed>> = FuturesOrdered::new();
+impl<P: Projection> LaneSender<P> {
+    pub async fn run(mut self, mut batches: UnboundedReceiver<Turn<P::Batch>>) {
+        let mut in_flight: FuturesOrdered<BoxFuture<'static, Committed<P>>> = FuturesOrdered::new();
+        let mut is_flushed = true;
         loop {
-            // Cancel safety: neither `recv` nor `next` loses anything when the other branch wins, and what a branch took is
-            // dealt with before the next turn.
+            let is_full = in_flight.len() >= self.in_flight_max;
+            if !is_flushed && *self.is_hurried.borrow() && (is_full || batches.is_empty()) {
+                self.session.flush().await;
+                is_flushed = true;
+            }
+            // Cancel safety: neither `recv`, `next` nor `changed` loses anything when another branch wins, and what a branch took
+            // is dealt with before the next turn.
             tokio::select! {
                 biased;
-                batch = batches.recv(), if in_flight.len() < self.in_flight_max => {
-                    let Some(sending) = batch else { return };
-                    in_flight.push_back(self.send(sending).await);
+                batch = batches.recv(), if !is_full => {
+                    let Some(turn) = batch else { return };
+                    in_flight.push_back(self.send(turn).await);
+                    is_flushed = false;
                 }
                 Some(committed) = in_flight.next() => {
                     let is_applied = matches!(committed.result, Ok(Outcome::Applied(_)));
@@ -81,34 +102,40 @@ impl LaneSender {
                         return;
                     }
                 }
+                changed = self.is_hurried.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
             }
         }
     }
 
-    async fn send(&mut self, Sending { folded, permit, is_last }: Sending) -> BoxFuture<'static, Committed> {
-        let Folded { batch, dead_letters, stats, .. } = folded;
-        bury(self.producer.clone(), &self.plan, &self.status, &dead_letters).await;
-        let dead_letters = Tally::of(&self.plan, &dead_letters);
-        let (lane, epoch, spans) = (self.lane, self.epoch, batch.spans.clone());
+    async fn send(&mut self, Turn { batch, permit, is_last }: Turn<P::Batch>) -> BoxFuture<'static, Committed<P>> {
+        let letters = batch.dead_letters();
+        if let DeadLetters::Publish(producer) = &self.dead_letters {
+            bury(producer.as_ref(), self.projection.as_ref(), &self.status, letters).await;
+        }
+        let dead_letters = Tally::of(letters, |letter| self.projection.describe(letter));
+        let (lane, epoch, ranges) = (self.lane, self.epoch, batch.ranges().to_vec());
+        let (intake, stats) = (batch.intake(), batch.stats());
         let sent_at = Instant::now();
-        let answer = self.session.commit(Arc::new(batch)).await;
+        let answer = self.session.commit(batch, permit).await;
         Box::pin(async move {
             let result = answer.await;
-            drop(permit);
-            Committed { lane, epoch, spans, stats, dead_letters, is_last, latency: sent_at.elapsed(), result }
+            let latency = sent_at.elapsed();
+            Committed { lane, epoch, ranges, intake, stats, dead_letters, is_last, latency, result }
         })
     }
 }
 
 /// Returns when the destination has all of them; it never gives up, so their offsets are never passed without them.
-async fn bury(producer: Option<Arc<dyn Producer>>, plan: &Plan, status: &Status, mut letters: &[DeadLetter]) {
+async fn bury<P: Projection>(producer: &dyn Producer, projection: &P, status: &Status, mut letters: &[DeadLetter]) {
     while !letters.is_empty() {
         let (chunk, rest) = letters.split_at(letters_at_once(letters));
         letters = rest;
-        if let Some(producer) = &producer {
-            let published = chunk.iter().map(|letter| publish(producer.as_ref(), plan, status, letter));
-            futures_util::future::join_all(published).await;
-        }
+        let published = chunk.iter().map(|letter| publish(producer, projection, status, letter));
+        futures_util::future::join_all(published).await;
     }
 }
 
@@ -122,8 +149,8 @@ fn letters_at_once(letters: &[DeadLetter]) -> usize {
     letters.iter().take(LETTERS_IN_FLIGHT).take_while(fits).count().max(1)
 }
 
-async fn publish(producer: &dyn Producer, plan: &Plan, status: &Status, letter: &DeadLetter) {
-    let detail = plan.describe(letter);
+async fn publish<P: Projection>(producer: &dyn Producer, projection: &P, status: &Status, letter: &DeadLetter) {
+    let detail = projection.describe(letter);
     let mut message = whole(letter, &detail);
     let mut backoff = Backoff::default();
     // Of the value in a copy that is sent instead; `None` for the whole.
@@ -138,7 +165,8 @@ async fn publish(producer: &dyn Producer, plan: &Plan, status: &Status, letter: 
                 (message, copy_bytes) = (whole(letter, &detail), None);
             }
             Err(ProduceError::Refused(error)) => {
-                metrics::counter!(names::DEAD_LETTERS_SHORTENED).increment(u64::from(copy_bytes.is_none()));
+                metrics::counter!(names::DEAD_LETTERS_SHORTENED, "projection" => status.projection())
+                    .increment(u64::from(copy_bytes.is_none()));
                 tracing::debug!(partition = %letter.partition, offset = letter.offset, error, "sending less of a dead letter");
                 let whole = letter.value.as_ref().map_or(0, Vec::len);
                 let bytes = copy_bytes.map_or(whole.min(COPY_BYTES), |bytes| bytes / 2);
@@ -153,7 +181,7 @@ async fn publish(producer: &dyn Producer, plan: &Plan, status: &Status, letter: 
 }
 
 fn refused(status: &Status, letter: &DeadLetter, error: &str) {
-    metrics::counter!(names::DEAD_LETTER_RETRIES).increment(1);
+    metrics::counter!(names::DEAD_LETTER_RETRIES, "projection" => status.projection()).increment(1);
     status.obstruct(DEAD_LETTERS, error);
     tracing::warn!(
         error, reason = letter.reason.name(), partition = %letter.partition, offset = letter.offset,

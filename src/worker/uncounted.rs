@@ -9,10 +9,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::repeats::Repeats;
-use crate::compile::{DeadLetter, Plan};
-use crate::decode::Reason;
+use crate::decode::{DeadLetter, Reason};
 use crate::model::TopicPartition;
-use crate::telemetry::names;
 
 /// How often a reason is logged at most.
 const LOG_EVERY: Duration = Duration::from_secs(60);
@@ -35,7 +33,7 @@ pub struct Sighting {
 }
 
 impl Sighting {
-    fn of(plan: &Plan, letter: &DeadLetter) -> Self {
+    fn of(letter: &DeadLetter, describe: &impl Fn(&DeadLetter) -> String) -> Self {
         let TopicPartition { topic, partition } = &letter.partition;
         Self {
             topic: topic.to_string(),
@@ -43,7 +41,7 @@ impl Sighting {
             offset: letter.offset,
             timestamp_ms: letter.timestamp_ms,
             index: letter.index,
-            detail: plan.describe(letter),
+            detail: describe(letter),
         }
     }
 }
@@ -69,7 +67,8 @@ impl Letters {
 }
 
 impl Tally {
-    pub fn of(plan: &Plan, letters: &[DeadLetter]) -> Self {
+    /// `describe` says why a record was not taken: one line.
+    pub fn of(letters: &[DeadLetter], describe: impl Fn(&DeadLetter) -> String) -> Self {
         let mut reasons: BTreeMap<Reason, (u64, &DeadLetter, &DeadLetter)> = BTreeMap::new();
         for letter in letters {
             let (count, _, last) = reasons.entry(letter.reason).or_insert((0, letter, letter));
@@ -77,13 +76,21 @@ impl Tally {
             *last = letter;
         }
         let letters = |(reason, (count, first, last))| {
-            (reason, Letters { count, first: Sighting::of(plan, first), last: Sighting::of(plan, last) })
+            (reason, Letters { count, first: Sighting::of(first, &describe), last: Sighting::of(last, &describe) })
         };
         Self { reasons: reasons.into_iter().map(letters).collect() }
     }
 
     fn count(&self) -> u64 {
         self.reasons.values().map(|letters| letters.count).sum()
+    }
+
+    /// Adds them to a counter.
+    pub fn count_as(&self, metric: &'static str, projection: &'static str) {
+        for (reason, letters) in &self.reasons {
+            let labels = [("reason", reason.name()), ("projection", projection)];
+            metrics::counter!(metric, &labels).increment(letters.count);
+        }
     }
 
     fn add(&mut self, reason: Reason, letters: Letters) {
@@ -130,7 +137,6 @@ impl Uncounted {
         self.remember(now_ms.div_euclid(MINUTE_MS), events, tally.count());
         let mut lines = Vec::new();
         for (reason, letters) in tally.reasons {
-            metrics::counter!(names::DEAD_LETTERS, "reason" => reason.name()).increment(letters.count);
             self.found_ms.insert(reason, now_ms);
             self.all.add(reason, letters.clone());
             self.unsaid.add(reason, letters);
@@ -187,7 +193,6 @@ impl Uncounted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Rules;
 
     fn letter(reason: Reason, offset: i64) -> DeadLetter {
         DeadLetter {
@@ -203,9 +208,8 @@ mod tests {
     }
 
     fn tally(reason: Reason, offsets: std::ops::Range<i64>) -> Tally {
-        let rules: Rules = serde_json::from_str(r#"{"mapping":{"add":["event"]}}"#).unwrap();
-        let plan = Plan::new(rules.validate().unwrap());
-        Tally::of(&plan, &offsets.map(|offset| letter(reason, offset)).collect::<Vec<_>>())
+        let letters: Vec<DeadLetter> = offsets.map(|offset| letter(reason, offset)).collect();
+        Tally::of(&letters, |letter| letter.reason.explain().to_owned())
     }
 
     #[tokio::test(start_paused = true)]

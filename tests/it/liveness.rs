@@ -9,9 +9,9 @@ use tokio::sync::watch;
 use traqq::broker::{BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
 use traqq::model::TopicPartition;
 use traqq::store::memory::MemoryStore;
-use traqq::worker::{Config, Execution, Status, Worker};
+use traqq::worker::{Config, DeadLetters, Execution, Status, Worker};
 
-use crate::model::{NOW_MS, plan};
+use crate::model::{NOW_MS, counts, status};
 use crate::process::PATIENCE;
 use crate::servers::poll_until;
 
@@ -90,21 +90,18 @@ fn wait_until_alive(status: &Status) {
 #[test]
 fn a_loop_or_a_reader_that_hangs_is_not_alive_and_what_waits_is() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let status = Arc::new(Status::default());
+    let status = status();
     passes(&status, LONG);
     assert_eq!(status.liveness(), Ok(()), "a worker that has not begun");
     let reader_hangs = Arc::new(AtomicBool::new(false));
     let (shutdown, watch) = watch::channel(false);
     let worker = Worker {
         config: Config { fold_threads: 1, ..Config::default() },
-        plan: plan(),
+        projection: counts(Arc::new(MemoryStore::new(1)), "p"),
         group: "g".to_owned(),
-        prefix: "p".to_owned(),
-        tags: vec!["0".to_owned()],
         start: Start::Earliest,
-        store: Arc::new(MemoryStore::new(1)),
         consumer: Box::new(Hanging(Arc::clone(&reader_hangs))),
-        producer: None,
+        dead_letters: DeadLetters::Discard,
         status: Arc::clone(&status),
         shutdown: watch,
         now_ms,

@@ -1,12 +1,12 @@
 //! A mapping that changes under a store that has counts.
 
 use redis::cmd;
+use traqq::counts::plan_difference;
 use traqq::model::{Bucket, BucketKind, Metric};
 use traqq::store::dump::{export, import};
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{RedisStore, lane_tags};
 use traqq::store::{Contents, KeyDump, Meta, Store, StoreError, StoredKey, apply_rules, meta_of_other_rules};
-use traqq::worker::plan_difference;
 
 use crate::redis_store::{Embedded, config, now, pattern, plan, raw};
 use crate::servers::Redis;

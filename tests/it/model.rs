@@ -8,11 +8,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use traqq::broker::Start;
 use traqq::broker::memory::MemoryBroker;
-use traqq::compile::{Folded, Folder, Part, Plan};
-use traqq::model::{Checkpoint, RecordBatch, Rules, TopicPartition, Writes};
+use traqq::compile::{Folded, Folder, Plan};
+use traqq::counts::Counts;
+use traqq::model::{Checkpoint, Part, RecordBatch, Rules, TopicPartition, Writes};
 use traqq::store::memory::{Fault, MemoryStore};
 use traqq::store::{Meta, Store};
-use traqq::worker::{Config, Execution, Status, Worker, WorkerError};
+use traqq::worker::{Config, DeadLetters, Execution, Status, Worker, WorkerError};
 
 const TOPIC: &str = "events";
 pub const NOW_MS: i64 = 1_700_000_000_000;
@@ -41,6 +42,16 @@ pub fn plan() -> Arc<Plan> {
     )
     .unwrap();
     Arc::new(Plan::new(rules.validate().unwrap()))
+}
+
+/// Counts of [`plan`] in a store.
+pub fn counts(store: Arc<dyn Store>, prefix: &str) -> Arc<Counts> {
+    let tags = traqq::store::redis::lane_tags(store.lanes());
+    Arc::new(Counts::new(plan(), store, "g", prefix, tags, Config::default().batch_operations))
+}
+
+pub fn status() -> Arc<Status> {
+    Arc::new(Status::of::<Counts>("discard"))
 }
 
 pub fn event(random: &mut Random) -> Vec<u8> {
@@ -110,15 +121,12 @@ impl Harness {
         let (shutdown, watch) = watch::channel(false);
         let worker = Worker {
             config,
-            plan: plan(),
+            projection: counts(Arc::new(self.store.clone()), "p"),
             group: "g".to_owned(),
-            prefix: "p".to_owned(),
-            tags: (1..self.store.lanes()).map(|lane| lane.to_string()).chain(["0".to_owned()]).collect(),
             start: Start::Earliest,
-            store: Arc::new(self.store.clone()),
             consumer: Box::new(consumer),
-            producer: Some(Arc::new(self.broker.clone())),
-            status: Arc::new(Status::default()),
+            dead_letters: DeadLetters::Publish(Arc::new(self.broker.clone())),
+            status: status(),
             shutdown: watch,
             now_ms: || NOW_MS,
             execution: Execution::Threads,

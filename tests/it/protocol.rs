@@ -1,8 +1,15 @@
 //! The protocol of commit, fence and resync as a model, of which a checker visits every state that can be reached.
 //!
 //! Two workers both believe that they own all partitions of one lane, which is the worst that rebalances, zombies and leases can do. They
-//! read records one by one, send batches of one or two over connections that deliver in order, with two in flight, and resync as
-//! `worker/resync.rs` does. The store applies a batch as `commit.lua` does. Whenever it likes, and as often as the bounds allow,
+//! read records one by one, send batches of one or two over connections that deliver in order, with two in flight, and resync.
+//!
+//! What a worker does with a partition is not written down here a second time: each has a [`Cursor`], the state machine that the
+//! product runs, over real records, checkpoints and fingerprints. Written down here is what cannot be cloned and hashed: the log, the
+//! ledger with its fence (a script in Redis, a batch in an embedded database), the way between them, and of a lane that it sends
+//! in order and forgets what is under way in a doubt (its own state counts jobs and epochs without end, and holds memory and timers;
+//! `worker/lane.rs` has its tests beside it).
+//!
+//! Whenever it likes, and as often as the bounds allow,
 //!
 //! - a connection breaks: requests on their way arrive later, in any order, or never; answers are lost;
 //! - the store falls back to what it last wrote to disk, and connections break with it, or do not (a failover behind a proxy);
@@ -15,7 +22,12 @@
 
 use std::num::NonZeroUsize;
 
+use std::sync::LazyLock;
+
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
+use traqq::broker::Watermarks;
+use traqq::model::{Checkpoint, Fingerprint, RecordBatch, TopicPartition};
+use traqq::worker::cursor::{Arrival, Cursor, Opened, Phase};
 
 const WORKERS: usize = 2;
 const IN_FLIGHT: usize = 2;
@@ -25,6 +37,10 @@ const LATE: usize = 2;
 const RECORDS_MAX: usize = 3;
 /// The topic is made again once at most.
 const LOGS: usize = 2;
+
+/// The product counts generations up. Here two are enough: that of the last opening, and one that is over.
+const CURRENT: u64 = 1;
+const OVER: u64 = 0;
 
 /// What is left out of the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,16 +65,17 @@ struct Record {
     offset: u8,
 }
 
-/// The next offset, and the fingerprint of the record before it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-struct Checkpoint {
-    position: u8,
-    last: Option<Record>,
-}
+impl Record {
+    /// As the consumer delivers it; the log is its timestamp.
+    fn delivered(self, generation: u64) -> RecordBatch {
+        static PARTITION: LazyLock<TopicPartition> = LazyLock::new(|| TopicPartition::new("t", 0));
+        let mut batch = RecordBatch::new(PARTITION.clone(), generation);
+        batch.push(self.offset.into(), self.log.into(), None, Some(&[self.log]));
+        batch
+    }
 
-impl Checkpoint {
-    const fn behind(record: Record) -> Self {
-        Self { position: record.offset + 1, last: Some(record) }
+    fn of(fingerprint: Fingerprint) -> Self {
+        Self { log: fingerprint.timestamp_ms as u8, offset: fingerprint.offset as u8 }
     }
 }
 
@@ -81,33 +98,21 @@ enum Answer {
     Fence,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Stored {
     positions: Vec<Checkpoint>,
     /// By partition, log and offset: how often it was counted.
     counts: Vec<[[u8; RECORDS_MAX]; LOGS]>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-enum State {
-    /// Without a connection, and without anything to remember.
-    Waiting,
-    Verifying(Record),
-    Running,
-    Stopped,
-}
-
-/// What a worker knows of a partition.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+/// What a worker knows of a partition, and what is on its way to it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 struct Reader {
-    state: State,
-    /// In front of the next record to be taken into a batch.
-    from: Checkpoint,
-    committed: Checkpoint,
+    cursor: Cursor,
     /// What the broker's client reads next.
     next: u8,
-    /// Read and not taken yet.
-    buffered: Vec<Record>,
+    /// Read and not taken yet, each with the generation it was read under.
+    buffered: Vec<(u64, Record)>,
 }
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -164,23 +169,50 @@ struct Protocol {
 }
 
 impl Reader {
-    fn waiting() -> Self {
-        let start = Checkpoint::default();
-        Self { state: State::Waiting, from: start, committed: start, next: 0, buffered: Vec::new() }
+    fn is_reading(&self) -> bool {
+        matches!(self.cursor.phase(), Phase::Verifying(_) | Phase::Running)
     }
 
     fn stop(&mut self) {
-        *self = Self { state: State::Stopped, ..Self::waiting() };
+        *self = Self::default();
+        self.cursor.stop();
+    }
+
+    /// A doubt. What a cursor that waits knew before is overwritten when it is restored: states that differ in nothing else are one.
+    fn wait(&mut self) {
+        self.cursor.wait();
+        if self.cursor.phase() == Phase::Waiting {
+            *self = Self { buffered: std::mem::take(&mut self.buffered), ..Self::default() };
+            self.buffered.iter_mut().for_each(|(generation, _)| *generation = OVER);
+        }
+    }
+
+    /// The first record that is buffered arrives; `None` when it is not to be counted.
+    fn take(&mut self) -> Option<Record> {
+        let (generation, record) = self.buffered.remove(0);
+        match self.cursor.arrived(record.delivered(generation)) {
+            Arrival::Take { .. } => Some(record),
+            Arrival::Drop => None,
+            Arrival::Misfit(_) => {
+                self.stop();
+                None
+            }
+        }
+    }
+
+    /// How many of the buffered records may be taken now.
+    fn ready(&self) -> usize {
+        if self.cursor.phase() == Phase::Running { self.buffered.len() } else { 0 }
     }
 }
 
 impl Worker {
     fn new(partitions: usize) -> Self {
-        Self { readers: vec![Reader::waiting(); partitions], sent: Vec::new(), answers: Vec::new() }
+        Self { readers: vec![Reader::default(); partitions], sent: Vec::new(), answers: Vec::new() }
     }
 
     fn is_waiting(&self) -> bool {
-        self.readers.iter().any(|reader| reader.state == State::Waiting)
+        self.readers.iter().any(|reader| reader.cursor.phase() == Phase::Waiting)
     }
 
     fn is_idle(&self) -> bool {
@@ -191,9 +223,7 @@ impl Worker {
     fn doubt(&mut self) {
         self.sent.clear();
         self.answers.clear();
-        for reader in self.readers.iter_mut().filter(|reader| reader.state != State::Stopped) {
-            *reader = Reader { buffered: std::mem::take(&mut reader.buffered), ..Reader::waiting() };
-        }
+        self.readers.iter_mut().for_each(Reader::wait);
     }
 }
 
@@ -231,52 +261,43 @@ impl Protocol {
         true
     }
 
-    /// `Loop::on_view` and `Partition::opened`: back to the stored positions.
+    /// Back to the stored positions.
     fn resync(&self, world: &mut World, worker: usize) {
         let World { store, workers, end, .. } = world;
         for (partition, reader) in workers[worker].readers.iter_mut().enumerate() {
-            if reader.state != State::Waiting {
+            if reader.cursor.phase() != Phase::Waiting {
                 continue;
             }
             let stored = store.positions[partition];
-            (reader.from, reader.committed) = (stored, stored);
-            if !self.is_without(Without::Generations) {
-                reader.buffered.clear();
+            reader.cursor.restore(stored);
+            reader.cursor.open(CURRENT);
+            let is_believed = self.is_without(Without::Fingerprint);
+            let high = if is_believed { stored.position.max((*end).into()) } else { (*end).into() };
+            match reader.cursor.opened(CURRENT, Watermarks { low: 0, high }) {
+                Opened::Reads { .. } => {}
+                Opened::Misfit(_) => {
+                    reader.stop();
+                    continue;
+                }
+                Opened::Outdated => unreachable!("it was opened just now"),
             }
-            let is_checked = !self.is_without(Without::Fingerprint);
-            reader.next = if is_checked { stored.last.map_or(0, |last| last.offset) } else { stored.position };
-            match stored.last {
-                Some(_) if is_checked && stored.position > *end => reader.stop(),
-                Some(last) if is_checked => reader.state = State::Verifying(last),
-                _ => reader.state = State::Running,
+            reader.next = stored.read_from() as u8;
+            if let Some(last) = stored.last.filter(|_| is_believed) {
+                // It believes what it is told without reading it.
+                reader.cursor.arrived(Record::of(last).delivered(CURRENT));
+                reader.next = stored.position as u8;
+            }
+            if self.is_without(Without::Generations) {
+                reader.buffered.iter_mut().for_each(|(of, _)| *of = CURRENT);
+            }
+            while reader.buffered.first().is_some_and(|(of, _)| *of != CURRENT) {
+                assert_eq!(reader.take(), None, "a record of an opening that is over was taken");
             }
         }
-    }
-
-    /// `Partition::arrived`: `None` for a record that is not to be counted.
-    fn take(reader: &mut Reader) -> Option<Record> {
-        let record = reader.buffered.remove(0);
-        match reader.state {
-            State::Running => Some(record),
-            State::Verifying(last) if record == last => {
-                reader.state = State::Running;
-                None
-            }
-            State::Verifying(_) => {
-                reader.stop();
-                None
-            }
-            State::Waiting | State::Stopped => None,
-        }
-    }
-
-    /// How many of the buffered records may be taken now.
-    fn ready(reader: &Reader) -> usize {
-        if reader.state == State::Running { reader.buffered.len() } else { 0 }
     }
 
     fn sends(&self, world: &World, worker: usize) -> Vec<Vec<usize>> {
-        let ready: Vec<usize> = world.workers[worker].readers.iter().map(Self::ready).collect();
+        let ready: Vec<usize> = world.workers[worker].readers.iter().map(Reader::ready).collect();
         let mut choices = vec![Vec::new()];
         for ready in ready {
             choices = choices
@@ -301,7 +322,7 @@ impl Model for Protocol {
 
     fn init_states(&self) -> Vec<World> {
         let stored = Stored {
-            positions: vec![Checkpoint::default(); self.partitions],
+            positions: vec![Checkpoint::start(0); self.partitions],
             counts: vec![[[0; RECORDS_MAX]; LOGS]; self.partitions],
         };
         vec![World {
@@ -322,11 +343,10 @@ impl Model for Protocol {
         steps.extend((0..world.late.len()).map(Step::HandleLate));
         for (index, worker) in world.workers.iter().enumerate() {
             for (partition, reader) in worker.readers.iter().enumerate() {
-                let reads = matches!(reader.state, State::Verifying(_) | State::Running);
-                if reads && reader.next < world.end && reader.buffered.len() < BUFFERED {
+                if reader.is_reading() && reader.next < world.end && reader.buffered.len() < BUFFERED {
                     steps.push(Step::Read(index, partition));
                 }
-                if !reader.buffered.is_empty() && reader.state != State::Waiting && Self::ready(reader) == 0 {
+                if !reader.buffered.is_empty() && reader.cursor.phase() != Phase::Waiting && reader.ready() == 0 {
                     steps.push(Step::Drop(index, partition));
                 }
             }
@@ -342,8 +362,7 @@ impl Model for Protocol {
                 steps.extend(self.sends(world, index).into_iter().map(|taken| Step::Send(index, taken)));
             }
             let differs = |(partition, reader): (usize, &Reader)| {
-                matches!(reader.state, State::Verifying(_) | State::Running)
-                    && reader.committed != world.store.positions[partition]
+                !reader.cursor.agrees_with(Some(&world.store.positions[partition]))
             };
             let is_checked = !self.is_without(Without::IdleCheck);
             if is_checked && worker.is_idle() && worker.readers.iter().enumerate().any(differs) {
@@ -370,23 +389,22 @@ impl Model for Protocol {
             Step::Persist => next.durable = next.store.clone(),
             Step::Read(worker, partition) => {
                 let reader = &mut next.workers[worker].readers[partition];
-                reader.buffered.push(Record { log: world.log, offset: reader.next });
+                let record = Record { log: world.log, offset: reader.next };
+                reader.buffered.push((CURRENT, record));
                 reader.next += 1;
             }
             Step::Drop(worker, partition) => {
-                Self::take(&mut next.workers[worker].readers[partition]);
+                next.workers[worker].readers[partition].take();
             }
             Step::Send(worker, taken) => {
                 let mut batch = Batch { spans: Vec::new(), records: Vec::new() };
                 for (partition, taken) in taken.into_iter().enumerate().filter(|(_, taken)| *taken > 0) {
                     let reader = &mut next.workers[worker].readers[partition];
-                    let from = reader.from;
+                    let from = reader.cursor.from();
                     for _ in 0..taken {
-                        let record = Self::take(reader)?;
-                        reader.from = Checkpoint::behind(record);
-                        batch.records.push((partition, record));
+                        batch.records.push((partition, reader.take()?));
                     }
-                    batch.spans.push(Span { partition, from, to: reader.from });
+                    batch.spans.push(Span { partition, from, to: reader.cursor.from() });
                 }
                 next.workers[worker].sent.push(batch);
             }
@@ -402,7 +420,7 @@ impl Model for Protocol {
             Step::Answer(worker) => match next.workers[worker].answers.remove(0) {
                 Answer::Applied(batch) => {
                     for span in batch.spans {
-                        next.workers[worker].readers[span.partition].committed = span.to;
+                        next.workers[worker].readers[span.partition].cursor.applied(span.to);
                     }
                 }
                 Answer::Fence if self.is_without(Without::Resync) => {}
@@ -432,29 +450,30 @@ impl Model for Protocol {
         vec![
             Property::always("each record below the position is counted once", |_, world: &World| {
                 world.store.positions.iter().zip(&world.store.counts).all(|(stored, counts)| {
-                    let log = stored.last.map_or(0, |last| last.log);
+                    let log = stored.last.map_or(0, |last| Record::of(last).log);
                     let expected =
-                        |of: usize, offset: usize| of == usize::from(log) && offset < usize::from(stored.position);
+                        |of: usize, offset: usize| of == usize::from(log) && (offset as i64) < stored.position;
                     let is_right = |of: usize, offset: usize| counts[of][offset] == u8::from(expected(of, offset));
                     (0..LOGS).all(|of| (0..RECORDS_MAX).all(|offset| is_right(of, offset)))
                 })
             }),
             Property::always("where nothing happens all is counted or stopped", |model: &Self, world: &World| {
                 let is_settled = |partition: usize| {
-                    let is_stopped = |worker: &Worker| worker.readers[partition].state == State::Stopped;
-                    world.store.positions[partition].position == world.end || world.workers.iter().all(is_stopped)
+                    let is_stopped = |worker: &Worker| worker.readers[partition].cursor.phase() == Phase::Stopped;
+                    world.store.positions[partition].position == i64::from(world.end)
+                        || world.workers.iter().all(is_stopped)
                 };
                 (0..model.partitions).all(is_settled) || !model.is_quiet(world)
             }),
             Property::always("no worker stops over the log that it counted", |_, world: &World| {
-                world.log > 0 || world.readers().all(|reader| reader.state != State::Stopped)
+                world.log > 0 || world.readers().all(|reader| reader.cursor.phase() != Phase::Stopped)
             }),
             Property::sometimes("all is counted after the last fault", |model: &Self, world: &World| {
-                let is_done = |stored: &Checkpoint| stored.position == model.records;
+                let is_done = |stored: &Checkpoint| stored.position == i64::from(model.records);
                 world.faults == model.faults && world.store.positions.iter().all(is_done)
             }),
             Property::sometimes("another log is noticed", |model: &Self, world: &World| {
-                model.faults == 0 || world.readers().any(|reader| reader.state == State::Stopped)
+                model.faults == 0 || world.readers().any(|reader| reader.cursor.phase() == Phase::Stopped)
             }),
         ]
     }

@@ -12,9 +12,9 @@ use traqq::model::{Bucket, BucketKind};
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{Config as RedisConfig, RedisStore, lane_tags};
 use traqq::store::{Read, Reply, Store, metrics_of};
-use traqq::worker::{Config, Execution, OnEmptyStore, Status, Worker, WorkerError};
+use traqq::worker::{Config, DeadLetters, Execution, OnEmptyStore, Status, Worker, WorkerError};
 
-use crate::model::{Harness, Random, event, plan};
+use crate::model::{Harness, Random, counts, event, plan, status};
 use crate::proxy::{Direction, Proxy};
 use crate::redis_store::{assert_same, config, pattern, raw, reads_of};
 use crate::servers::Redis;
@@ -101,17 +101,14 @@ impl Bench {
         let consumer = self.log.broker.consumer();
         let member = consumer.member();
         let (shutdown, watch) = watch::channel(false);
-        let status = Arc::new(Status::default());
+        let status = status();
         let worker = Worker {
             config: worker,
-            plan: plan(),
+            projection: counts(Arc::new(RedisStore::new(&redis).unwrap()), &redis.prefix),
             group: "g".to_owned(),
-            prefix: redis.prefix.clone(),
-            tags: lane_tags(self.lanes),
             start: Start::Earliest,
-            store: Arc::new(RedisStore::new(&redis).unwrap()),
             consumer: Box::new(consumer),
-            producer: Some(Arc::new(self.log.broker.clone())),
+            dead_letters: DeadLetters::Publish(Arc::new(self.log.broker.clone())),
             status: Arc::clone(&status),
             shutdown: watch,
             now_ms: || NOW_MS,

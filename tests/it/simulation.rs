@@ -27,9 +27,9 @@ use traqq::store::memory::{MemoryStore, State};
 use traqq::store::{
     KeyDump, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey,
 };
-use traqq::worker::{Config, Execution, Status, Worker, WorkerError};
+use traqq::worker::{Config, DeadLetters, Execution, Worker, WorkerError};
 
-use crate::model::{Harness, NOW_MS, Random, plan};
+use crate::model::{Harness, NOW_MS, Random, counts, status};
 
 /// How long all faults may take to be overcome, by the clock of the simulation.
 const RECOVERY_MAX: Duration = Duration::from_secs(120);
@@ -419,7 +419,6 @@ impl Simulation {
         let memory = self.harness.broker.consumer();
         let member = memory.member();
         let (shutdown, watch) = watch::channel(false);
-        let lanes = self.store.lanes();
         let (batch_events, batches_in_flight) = {
             let random = &mut self.store.world().random;
             (1 + random.below(30) as usize, 1 + random.below(4) as usize)
@@ -435,18 +434,15 @@ impl Simulation {
                 drain_timeout_ms: 2_000,
                 ..Config::default()
             },
-            plan: plan(),
+            projection: counts(Arc::new(self.store.clone()), "p"),
             group: "g".to_owned(),
-            prefix: "p".to_owned(),
-            tags: (1..lanes).map(|lane| lane.to_string()).chain(["0".to_owned()]).collect(),
             start: Start::Earliest,
-            store: Arc::new(self.store.clone()),
             consumer: Box::new(SimConsumer { memory, world: Arc::clone(&self.store.world) }),
-            producer: Some(Arc::new(SimProducer {
+            dead_letters: DeadLetters::Publish(Arc::new(SimProducer {
                 broker: self.harness.broker.clone(),
                 world: Arc::clone(&self.store.world),
             })),
-            status: Arc::new(Status::default()),
+            status: status(),
             shutdown: watch,
             now_ms: || NOW_MS,
             execution: Execution::Tasks,
