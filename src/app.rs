@@ -9,7 +9,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use crate::broker::kafka::{self, KafkaConsumer, KafkaProducer};
-use crate::broker::local::LocalLog;
+use crate::broker::local::{self, LocalLog};
 use crate::broker::nats::{self, NatsConsumer, NatsProducer};
 use crate::broker::{Appender, Consumer, Start};
 use crate::compile::{GateRules, Plan};
@@ -20,7 +20,7 @@ use crate::decode::Reason;
 use crate::model::{Check, Finding, Record, RecordBatch};
 use crate::query::{Engine, Limits};
 use crate::server::{self, DeadLetters, Ingest, Letters, Listening, Live, Tls, Unfit};
-use crate::store::embedded::EmbeddedStore;
+use crate::store::embedded::{self, EmbeddedStore};
 use crate::store::redis::{self, RedisStore, lane_tags};
 use crate::store::{Store, meta_of_other_rules};
 use crate::telemetry::{self, names};
@@ -138,7 +138,7 @@ fn ingest_bytes(config: &Config) -> usize {
 
 fn open_database(config: &Config) -> anyhow::Result<Arc<Database>> {
     config.check_directory().map_err(|error| anyhow!(error))?;
-    Ok(Database::open(&config.data, database_bytes(config))?)
+    Ok(Database::open(&config.data, database_bytes(config), &[local::rows::TREE, embedded::rows::TREE])?)
 }
 
 fn discard() -> String {

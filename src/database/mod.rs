@@ -1,13 +1,13 @@
-//! The data directory: one database in which the local log and the embedded store live together.
+//! The data directory: one database in which the local log and what is kept of it live together, each in a [`Tree`] of its own.
 //!
-//! One journal takes every write in order, and a batch of writes is in it whole or not at all. The log has one tree, and the
-//! store another with counts, positions and meta side by side: whatever a crash takes away, it takes from the end of a tree, so
-//! that a position can never be newer or older than the counts it stands for.
+//! One journal takes every write in order, and a batch of writes is in it whole or not at all. What must not come apart is in one tree:
+//! the store has counts, positions and meta side by side. Whatever a crash takes away, it takes from the end of a tree, so that a
+//! position can never be newer or older than the counts it stands for.
 //!
 //! ```text
 //! traqq-data/
 //!   format        the version of this layout
-//!   database/     fjall: the journal, the tree `log`, the tree `store`
+//!   database/     fjall: the journal, and the trees (`log`, `store`)
 //! ```
 //!
 //! A write that fails leaves the database closed, because nobody knows what of it arrived. After a full disk it is opened again as soon as
@@ -51,7 +51,7 @@ const SPACE_AGE_MAX: Duration = Duration::from_millis(50);
 const REOPEN_EVERY: Duration = Duration::from_millis(500);
 /// How long somebody who has the database open may take to close it.
 const CLOSING_MAX: Duration = Duration::from_millis(500);
-/// Of one tree, before it is written; two trees have one each, and up to three more that wait.
+/// Of one tree, before it is written; each has one, and up to three more that wait.
 const MEMTABLE_BYTES: u64 = 8 << 20;
 /// On disk: small, so that merging some does not hold up for long what is to be written.
 const TABLE_BYTES: u64 = 16 << 20;
@@ -73,11 +73,27 @@ pub enum DatabaseError {
 
 pub type DatabaseResult<T> = Result<T, DatabaseError>;
 
+/// A tree of rows in the database. Whoever keeps something there has a constant of this, which says what it is on disk; it never
+/// changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tree {
+    pub name: &'static str,
+    pub values: Values,
+}
+
+/// What the values of a tree are like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Values {
+    /// Small: they stand beside their keys.
+    Small,
+    /// Blocks that are compressed already: they stand apart, so that merging tables does not move them.
+    Blocks,
+}
+
 /// A database that is open, until something fails.
 pub struct Open {
     database: fjall::Database,
-    pub log: Keyspace,
-    pub store: Keyspace,
+    trees: Vec<(Tree, Keyspace)>,
     /// Goes up with every opening.
     pub epoch: u64,
 }
@@ -100,18 +116,20 @@ pub struct Database {
     durability: Durability,
     reserve_bytes: u64,
     cache_bytes: u64,
+    trees: Vec<Tree>,
     state: Mutex<State>,
     space: Mutex<(Instant, u64)>,
     is_dirty: AtomicBool,
 }
 
 impl Database {
-    /// Opens the directory, or makes it. `memory_bytes` is what block cache and write buffers may take.
-    pub fn open(config: &Config, memory_bytes: usize) -> DatabaseResult<Arc<Self>> {
+    /// Opens the directory, or makes it. `memory_bytes` is what block cache and write buffers may take; `trees` are those that will be
+    /// asked for, others that are there stay as they are.
+    pub fn open(config: &Config, memory_bytes: usize, trees: &[Tree]) -> DatabaseResult<Arc<Self>> {
         let directory = &config.directory;
         check_format(directory)?;
         let cache_bytes = (memory_bytes / 4) as u64;
-        let open = open(directory, cache_bytes, 1)?;
+        let open = open(directory, cache_bytes, trees, 1)?;
         private::close_to_others(&directory.join(DATABASE), None)
             .and_then(|()| private::close_to_others(directory, Some(&ENTRIES)))
             .map_err(|error| DatabaseError::Stop(format!("{}: {error}", directory.display())))?;
@@ -120,6 +138,7 @@ impl Database {
             durability: config.durability,
             reserve_bytes: config.reserve_bytes,
             cache_bytes,
+            trees: trees.to_vec(),
             state: Mutex::new(State::Open(Arc::new(open))),
             space: Mutex::new((Instant::now(), free_bytes(directory)?)),
             is_dirty: AtomicBool::new(false),
@@ -205,7 +224,7 @@ impl Database {
                 if free_bytes(&self.directory)? < self.reserve_bytes / 2 {
                     return Err(DatabaseError::Retry(why.clone()));
                 }
-                let open = Arc::new(open(&self.directory, self.cache_bytes, *epoch + 1)?);
+                let open = Arc::new(open(&self.directory, self.cache_bytes, &self.trees, *epoch + 1)?);
                 tracing::warn!(directory = %self.directory.display(), "the data directory is open again");
                 *state = State::Open(Arc::clone(&open));
                 Ok(open)
@@ -247,7 +266,7 @@ impl Database {
     /// Memory is bounded: while tables wait to be written, so do the writers.
     fn wait_for_room(&self, open: &Arc<Open>) -> DatabaseResult<()> {
         let since = Instant::now();
-        while open.log.sealed_memtable_count().max(open.store.sealed_memtable_count()) > SEALED_MAX {
+        while open.trees.iter().any(|(_, rows)| rows.sealed_memtable_count() > SEALED_MAX) {
             open.database.persist(PersistMode::Buffer).map_err(|error| self.write_failed(open, &error))?;
             if since.elapsed() > STALL_MAX {
                 let text = format!("the disk of {} is too slow for what is written", self.directory.display());
@@ -325,11 +344,17 @@ impl Open {
     pub fn batch(&self) -> OwnedWriteBatch {
         self.database.batch()
     }
+
+    /// The rows of a tree, which the database was opened with.
+    pub fn tree(&self, tree: Tree) -> &Keyspace {
+        let found = self.trees.iter().find(|(known, _)| known.name == tree.name);
+        &found.expect("a tree is named when the database is opened").1
+    }
 }
 
 /// The database panics over some kinds of damage to its journal; that is damage like any other.
-fn open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Open> {
-    contained(|| try_open(directory, cache_bytes, epoch)).unwrap_or_else(|why| {
+fn open(directory: &Path, cache_bytes: u64, trees: &[Tree], epoch: u64) -> DatabaseResult<Open> {
+    contained(|| try_open(directory, cache_bytes, trees, epoch)).unwrap_or_else(|why| {
         let text = damaged(directory, &format!("its journal is not what was written: {why}"));
         Err(DatabaseError::Stop(text))
     })
@@ -342,7 +367,7 @@ fn damaged(directory: &Path, what: &str) -> String {
     )
 }
 
-fn try_open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Open> {
+fn try_open(directory: &Path, cache_bytes: u64, trees: &[Tree], epoch: u64) -> DatabaseResult<Open> {
     let failed = |error: &fjall::Error| {
         let text = explain(directory, error);
         match error {
@@ -374,16 +399,25 @@ fn try_open(directory: &Path, cache_bytes: u64, epoch: u64) -> DatabaseResult<Op
         .worker_threads(1)
         .open()
         .map_err(|error| failed(&error))?;
-    // Blocks of records are compressed already; they are kept apart, so that merging tables does not move them.
-    let blobs = KvSeparationOptions::default().compression(CompressionType::None).file_target_size(128 << 20);
-    let store = || {
-        let tables = fjall::compaction::Leveled::default().with_table_target_size(TABLE_BYTES);
-        KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES).compaction_strategy(Arc::new(tables))
-    };
-    let log = || store().with_kv_separation(Some(blobs.clone()));
-    let log = database.keyspace("log", log).map_err(|error| failed(&error))?;
-    let store = database.keyspace("store", store).map_err(|error| failed(&error))?;
-    Ok(Open { database, log, store, epoch })
+    let mut opened = Vec::with_capacity(trees.len());
+    for tree in trees {
+        let rows = database.keyspace(tree.name, || options(tree.values)).map_err(|error| failed(&error))?;
+        opened.push((*tree, rows));
+    }
+    Ok(Open { database, trees: opened, epoch })
+}
+
+fn options(values: Values) -> KeyspaceCreateOptions {
+    let tables = fjall::compaction::Leveled::default().with_table_target_size(TABLE_BYTES);
+    let options =
+        KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES).compaction_strategy(Arc::new(tables));
+    match values {
+        Values::Small => options,
+        Values::Blocks => {
+            let apart = KvSeparationOptions::default().compression(CompressionType::None).file_target_size(128 << 20);
+            options.with_kv_separation(Some(apart))
+        }
+    }
 }
 
 /// Whether somebody has the database open.
@@ -488,6 +522,29 @@ mod tests {
 
     use super::*;
 
+    const TREE: Tree = Tree { name: "log", values: Values::Blocks };
+    const OTHER: Tree = Tree { name: "other", values: Values::Small };
+
+    /// A projection that is added later, or left out for a while, finds what it has kept; the others do not notice.
+    #[test]
+    fn trees_come_and_go_and_keep_their_rows() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config { directory: directory.path().join("data"), ..Config::default() };
+        for (round, trees) in [&[TREE][..], &[TREE, OTHER], &[TREE], &[OTHER, TREE]].into_iter().enumerate() {
+            let database = Database::open(&config, 1 << 20, trees).unwrap();
+            let open = database.get().unwrap();
+            let mut batch = open.batch();
+            for tree in trees {
+                batch.insert(open.tree(*tree), [round as u8], tree.name);
+            }
+            database.commit(&open, batch, true).unwrap();
+        }
+        let database = Database::open(&config, 1 << 20, &[TREE, OTHER]).unwrap();
+        let open = database.get().unwrap();
+        let keys = |tree| open.tree(tree).iter().map(|row| row.key().unwrap()[0]).collect::<Vec<u8>>();
+        assert_eq!((keys(TREE), keys(OTHER)), (vec![0, 1, 2, 3], vec![1, 3]));
+    }
+
     /// A process that is killed while it writes leaves the beginning of a write, and zeros behind it: the journal's room is taken ahead.
     #[test]
     fn a_write_that_was_cut_off_at_any_byte_is_whole_or_not_there() {
@@ -501,10 +558,10 @@ mod tests {
         let write = |database: &Database, values: &[&str]| {
             let open = database.get().unwrap();
             let mut batch = open.batch();
-            values.iter().for_each(|value| batch.insert(&open.log, *value, value.repeat(3)));
+            values.iter().for_each(|value| batch.insert(open.tree(TREE), *value, value.repeat(3)));
             database.commit(&open, batch, true).unwrap();
         };
-        let database = Database::open(&config("first"), 1 << 20).unwrap();
+        let database = Database::open(&config("first"), 1 << 20, &[TREE]).unwrap();
         write(&database, &["a", "b"]);
         let before = end("first");
         write(&database, &["c", "dd"]);
@@ -519,10 +576,10 @@ mod tests {
             copy(&name);
             let zeros = vec![0; (after - cut) as usize];
             fs::File::options().write(true).open(journal(&name)).unwrap().write_all_at(&zeros, cut).unwrap();
-            let database = Database::open(&config(&name), 1 << 20)
+            let database = Database::open(&config(&name), 1 << 20, &[TREE])
                 .unwrap_or_else(|error| panic!("cut at {cut} of {after}: {error}"));
             let open = database.get().unwrap();
-            let keys: Vec<Vec<u8>> = open.log.iter().map(|row| row.key().unwrap().to_vec()).collect();
+            let keys: Vec<Vec<u8>> = open.tree(TREE).iter().map(|row| row.key().unwrap().to_vec()).collect();
             let expected: &[&[u8]] = if cut == after { &[b"a", b"b", b"c", b"dd"] } else { &[b"a", b"b"] };
             assert_eq!(keys, expected, "cut at {cut} of {after}");
             drop((open, database));

@@ -14,7 +14,7 @@ use traqq::broker::local::{Config as LogConfig, LocalLog};
 use traqq::broker::{Consumer, Event, Opening};
 use traqq::compile::{Folder, Plan};
 use traqq::config::load;
-use traqq::database::{Config as DataConfig, Database};
+use traqq::database::{Config as DataConfig, Database, Tree};
 use traqq::model::{Bucket, BucketKind, Checkpoint, Part, RecordBatch, TopicPartition};
 use traqq::store::embedded::EmbeddedStore;
 use traqq::store::memory::MemoryStore;
@@ -151,10 +151,13 @@ pub struct Remains {
     store: EmbeddedStore,
 }
 
+/// Those of a data directory.
+const TREES: [Tree; 2] = [traqq::broker::local::rows::TREE, traqq::store::embedded::rows::TREE];
+
 pub fn open_remains(directory: &Path) -> Result<Remains, String> {
     let config = DataConfig { directory: directory.to_owned(), ..DataConfig::default() };
     let database = loop {
-        match Database::open(&config, 16 << 20) {
+        match Database::open(&config, 16 << 20, &TREES) {
             Err(error) if error.to_string().contains("in use") => {}
             other => break other.map_err(|error| error.to_string())?,
         }
@@ -506,10 +509,9 @@ fn a_torn_or_damaged_file_is_noticed_and_never_a_wrong_count() {
     assert_eq!(process.stop(), 0);
     {
         let config = DataConfig { directory: site.data_directory(), ..DataConfig::default() };
-        let database = Database::open(&config, 16 << 20).unwrap();
+        let database = Database::open(&config, 16 << 20, &TREES).unwrap();
         let open = database.get().unwrap();
-        open.log.rotate_memtable_and_wait().unwrap();
-        open.store.rotate_memtable_and_wait().unwrap();
+        TREES.iter().for_each(|tree| open.tree(*tree).rotate_memtable_and_wait().unwrap());
     }
     let process = site.start();
     (0..5).for_each(|_| ingest(400));

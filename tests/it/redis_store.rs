@@ -263,7 +263,7 @@ impl Embedded {
     pub fn open_store(&self) -> EmbeddedStore {
         let config = DataConfig { directory: self.directory.path().join("data"), ..DataConfig::default() };
         loop {
-            match Database::open(&config, 8 << 20) {
+            match Database::open(&config, 8 << 20, &[traqq::store::embedded::rows::TREE]) {
                 Ok(database) => return EmbeddedStore::open(&database, self.memory_bytes, now).unwrap(),
                 // The session's thread lets go of it when its channel is closed.
                 Err(error) if error.to_string().contains("in use") => {}

@@ -1,11 +1,11 @@
-//! The consumer: all partitions, always; blocks from memory when they are fresh, else from disk.
+//! A reader: all partitions, always; blocks from memory when they are fresh, else from disk.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::block::Block;
-use super::log::{Shared, TOPIC};
+use super::shared::{Shared, TOPIC};
 use super::rows;
 use crate::broker::{BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
 use crate::database::{DatabaseResult, Open};
@@ -13,6 +13,10 @@ use crate::model::{RecordBatch, TopicPartition};
 
 pub struct LocalConsumer {
     shared: Arc<Shared>,
+    /// Under which its positions are kept; `None` for the first reader.
+    name: Option<String>,
+    /// Which of this process's readers it is.
+    index: usize,
     is_offered: bool,
     is_paused: bool,
     /// Next offset, and the generation.
@@ -22,8 +26,9 @@ pub struct LocalConsumer {
 }
 
 impl LocalConsumer {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, is_offered: false, is_paused: false, open: BTreeMap::new(), turn: 0 }
+    pub(super) fn new(shared: Arc<Shared>, name: Option<String>) -> Self {
+        let index = shared.lock().add_reader();
+        Self { shared, name, index, is_offered: false, is_paused: false, open: BTreeMap::new(), turn: 0 }
     }
 
     fn all(&self) -> Vec<TopicPartition> {
@@ -36,24 +41,18 @@ impl LocalConsumer {
         while bytes < bytes_max {
             let Some((next, generation)) = self.open.get(&number).copied() else { break };
             let (open, mut inner) = self.shared.current()?;
-            let partition = &mut inner.partitions[number as usize];
+            let partition = &inner.partitions[number as usize];
             if next < partition.low || next > partition.next {
                 self.open.remove(&number);
+                inner.set_next(self.index, number, None);
                 events.push(Event::OutOfRange);
                 break;
             }
             if next == partition.next {
                 break;
             }
-            let mut freed = 0;
-            while partition.fresh.front().is_some_and(|(first, block)| first + i64::from(block.count) <= next) {
-                freed += partition.fresh.pop_front().map_or(0, |(_, block)| block.payload_len());
-            }
-            let is_next = partition.fresh.front().is_some_and(|(first, _)| *first <= next);
-            let fresh = if is_next { partition.fresh.pop_front() } else { None };
-            freed += fresh.as_ref().map_or(0, |(_, block)| block.payload_len());
             let end = partition.next;
-            inner.fresh_bytes -= freed;
+            let fresh = inner.fresh(self.index, number, next);
             drop(inner);
             let found = match fresh {
                 Some(fresh) => Some(fresh),
@@ -83,7 +82,7 @@ impl LocalConsumer {
     /// The block that holds `offset`, or the first one behind it.
     fn read(&self, open: &Arc<Open>, number: i32, offset: i64) -> DatabaseResult<Option<(i64, Block)>> {
         let range = rows::block(number, offset)..=rows::block(number, i64::MAX);
-        let Some(row) = open.log.range(range).next() else { return Ok(None) };
+        let Some(row) = open.tree(rows::TREE).range(range).next() else { return Ok(None) };
         let (key, value) = row.into_inner().map_err(|error| self.shared.database.failed(open, &error))?;
         let block = Block::decode(&value).ok_or_else(|| self.shared.damaged())?;
         let last = rows::block_last(&key).ok_or_else(|| self.shared.damaged())?;
@@ -95,7 +94,7 @@ impl LocalConsumer {
         let (open, inner) = self.shared.current()?;
         let end = inner.partitions[number as usize].next;
         drop(inner);
-        for row in open.log.prefix(rows::block_prefix(number)) {
+        for row in open.tree(rows::TREE).prefix(rows::block_prefix(number)) {
             let (key, value) = row.into_inner().map_err(|error| self.shared.database.failed(&open, &error))?;
             let (arrival, count) = Block::head(&value).ok_or_else(|| self.shared.damaged())?;
             if arrival >= ms {
@@ -105,14 +104,19 @@ impl LocalConsumer {
         Ok(end)
     }
 
+    fn mark_key(&self, partition: &TopicPartition) -> Vec<u8> {
+        let number = partition.partition;
+        self.name.as_ref().map_or_else(|| rows::mark(number), |name| rows::reader_mark(name, number))
+    }
+
     fn stored_mark(&self, partition: &TopicPartition) -> DatabaseResult<Option<Mark>> {
         let open = self.shared.database.get()?;
-        let row = open.log.get(rows::mark(partition.partition));
+        let row = open.tree(rows::TREE).get(self.mark_key(partition));
         let row = row.map_err(|error| self.shared.database.failed(&open, &error))?;
         row.map(|row| {
-            let (position, note) = row.split_first_chunk::<8>().ok_or_else(|| self.shared.damaged())?;
+            let (position, note) = rows::parse_mark(&row).ok_or_else(|| self.shared.damaged())?;
             let note = String::from_utf8_lossy(note).into_owned();
-            Ok(Mark { partition: partition.clone(), position: i64::from_be_bytes(*position), note })
+            Ok(Mark { partition: partition.clone(), position, note })
         })
         .transpose()
     }
@@ -152,14 +156,18 @@ impl Consumer for LocalConsumer {
     }
 
     fn open(&mut self, openings: &[Opening]) -> BrokerResult<()> {
+        let mut inner = self.shared.lock();
         for opening in openings {
-            self.open.insert(opening.partition.partition, (opening.offset, opening.generation));
+            let number = opening.partition.partition;
+            self.open.insert(number, (opening.offset, opening.generation));
+            inner.set_next(self.index, number, Some(opening.offset));
         }
         Ok(())
     }
 
     fn halt(&mut self, partition: &TopicPartition) {
         self.open.remove(&partition.partition);
+        self.shared.lock().set_next(self.index, partition.partition, None);
     }
 
     fn release(&mut self, partitions: &[TopicPartition]) {
@@ -187,7 +195,7 @@ impl Consumer for LocalConsumer {
         let mut batch = open.batch();
         for mark in marks {
             let row = [&mark.position.to_be_bytes(), mark.note.as_bytes()].concat();
-            batch.insert(&open.log, rows::mark(mark.partition.partition), row);
+            batch.insert(open.tree(rows::TREE), self.mark_key(&mark.partition), row);
         }
         Ok(self.shared.database.commit(&open, batch, false)?)
     }
@@ -216,5 +224,13 @@ impl Consumer for LocalConsumer {
 
     fn close(&mut self) {
         self.open.clear();
+        let mut inner = self.shared.lock();
+        self.all().iter().for_each(|partition| inner.set_next(self.index, partition.partition, None));
+    }
+}
+
+impl Drop for LocalConsumer {
+    fn drop(&mut self) {
+        self.shared.lock().close_reader(self.index);
     }
 }

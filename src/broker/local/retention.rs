@@ -1,11 +1,12 @@
-//! Removes blocks that are old, or too many, and counted; idempotency keys after a day; dead letters as old as the log gets, or too many.
+//! Removes blocks that are old, or too many, and read by all readers; idempotency keys after a day; dead letters as old as the log gets, or too many.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::block::Block;
-use super::log::{LocalLog, Shared};
+use super::LocalLog;
 use super::rows::{self, KeyRow};
+use super::shared::Shared;
 use crate::database::{DatabaseResult, Upkeep};
 use crate::model::Retention;
 
@@ -30,28 +31,32 @@ impl LocalLog {
 /// Removes what may go.
 pub fn remove_old(shared: &Shared, now: i64) -> DatabaseResult<()> {
     for number in 0..shared.config.partitions {
-        while remove_blocks(shared, number, now)? {}
+        while remove_blocks(shared, number, oldest_ms(shared, now))? {}
     }
     while remove_keys(shared, now)? {}
     while remove_letters(shared, now)? {}
     Ok(())
 }
 
+/// Removes blocks that are too many, however young, as far as all readers have them behind them.
+pub fn make_room(shared: &Shared) -> DatabaseResult<()> {
+    for number in 0..shared.config.partitions {
+        while remove_blocks(shared, number, i64::MIN)? {}
+    }
+    Ok(())
+}
+
 /// `true` when there may be more.
-fn remove_blocks(shared: &Shared, number: i32, now: i64) -> DatabaseResult<bool> {
+fn remove_blocks(shared: &Shared, number: i32, oldest_ms: i64) -> DatabaseResult<bool> {
     let (open, inner) = shared.current()?;
-    let bytes: u64 = inner.partitions.iter().map(|partition| partition.bytes).sum();
+    let bytes = inner.bytes();
     drop(inner);
     let failed = |error| shared.database.failed(&open, &error);
-    // Never what was not counted: the mark follows the store's position.
-    let mark = open.log.get(rows::mark(number)).map_err(failed)?;
-    let Some(counted) = mark.and_then(|row| Some(i64::from_be_bytes(row.get(..8)?.try_into().ok()?))) else {
-        return Ok(false);
-    };
-    let oldest_ms = oldest_ms(shared, now);
+    // Never what a reader has not had: what it commits follows the position that its result is stored with, also back.
+    let (_, Some(counted)) = shared.slowest(&open, number)? else { return Ok(false) };
     let mut too_much = bytes.saturating_sub(shared.config.retention_bytes);
     let (mut batch, mut removed, mut freed, mut low) = (open.batch(), 0, 0, None);
-    for row in open.log.prefix(rows::block_prefix(number)) {
+    for row in open.tree(rows::TREE).prefix(rows::block_prefix(number)) {
         let (key, value) = row.into_inner().map_err(failed)?;
         let last = rows::block_last(&key).ok_or_else(|| shared.damaged())?;
         let (arrival_ms, _) = Block::head(&value).ok_or_else(|| shared.damaged())?;
@@ -63,7 +68,7 @@ fn remove_blocks(shared: &Shared, number: i32, now: i64) -> DatabaseResult<bool>
         freed += value.len() as u64;
         removed += 1;
         low = Some(last + 1);
-        batch.remove(&open.log, key);
+        batch.remove(open.tree(rows::TREE), key);
     }
     let Some(low) = low else { return Ok(false) };
     // The position that the mark follows must be on disk before what it stands for goes.
@@ -91,7 +96,7 @@ fn remove_letters(shared: &Shared, now: i64) -> DatabaseResult<bool> {
     let failed = |error| shared.database.failed(&open, &error);
     let oldest_ms = oldest_ms(shared, now);
     let (mut bytes, mut first_kept) = (0, 0);
-    for (kept, row) in open.log.prefix(rows::LETTERS).rev().enumerate() {
+    for (kept, row) in open.tree(rows::TREE).prefix(rows::LETTERS).rev().enumerate() {
         let (key, value) = row.into_inner().map_err(failed)?;
         bytes += value.len() as u64;
         if kept >= LETTERS_MAX || bytes > LETTERS_BYTES_MAX {
@@ -100,14 +105,14 @@ fn remove_letters(shared: &Shared, now: i64) -> DatabaseResult<bool> {
         }
     }
     let (mut batch, mut removed) = (open.batch(), 0);
-    for row in open.log.prefix(rows::LETTERS).take(STEP) {
+    for row in open.tree(rows::TREE).prefix(rows::LETTERS).take(STEP) {
         let (key, value) = row.into_inner().map_err(failed)?;
         let number = rows::block_last(&key).ok_or_else(|| shared.damaged())?;
         let (arrival_ms, _) = Block::head(&value).ok_or_else(|| shared.damaged())?;
         if number >= first_kept && arrival_ms >= oldest_ms {
             break;
         }
-        batch.remove(&open.log, key);
+        batch.remove(open.tree(rows::TREE), key);
         removed += 1;
     }
     if removed > 0 {
@@ -122,18 +127,18 @@ fn remove_keys(shared: &Shared, now: i64) -> DatabaseResult<bool> {
     drop(inner);
     let failed = |error| shared.database.failed(&open, &error);
     let (mut batch, mut removed, mut freed) = (open.batch(), 0, 0);
-    for row in open.log.prefix(rows::EXPIRIES).take(STEP) {
+    for row in open.tree(rows::TREE).prefix(rows::EXPIRIES).take(STEP) {
         let row = row.key().map_err(failed)?;
         let (when_ms, key) = rows::parse_expiry(&row).ok_or_else(|| shared.damaged())?;
         if when_ms > now - IDEMPOTENCY_MS {
             break;
         }
         if when_ms > counted_after_ms {
-            let value = open.log.get(rows::idempotency(key)).map_err(failed)?;
+            let value = open.tree(rows::TREE).get(rows::idempotency(key)).map_err(failed)?;
             freed += value.map_or(0, |value| KeyRow::bytes(key, value.len()));
         }
-        batch.remove(&open.log, rows::idempotency(key));
-        batch.remove(&open.log, row.clone());
+        batch.remove(open.tree(rows::TREE), rows::idempotency(key));
+        batch.remove(open.tree(rows::TREE), row.clone());
         removed += 1;
     }
     if removed > 0 {

@@ -5,7 +5,9 @@
 //! d <number 8>                      a block with one dead letter
 //! i <idempotency key>               when (8), fingerprint of the body (8), 1, accepted (8), rejected (8)
 //! t <when 8> <idempotency key>      its expiry
-//! m <partition 4>                   position (8), note: what was committed, for retention and lag
+//! m <partition 4>                   position (8), note: what the first reader committed
+//! c <reader> 0                      another reader, whose positions are kept for
+//! c <reader> 0 <partition 4>        position (8), note: what it committed
 //! r <partition 4>                   offsets below this may have been used (8)
 //! p                                 number of partitions (4)
 //! ```
@@ -14,6 +16,9 @@
 //! an idempotency key. Such rows are read until they expire.
 
 use crate::broker::RequestCounts;
+use crate::database::{Tree, Values};
+
+pub const TREE: Tree = Tree { name: "log", values: Values::Blocks };
 
 /// Before the counts of a request, in place of the `{` of an answer.
 const COUNTS: u8 = 1;
@@ -110,8 +115,34 @@ pub fn parse_expiry(row: &[u8]) -> Option<(i64, &str)> {
     Some((u64::from_be_bytes(*when) as i64, std::str::from_utf8(key).ok()?))
 }
 
+/// What the first reader committed.
 pub fn mark(partition: i32) -> Vec<u8> {
     with_partition(b'm', partition)
+}
+
+pub const READERS: &[u8] = b"c";
+
+/// A reader beside the first one; its name has no NUL.
+pub fn reader(name: &str) -> Vec<u8> {
+    [READERS, name.as_bytes(), &[0]].concat()
+}
+
+/// What such a reader committed.
+pub fn reader_mark(name: &str, partition: i32) -> Vec<u8> {
+    [&*reader(name), &partition.to_be_bytes()].concat()
+}
+
+/// The name, if this is the row of a reader and not of a position.
+pub fn reader_of(key: &[u8]) -> Option<&str> {
+    let name = key.strip_prefix(READERS)?.strip_suffix(&[0])?;
+    // A partition's number has NULs too.
+    std::str::from_utf8(name).ok().filter(|name| !name.contains('\0'))
+}
+
+/// The position in what was committed, and the note beside it.
+pub fn parse_mark(row: &[u8]) -> Option<(i64, &[u8])> {
+    let (position, note) = row.split_first_chunk::<8>()?;
+    Some((i64::from_be_bytes(*position), note))
 }
 
 pub fn reserved(partition: i32) -> Vec<u8> {

@@ -21,7 +21,7 @@ static NOW_MS: AtomicI64 = AtomicI64::new(1_700_000_000_000);
 
 fn open_at(directory: &TempDir, config: &Config, reserves: bool) -> Result<LocalLog, DatabaseError> {
     let data = DataConfig { directory: directory.path().join("data"), ..DataConfig::default() };
-    let database = Database::open(&data, 8 << 20)?;
+    let database = Database::open(&data, 8 << 20, &[super::rows::TREE])?;
     LocalLog::open(&database, config, reserves, 1 << 20, clock)
 }
 
@@ -239,7 +239,7 @@ async fn arrivals_are_those_of_the_clock_and_keys_are_remembered_though_it_goes_
     static WRONG_MS: AtomicI64 = AtomicI64::new(0);
     let (directory, now, day) = (tempfile::tempdir().unwrap(), 1_700_000_000_000, 24 * HOUR_MS);
     let data = DataConfig { directory: directory.path().join("data"), ..DataConfig::default() };
-    let database = Database::open(&data, 8 << 20).unwrap();
+    let database = Database::open(&data, 8 << 20, &[super::rows::TREE]).unwrap();
     let log = LocalLog::open(&database, &Config::default(), false, 1 << 20, wrong_clock).unwrap();
     let instants = [now, now + 365 * day, now + 1000, now - 2 * day, now - 2 * day, now + 2000];
     for (number, instant) in instants.into_iter().enumerate() {
@@ -267,7 +267,7 @@ async fn what_was_read_before_an_error_is_handed_over() {
     let directory = tempfile::tempdir().unwrap();
     let config = Config { partitions: 2, partition_by: Some("id".to_owned()), ..Config::default() };
     let data = DataConfig { directory: directory.path().join("data"), ..DataConfig::default() };
-    let database = Database::open(&data, 8 << 20).unwrap();
+    let database = Database::open(&data, 8 << 20, &[super::rows::TREE]).unwrap();
     // Nothing is kept in memory.
     let log = LocalLog::open(&database, &config, false, 0, clock).unwrap();
     append(&log, &["a", "b", "c", "d", "e", "f"]).await;
@@ -275,8 +275,8 @@ async fn what_was_read_before_an_error_is_handed_over() {
     let opening = Opening { partition: at(1), offset: 0, position: 0, generation: 1 };
     consumer.open(&[opening]).unwrap();
     let open = database.get().unwrap();
-    let (last, _) = open.log.prefix(super::rows::block_prefix(1)).next().unwrap().into_inner().unwrap();
-    open.log.insert(&*last, "damaged").unwrap();
+    let (last, _) = open.tree(super::rows::TREE).prefix(super::rows::block_prefix(1)).next().unwrap().into_inner().unwrap();
+    open.tree(super::rows::TREE).insert(&*last, "damaged").unwrap();
     let mut found = Vec::new();
     let mut errors = 0;
     for _ in 0..4 {
@@ -300,7 +300,7 @@ async fn keys_are_bounded_and_all_other_requests_go_on() {
     const BYTES_MAX: u64 = 20_000;
     let directory = tempfile::tempdir().unwrap();
     let data = DataConfig { directory: directory.path().join("data"), ..DataConfig::default() };
-    let database = Database::open(&data, 8 << 20).unwrap();
+    let database = Database::open(&data, 8 << 20, &[super::rows::TREE]).unwrap();
     let open =
         || LocalLog::open_with_keys(&database, &Config::default(), false, 1 << 20, BYTES_MAX, later_clock).unwrap();
     let counts = RequestCounts { accepted: 1, rejected: u64::MAX };
@@ -346,4 +346,119 @@ async fn keys_are_bounded_and_all_other_requests_go_on() {
             assert_eq!(log.keys_bytes(), 2 * 8 + 43, "what was not counted is not taken off");
         }
     }
+}
+
+/// Opens a reader's partition 0 from an offset.
+fn begin(consumer: &mut LocalConsumer, offset: i64) {
+    consumer.poll(Duration::ZERO, 1).unwrap();
+    consumer.open(&[Opening { partition: at(0), offset, position: offset, generation: 1 }]).unwrap();
+}
+
+fn commit(consumer: &mut LocalConsumer, position: i64) {
+    consumer.commit(&[Mark { partition: at(0), position, note: "n".to_owned() }], false).unwrap();
+}
+
+/// The one that read a block first took it away, and the other read it from the disk.
+#[tokio::test]
+async fn every_reader_has_every_record_and_a_position_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory, &Config::default());
+    let (mut first, mut second) = (log.consumer(), log.reader("archive").unwrap());
+    begin(&mut first, 0);
+    begin(&mut second, 0);
+    for round in 0..3 {
+        append(&log, &["a", "b"]).await;
+        let expected = [(2 * round, "a"), (2 * round + 1, "b")].map(|(offset, value)| (offset, value.to_owned()));
+        assert_eq!(poll(&mut first).0, expected);
+        let copies = log.shared().lock().partitions[0].fresh.len();
+        assert_eq!(poll(&mut second).0, expected);
+        assert_eq!((copies, log.shared().lock().partitions[0].fresh.len()), (1, 0), "the last one took it");
+    }
+    // One that lags goes on from memory, and from the disk where memory was needed for something else.
+    append(&log, &["c"]).await;
+    assert_eq!(poll(&mut first).1, 7);
+    append(&log, &["d"]).await;
+    assert_eq!((poll(&mut first).1, poll(&mut second).1), (8, 8));
+    assert_eq!(log.shared().lock().fresh_bytes, 0);
+    commit(&mut first, 8);
+    commit(&mut second, 5);
+    for (consumer, position) in [(&mut first, 8), (&mut second, 5)] {
+        assert_eq!(consumer.marks(&[at(0)]).unwrap()[0].position, position);
+        assert_eq!(consumer.starts(Start::Committed, &[at(0)]).unwrap(), [position]);
+    }
+    // One that is closed keeps nothing in memory.
+    drop(second);
+    append(&log, &["e"]).await;
+    assert_eq!((poll(&mut first).1, log.shared().lock().fresh_bytes), (9, 0));
+}
+
+#[tokio::test]
+async fn retention_waits_for_the_slowest_reader_whether_it_runs_or_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config { retention: Retention::Seconds(3600), ..Config::default() };
+    let low = |log: &LocalLog| log.shared().current().unwrap().1.partitions[0].low;
+    let trim = |log: &LocalLog| retention::remove_old(log.shared(), 1_800_000_000_000).unwrap();
+    {
+        let log = open(&directory, &config);
+        for value in ["a", "b", "c", "d"] {
+            append(&log, &[value]).await;
+        }
+        commit(&mut log.consumer(), 4);
+        let mut archive = log.reader("archive").unwrap();
+        trim(&log);
+        assert_eq!(low(&log), 0, "it has committed nothing yet");
+        commit(&mut archive, 3);
+        commit(&mut archive, 2);
+        trim(&log);
+        assert_eq!(low(&log), 1, "it went back, and its last record stays");
+        log.close().await;
+    }
+    let log = open(&directory, &config);
+    trim(&log);
+    assert_eq!(low(&log), 1, "it is not running, and waited for all the same");
+    commit(&mut log.reader("archive").unwrap(), 4);
+    log.reader("other").unwrap();
+    trim(&log);
+    assert_eq!(low(&log), 1);
+    log.forget_reader("other").unwrap();
+    trim(&log);
+    assert_eq!(low(&log), 3);
+    assert!(log.reader("").is_err() && log.reader("a\0b").is_err());
+}
+
+/// What a reader has not had is never trimmed; so what comes in is refused, and the reader is named.
+#[tokio::test]
+async fn a_log_that_is_full_of_what_a_reader_has_not_had_takes_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(&directory, &Config { retention_bytes: 100_000, ..Config::default() });
+    let (mut counts, mut archive) = (log.consumer(), log.reader("archive").unwrap());
+    // Random, so that it is as large on the disk.
+    let mut state = 1_u64;
+    let mut random = move || {
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            char::from(b'!' + (state >> 33) as u8 % 90)
+        };
+        std::iter::repeat_with(next).take(10_000).collect::<String>()
+    };
+    let mut taken = 0;
+    let refused = loop {
+        match log.append(events(&[&random()]), None).await {
+            Ok(_) => taken += 1,
+            Err(error) => break error.to_string(),
+        }
+        commit(&mut counts, taken);
+        assert!(taken < 100, "it is never full");
+    };
+    assert!(refused.contains("\"archive\"") && refused.contains("retention_bytes"), "{refused}");
+    assert!((8..20).contains(&taken), "{taken}");
+    // Nothing that it has not had is gone.
+    assert_eq!(log.shared().current().unwrap().1.partitions[0].low, 0);
+    commit(&mut archive, taken);
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while let Err(error) = log.append(events(&[&random()]), None).await {
+        assert!(std::time::Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(log.shared().current().unwrap().1.partitions[0].low > 0);
 }

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use zstd::stream::raw::Encoder;
 
 use super::block::{Block, BlockBuilder, compressor};
-use super::log::Shared;
+use super::retention::make_room;
 use super::rows::{self, KeyRow};
+use super::shared::{Partition, Shared};
 use crate::broker::{AppendError, Appended, Events, Idempotency, Message, RequestCounts};
 use crate::database::{DatabaseError, DatabaseResult, Open};
 use crate::hll::murmur64a;
@@ -24,6 +26,8 @@ const WHOLE_BYTES: usize = 128 << 10;
 const BLOCK_BYTES: usize = 512 << 10;
 /// A clock may go back by a week without any idempotency key being forgotten.
 const CLOCK_BACK_MS_MAX: i64 = 7 * 24 * 3600 * 1000;
+/// How often blocks are removed for what comes in, while the log is full.
+const TRIM_EVERY: Duration = Duration::from_secs(1);
 /// Offsets reserved at a time.
 const RESERVE: i64 = 1_000_000;
 
@@ -192,14 +196,52 @@ impl Group {
 /// What became of a request that was stored under this key.
 pub fn replayed(shared: &Shared, key: &str, fingerprint: u64) -> Result<Option<RequestCounts>, AppendError> {
     let open = shared.database.get()?;
-    let row = open.log.get(rows::idempotency(key)).map_err(|error| shared.database.failed(&open, &error))?;
+    let row = open.tree(rows::TREE).get(rows::idempotency(key)).map_err(|error| shared.database.failed(&open, &error))?;
     let Some(row) = row else { return Ok(None) };
     let row = KeyRow::decode(&row).ok_or_else(|| shared.damaged())?;
     if row.fingerprint == fingerprint { Ok(Some(row.counts)) } else { Err(AppendError::KeyReused) }
 }
 
+/// The log takes no more than `retention_bytes` that a reader has not had: nothing is removed before, so nothing comes in.
+fn check_room(shared: &Shared) -> DatabaseResult<()> {
+    let max = shared.config.retention_bytes;
+    let (_, mut inner) = shared.current()?;
+    if inner.bytes() < max {
+        return Ok(());
+    }
+    let is_due = inner.trimmed_at.is_none_or(|at| at.elapsed() >= TRIM_EVERY);
+    if is_due {
+        inner.trimmed_at = Some(Instant::now());
+        drop(inner);
+        make_room(shared)?;
+        inner = shared.current()?.1;
+    }
+    let bytes = inner.bytes();
+    if bytes < max {
+        return Ok(());
+    }
+    drop(inner);
+    let open = shared.database.get()?;
+    let mut behind = Vec::new();
+    for number in 0..shared.config.partitions {
+        let (reader, position) = shared.slowest(&open, number)?;
+        behind.push((position, reader));
+    }
+    let (_, reader) = behind.into_iter().min().unwrap_or_default();
+    let who = reader.unwrap_or_else(|| shared.config.group.clone());
+    Err(DatabaseError::Retry(format!(
+        "the log is full: it takes {} MiB and may take {} (broker.local.retention_bytes), and {who:?} has not read what would have to \
+         go; see what keeps it from going on, or raise the limit",
+        bytes >> 20,
+        max >> 20
+    )))
+}
+
 fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> DatabaseResult<()> {
     shared.database.check_space()?;
+    if group.blocks.iter().any(|blocks| !blocks.is_empty()) {
+        check_room(shared)?;
+    }
     // Compressed before the lock is taken, which the consumer waits for.
     let mut blocks = Vec::new();
     for (partition, builders) in group.blocks.iter_mut().enumerate() {
@@ -217,26 +259,26 @@ fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> Da
         let first = ends[partition];
         ends[partition] += i64::from(block.count);
         let len = bytes.len() as u64;
-        batch.insert(&open.log, rows::block(partition as i32, ends[partition] - 1), bytes);
+        batch.insert(open.tree(rows::TREE), rows::block(partition as i32, ends[partition] - 1), bytes);
         placed.push((partition, first, block, len));
     }
     let first_letter = inner.next_letter;
     for (number, letter) in (first_letter..).zip(&group.letters) {
-        batch.insert(&open.log, rows::letter(number), letter.encode(compressor));
+        batch.insert(open.tree(rows::TREE), rows::letter(number), letter.encode(compressor));
     }
     if !group.keys.is_empty() {
         let used_ms = key_time(shared, &open, group.arrival_ms)?;
         for Idempotency { key, fingerprint, counts } in group.keys.values() {
             let row = KeyRow { used_ms, fingerprint: *fingerprint, counts: *counts };
-            batch.insert(&open.log, rows::idempotency(key), row.encode());
-            batch.insert(&open.log, rows::expiry(used_ms, key), []);
+            batch.insert(open.tree(rows::TREE), rows::idempotency(key), row.encode());
+            batch.insert(open.tree(rows::TREE), rows::expiry(used_ms, key), []);
         }
     }
     let reservations = if shared.reserves { reserve(shared, &open, &inner.partitions, &ends)? } else { Vec::new() };
     // Nobody else moves the ends, and whoever asks for them must not wait for the disk.
     drop(inner);
     shared.database.commit(&open, batch, true)?;
-    inner = shared.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    inner = shared.lock();
     if inner.epoch != open.epoch {
         // Opened anew meanwhile, and read again from what is written.
         return Ok(());
@@ -273,7 +315,7 @@ fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> Da
 /// too early. A key of a time that is further ahead than that came in under a clock that was wrong.
 fn key_time(shared: &Shared, open: &Arc<Open>, now_ms: i64) -> DatabaseResult<i64> {
     let ahead = rows::expiry(now_ms, "")..rows::expiry(now_ms.saturating_add(CLOCK_BACK_MS_MAX), "");
-    let Some(row) = open.log.range(ahead).next_back() else { return Ok(now_ms) };
+    let Some(row) = open.tree(rows::TREE).range(ahead).next_back() else { return Ok(now_ms) };
     let key = row.key().map_err(|error| shared.database.failed(open, &error))?;
     rows::parse_expiry(&key).map(|(used_ms, _)| used_ms).ok_or_else(|| shared.damaged())
 }
@@ -282,7 +324,7 @@ fn key_time(shared: &Shared, open: &Arc<Open>, now_ms: i64) -> DatabaseResult<i6
 fn reserve(
     shared: &Shared,
     open: &Arc<Open>,
-    partitions: &[super::log::Partition],
+    partitions: &[Partition],
     ends: &[i64],
 ) -> DatabaseResult<Vec<(usize, i64)>> {
     let short = |(index, end): (usize, &i64)| (*end > partitions[index].reserved).then_some((index, end + RESERVE));
@@ -296,7 +338,7 @@ fn reserve(
 fn put_reservations(shared: &Shared, open: &Arc<Open>, reservations: &[(usize, i64)]) -> DatabaseResult<()> {
     let mut batch = open.batch();
     for (partition, reserved) in reservations {
-        batch.insert(&open.log, rows::reserved(*partition as i32), reserved.to_be_bytes());
+        batch.insert(open.tree(rows::TREE), rows::reserved(*partition as i32), reserved.to_be_bytes());
     }
     shared.database.commit(open, batch, true)?;
     shared.database.sync()

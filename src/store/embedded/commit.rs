@@ -188,10 +188,10 @@ impl Step<'_> {
         };
         drop(state);
         if is_sum || row.values != values_before {
-            self.batch.insert(&self.open.store, rows::named(rows::KEYS, &name), row.encode());
+            self.batch.insert(self.open.tree(rows::TREE), rows::named(rows::KEYS, &name), row.encode());
         }
         if !is_sound {
-            self.batch.insert(&self.open.store, rows::named(rows::QUARANTINE, &name), OVERFLOW);
+            self.batch.insert(self.open.tree(rows::TREE), rows::named(rows::QUARANTINE, &name), OVERFLOW);
             self.applied.quarantined.push(Quarantined { key: name, error: OVERFLOW.to_owned() });
         }
         Ok(Change { key, row, values })
@@ -201,8 +201,8 @@ impl Step<'_> {
         let number = self.next_number;
         self.next_number += 1;
         let row = KeyRow { number, expires_at: write.expires_at, values: 0, totals: SumTotals::default() };
-        self.batch.insert(&self.open.store, rows::NEXT, self.next_number.to_le_bytes());
-        self.batch.insert(&self.open.store, rows::named(rows::KEYS, name), row.encode());
+        self.batch.insert(self.open.tree(rows::TREE), rows::NEXT, self.next_number.to_le_bytes());
+        self.batch.insert(self.open.tree(rows::TREE), rows::named(rows::KEYS, name), row.encode());
         self.store.index.create(name, row, Values::empty(&write.metric))
     }
 
@@ -252,7 +252,7 @@ impl Step<'_> {
         row.values = count as u32;
         self.applied.values_folded += folded;
         for (label, value) in &values {
-            self.batch.insert(&self.open.store, rows::value(row.number, label), value.encode());
+            self.batch.insert(self.open.tree(rows::TREE), rows::value(row.number, label), value.encode());
         }
         Ok(values)
     }

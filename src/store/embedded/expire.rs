@@ -59,19 +59,19 @@ impl Inner {
         let _writing = self.writing();
         let open = self.database.get()?;
         let (mut batch, mut keys) = (open.batch(), 0);
-        for row in open.store.iter() {
+        for row in open.tree(rows::TREE).iter() {
             let name = row.key().map_err(|error| self.failed(&open, &error))?;
             if &*name == rows::META {
                 continue;
             }
             keys += u64::from(name.starts_with(rows::KEYS));
-            batch.remove(&open.store, name);
+            batch.remove(open.tree(rows::TREE), name);
             if batch.len() >= STEP {
                 self.write(&open, std::mem::replace(&mut batch, open.batch()))?;
             }
         }
         self.write(&open, std::mem::replace(&mut batch, open.batch()))?;
-        batch.remove(&open.store, rows::META);
+        batch.remove(open.tree(rows::TREE), rows::META);
         self.write(&open, batch)?;
         // In memory nothing is believed any more.
         self.forget();
@@ -83,14 +83,14 @@ impl Inner {
         let Some(key) = self.index.get(name) else { return Ok(()) };
         let number = key.lock().row.number;
         let mut batch = open.batch();
-        for row in open.store.prefix(rows::values(number)) {
-            batch.remove(&open.store, row.key().map_err(|error| self.failed(open, &error))?);
+        for row in open.tree(rows::TREE).prefix(rows::values(number)) {
+            batch.remove(open.tree(rows::TREE), row.key().map_err(|error| self.failed(open, &error))?);
             if batch.len() >= STEP {
                 self.write(open, std::mem::replace(&mut batch, open.batch()))?;
             }
         }
-        batch.remove(&open.store, rows::named(rows::KEYS, name));
-        batch.remove(&open.store, rows::named(rows::QUARANTINE, name));
+        batch.remove(open.tree(rows::TREE), rows::named(rows::KEYS, name));
+        batch.remove(open.tree(rows::TREE), rows::named(rows::QUARANTINE, name));
         self.write(open, batch)?;
         self.known(open)?.quarantined.remove(name);
         self.index.remove(name);

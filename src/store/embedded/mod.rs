@@ -148,7 +148,7 @@ impl Inner {
 
     fn load(&self, open: &Arc<Open>) -> StoreResult<Known> {
         let failed = |error| self.failed(open, &error);
-        let get = |row: &[u8]| open.store.get(row).map_err(failed);
+        let get = |row: &[u8]| open.tree(rows::TREE).get(row).map_err(failed);
         let mut known = Known { epoch: open.epoch, ..Known::default() };
         if let Some(row) = get(rows::META)? {
             let fields: BTreeMap<String, String> =
@@ -159,7 +159,7 @@ impl Inner {
             .map(|row| row[..].try_into().map(u32::from_le_bytes).map_err(|_| self.damaged("a number")))
             .transpose()?
             .unwrap_or(0);
-        for row in open.store.prefix(rows::POSITIONS) {
+        for row in open.tree(rows::TREE).prefix(rows::POSITIONS) {
             let (name, value) = row.into_inner().map_err(failed)?;
             let position = || {
                 let partition: TopicPartition = rows::name_of(&name, rows::POSITIONS)?.parse().ok()?;
@@ -169,13 +169,13 @@ impl Inner {
             let (partition, checkpoint) = position().ok_or_else(|| self.damaged("a position"))?;
             known.positions.insert(partition, checkpoint);
         }
-        for row in open.store.prefix(rows::QUARANTINE) {
+        for row in open.tree(rows::TREE).prefix(rows::QUARANTINE) {
             let (name, error) = row.into_inner().map_err(failed)?;
             let name = rows::name_of(&name, rows::QUARANTINE).ok_or_else(|| self.damaged("a key in quarantine"))?;
             known.quarantined.insert(name.to_owned(), String::from_utf8_lossy(&error).into_owned());
         }
         self.index.clear();
-        for row in open.store.prefix(rows::KEYS) {
+        for row in open.tree(rows::TREE).prefix(rows::KEYS) {
             let (name, row) = row.into_inner().map_err(failed)?;
             let key = || Some((rows::name_of(&name, rows::KEYS)?, KeyRow::decode(&row)?));
             let (name, row) = key().ok_or_else(|| self.damaged("a key"))?;
@@ -190,7 +190,7 @@ impl Inner {
     }
 
     fn value<V: Value>(&self, open: &Arc<Open>, number: u32, label: &str) -> StoreResult<Option<V>> {
-        let row = open.store.get(rows::value(number, label)).map_err(|error| self.failed(open, &error))?;
+        let row = open.tree(rows::TREE).get(rows::value(number, label)).map_err(|error| self.failed(open, &error))?;
         row.map(|row| V::decode(&row).ok_or_else(|| self.damaged("a value"))).transpose()
     }
 
@@ -231,11 +231,11 @@ impl Known {
 
 fn put_meta(open: &Open, batch: &mut OwnedWriteBatch, meta: &Meta) {
     let fields: BTreeMap<String, String> = meta.to_fields().into_iter().collect();
-    batch.insert(&open.store, rows::META, serde_json::to_vec(&fields).expect("strings are JSON"));
+    batch.insert(open.tree(rows::TREE), rows::META, serde_json::to_vec(&fields).expect("strings are JSON"));
 }
 
 fn put_position(open: &Open, batch: &mut OwnedWriteBatch, partition: &TopicPartition, checkpoint: Checkpoint) {
-    batch.insert(&open.store, rows::named(rows::POSITIONS, &partition.to_string()), checkpoint.to_string());
+    batch.insert(open.tree(rows::TREE), rows::named(rows::POSITIONS, &partition.to_string()), checkpoint.to_string());
 }
 
 #[async_trait]

@@ -40,7 +40,7 @@ impl Inner {
             let mut batch = open.batch();
             let mut put = |label: &str, value: Vec<u8>| {
                 row.values += u32::from(label != OTHER);
-                batch.insert(&open.store, rows::value(number, label), value);
+                batch.insert(open.tree(rows::TREE), rows::value(number, label), value);
             };
             match contents {
                 Contents::Counts(values) => values.iter().for_each(|(label, count)| put(label, count.encode())),
@@ -55,8 +55,8 @@ impl Inner {
             if let Contents::Sums(_, [sum, count, min, max]) = contents {
                 row.totals = SumTotals { sum: *sum, count: *count, bounds: Some((*min, *max)) };
             }
-            batch.insert(&open.store, rows::NEXT, (number + 1).to_le_bytes());
-            batch.insert(&open.store, rows::named(rows::KEYS, &name), row.encode());
+            batch.insert(open.tree(rows::TREE), rows::NEXT, (number + 1).to_le_bytes());
+            batch.insert(open.tree(rows::TREE), rows::named(rows::KEYS, &name), row.encode());
             self.write(&open, batch)?;
             self.known(&open)?.next_number = number + 1;
             self.index.load(&name, row);
@@ -74,7 +74,7 @@ impl Inner {
         let mut extended = Vec::new();
         for (name, row) in self.index.rows() {
             if let Some(expires_at) = bucket_of(&name).and_then(|bucket| expiries.get(&bucket).copied()) {
-                batch.insert(&open.store, rows::named(rows::KEYS, &name), KeyRow { expires_at, ..row }.encode());
+                batch.insert(open.tree(rows::TREE), rows::named(rows::KEYS, &name), KeyRow { expires_at, ..row }.encode());
                 extended.push((name, expires_at));
             }
         }
@@ -92,7 +92,7 @@ impl Inner {
         let open = self.database.get()?;
         let mut batch = open.batch();
         for Quarantined { key, error } in quarantined {
-            batch.insert(&open.store, rows::named(rows::QUARANTINE, key), error.as_str());
+            batch.insert(open.tree(rows::TREE), rows::named(rows::QUARANTINE, key), error.as_str());
         }
         self.write(&open, batch)?;
         let pairs = quarantined.iter().map(|quarantined| (quarantined.key.clone(), quarantined.error.clone()));

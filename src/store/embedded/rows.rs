@@ -11,7 +11,10 @@
 //!
 //! Numbers are big-endian in keys and little-endian in values. A unique count has one value, whose label is empty.
 
+use crate::database::{self, Tree};
 use crate::hll::Hll;
+
+pub const TREE: Tree = Tree { name: "store", values: database::Values::Small };
 
 pub const META: &[u8] = b"m";
 pub const NEXT: &[u8] = b"n";

@@ -34,7 +34,7 @@ impl Case {
     async fn new(memory_bytes: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = Config { directory: directory.path().join("data"), reserve_bytes: 0, ..Config::default() };
-        let store = EmbeddedStore::open(&Database::open(&config, 8 << 20).unwrap(), memory_bytes, clock).unwrap();
+        let store = EmbeddedStore::open(&Database::open(&config, 8 << 20, &[rows::TREE]).unwrap(), memory_bytes, clock).unwrap();
         let rules: Rules =
             serde_json::from_str(r#"{"mapping":{"add":["event"],"add_value":[{"key":"event","add_key":"v"}]}}"#)
                 .unwrap();
