@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use traqq::compile::{Folded, Folder, Plan};
-use traqq::model::{Checkpoint, Part, RecordBatch, Rules, Secret, TopicPartition, WriteBatch, Writes};
+use traqq::mapping::{Rules, WriteBatch, Writes};
+use traqq::model::{Checkpoint, Part, RecordBatch, Secret, TopicPartition};
 use traqq::store::redis::{Config, RedisStore};
 use traqq::store::{Meta, Outcome, Store};
 

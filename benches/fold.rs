@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use traqq::compile::{FoldStats, Folded, Folder, Plan};
-use traqq::model::{Checkpoint, Part, RecordBatch, Rules, TopicPartition};
+use traqq::mapping::Rules;
+use traqq::model::{Checkpoint, Part, RecordBatch, TopicPartition};
 
 const MAPPINGS: [(&str, &str); 3] = [
     ("SMALL", r#"{"mapping":{"bitmap":["ip"],"add":["event"]}}"#),

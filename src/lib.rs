@@ -24,6 +24,7 @@ pub mod courtesy;
 pub mod database;
 pub mod decode;
 pub mod hll;
+pub mod mapping;
 pub mod model;
 mod panics;
 pub mod query;

@@ -5,7 +5,8 @@
 use libfuzzer_sys::fuzz_target;
 use traqq::compile::Plan;
 use traqq::config::{self, Config};
-use traqq::model::{Rules, Secret};
+use traqq::mapping::Rules;
+use traqq::model::Secret;
 use traqq::store::redis::{self, RedisStore};
 
 fuzz_target!(|text: &str| {

@@ -9,7 +9,8 @@ use super::{Failure, Outcome};
 use crate::app::now_ms;
 use crate::compile::{Explainer, Plan};
 use crate::decode;
-use crate::model::{RecordBatch, TopicPartition, ValidRules};
+use crate::mapping::ValidRules;
+use crate::model::{RecordBatch, TopicPartition};
 
 /// Reasons and missing fields that are shown of each pattern.
 const EXAMPLES_MAX: usize = 3;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::fold::{Folded, Folder};
 use super::plan::Plan;
 use crate::decode::{Decoded, Raw, Reason, Shape, TimeSource, excerpt, is_number, micros, paths, trim};
-use crate::model::{Checkpoint, Part, Pattern, Record, RecordBatch};
+use crate::mapping::Pattern;
+use crate::model::{Checkpoint, Part, Record, RecordBatch};
 
 /// What one record holds: an event, or several.
 pub struct Explained {
@@ -192,7 +193,8 @@ impl Absent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Rules, TopicPartition};
+    use crate::mapping::Rules;
+    use crate::model::TopicPartition;
 
     fn explain(mapping: &str, event: &str) -> Vec<String> {
         let rules: Rules = serde_json::from_str(&format!(r#"{{"mapping":{mapping}}}"#)).unwrap();

@@ -11,9 +11,8 @@ use super::tables::{Keyed, Symbols, UniqueCell, pair};
 use crate::courtesy::Courtesy;
 use crate::decode::{self, BELIEVABLE_MS_MIN, DeadLetter, Decoded, Micros, Raw, Reason, Shape};
 use crate::hll::{Observation, observe};
-use crate::model::{
-    BucketSpan, Checkpoint, KeyWrite, Metric, Part, Record, Span, TopicPartition, Totals, WriteBatch, Writes,
-};
+use crate::mapping::{KeyWrite, Metric, Totals, WriteBatch, Writes};
+use crate::model::{BucketSpan, Checkpoint, Part, Record, Span, TopicPartition};
 
 pub(super) const DAY_MS: i64 = 86_400_000;
 /// Unmerged, a summed value is one to the sum, one to the count and one to the totals.

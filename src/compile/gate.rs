@@ -4,8 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::fold::DAY_MS;
+use crate::decode::EventRules;
 use crate::decode::{self, BELIEVABLE_MS_MIN, Decoded, EventReader, FieldId, Raw, Reason, Shape};
-use crate::model::{BucketKind, EventRules, Record, Retention, ValidRules, Zone};
+use crate::mapping::ValidRules;
+use crate::model::{BucketKind, Record, Retention, Zone};
 
 /// The part of the rules that the door looks at; shared by all doors.
 pub struct GateRules {
@@ -125,7 +127,7 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Pattern, Rules};
+    use crate::mapping::{Pattern, Rules};
 
     const NOW_MS: i64 = 1_700_000_000_000;
 

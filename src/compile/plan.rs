@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use crate::decode::{EventReader, FieldId};
-use crate::model::{Metric, Pattern, Retention, ValidRules};
+use crate::mapping::{Metric, Pattern, ValidRules};
+use crate::model::Retention;
 
 pub(super) type NodeId = usize;
 pub(super) type SourceId = usize;

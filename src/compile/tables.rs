@@ -6,7 +6,7 @@ use std::hash::BuildHasher;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::hll::{Hll, Observation};
-use crate::model::Elements;
+use crate::mapping::Elements;
 
 /// Spreads a 64-bit key: the two halves of a 128-bit product, folded.
 #[inline]

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::{kafka, local, nats};
 use crate::database;
-use crate::model::{BucketRules, EventRules, Mapping, Rules, ValidRules};
+use crate::decode::EventRules;
+use crate::mapping::{BucketRules, Mapping, Rules, ValidRules};
 use crate::store::redis;
 use crate::{server, telemetry, worker};
 

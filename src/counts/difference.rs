@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::{Rules, ValidRules};
+use crate::mapping::{Rules, ValidRules};
 use crate::store::{Meta, metric_name, metrics_of};
 
 /// How the plan of a prefix differs from these rules, and what to do about it.

@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 
 use super::extract::validate;
-use super::{Extractor, Raw, Reason, Shape, limits};
-use crate::model::{EventRules, Record};
+use super::{EventRules, Extractor, Raw, Reason, Shape, limits};
+use crate::model::Record;
 
 /// The name under which the time attribute is looked up, in front of the configured time fields.
 pub const TIME: &str = "ce.time";

@@ -212,7 +212,7 @@ pub fn paths(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::EventRules;
+    use crate::decode::EventRules;
 
     const NOW_MS: i64 = 1_700_000_000_000;
 

@@ -4,8 +4,10 @@
 use std::borrow::Cow;
 
 use super::time::{EventTime, TimeRules, event_time};
-use super::{CLOUD_EVENT_TIME, Extractor, FieldId, Raw, Reason, Shape, cloudevents, label, limits, several};
-use crate::model::{EventRules, Record, Zone};
+use super::{
+    CLOUD_EVENT_TIME, EventRules, Extractor, FieldId, Raw, Reason, Shape, cloudevents, label, limits, several,
+};
+use crate::model::{Record, Zone};
 
 /// 2000-01-01T00:00:00Z. Broker timestamps before it are not to be believed.
 pub const BELIEVABLE_MS_MIN: i64 = 946_684_800_000;

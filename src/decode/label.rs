@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::model::OTHER;
+/// What values beyond a key's limit are counted under; a label of this name is escaped.
+pub const OTHER: &str = "__other__";
 
 /// Removes white space and control characters at both ends.
 pub fn trim(text: &str) -> &str {

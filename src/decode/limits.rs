@@ -1,7 +1,6 @@
 //! What stands in front of every parser: size, UTF-8 and depth, none of which recurses.
 
-use super::Reason;
-use crate::model::EventRules;
+use super::{EventRules, Reason};
 
 /// A Confluent schema-registry prefix: a zero byte and a 4-byte schema id.
 const SCHEMA_PREFIX_LEN: usize = 5;

@@ -11,6 +11,7 @@ mod extract;
 mod label;
 mod limits;
 mod number;
+mod rules;
 mod scan;
 mod several;
 mod time;
@@ -20,8 +21,9 @@ pub use dead_letter::DeadLetter;
 pub use detail::{excerpt, paths};
 pub use event::{BELIEVABLE_MS_MIN, Decoded, EventReader, TimeSource};
 pub use extract::{Extractor, FieldId, Raw, Shape, elements, validate};
-pub use label::{Cut, cut, escape_into, is_reserved, trim, unescape_compound, unescape_single};
+pub use label::{Cut, OTHER, cut, escape_into, is_reserved, trim, unescape_compound, unescape_single};
 pub use number::{Micros, is_number, label as number_label, micros};
+pub use rules::{EventRules, EventRulesError};
 pub use several::for_each as for_each_event;
 
 /// Why a record is a dead letter. The names are written into headers and metrics and do not change.

@@ -8,7 +8,8 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::decode::{unescape_compound, unescape_single};
-use crate::model::{BucketKind, Metric, OTHER, Pattern, VALUE_SCALE, Zone};
+use crate::mapping::{Metric, OTHER, Pattern, VALUE_SCALE};
+use crate::model::{BucketKind, Zone};
 
 /// Relative standard error of a unique count: 1.04 / sqrt(16,384).
 pub(super) const UNIQUE_ERROR: f64 = 0.0081;

@@ -8,7 +8,8 @@ use super::answer::{CatalogAnswer, CatalogEntry, MetricName, time_text};
 use super::memory::MEMBER_BYTES;
 use super::{QueryError, QueryResult, Run};
 use crate::hll::Hll;
-use crate::model::{Bucket, Metric};
+use crate::mapping::Metric;
+use crate::model::Bucket;
 use crate::store::{Read, Reply};
 
 /// Values that are told apart for one metric; beyond it an entry says `at_least`.

@@ -11,7 +11,8 @@ use super::answer::{Cell, CountRow, Data, Decimal, Reason, SumRow, UNIQUE_ERROR,
 use super::memory::{MEMBER_BYTES, PART_BYTES, ROW_BYTES, StepMemory};
 use super::{Order, QueryError, QueryResult, READS_AT_ONCE, Run, VALUES_AT_ONCE};
 use crate::hll::Hll;
-use crate::model::{Bucket, BucketSpan, Metric, OTHER, Pattern};
+use crate::mapping::{Metric, OTHER, Pattern};
+use crate::model::{Bucket, BucketSpan};
 use crate::store::{Read, Reply, SumBounds, Sums};
 
 /// What a label takes for each list that it is in, and for being asked about there.

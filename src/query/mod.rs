@@ -66,7 +66,8 @@ use self::places::Places;
 use self::run::{READS_AT_ONCE, Run, VALUES_AT_ONCE};
 use self::threads::Threads;
 use crate::hll::murmur64a;
-use crate::model::{BucketKind, BucketSpan, Metric, ValidRules};
+use crate::mapping::{Metric, ValidRules};
+use crate::model::{BucketKind, BucketSpan};
 use crate::store::{Meta, Store, StoreError, kind_name, metric_name, metrics_of};
 
 /// How long meta is believed without another look.

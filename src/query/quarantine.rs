@@ -9,7 +9,8 @@ use std::collections::HashSet;
 use futures_util::future::try_join_all;
 
 use super::QueryResult;
-use crate::model::{Bucket, BucketKind, Metric};
+use crate::mapping::Metric;
+use crate::model::{Bucket, BucketKind};
 use crate::store::Store;
 
 /// The quarantined keys of all lanes, without their prefixes.
@@ -91,7 +92,7 @@ fn encode(text: &str, is_by_name: bool) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Pattern;
+    use crate::mapping::Pattern;
 
     const DAY: Bucket = Bucket { kind: BucketKind::Day, start: 1_699_920_000 };
 

@@ -2,7 +2,7 @@
 
 use super::{QueryError, QueryResult};
 use crate::decode::{escape_into, unescape_compound};
-use crate::model::{Metric, Pattern};
+use crate::mapping::{Metric, Pattern};
 
 /// The order of an answer's values.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -140,7 +140,7 @@ impl Selector {
                 "a unique count has no values; for one count per value the mapping needs a bitmap_by".to_owned(),
             ));
         }
-        if metric.pattern().is_single() || value == crate::model::OTHER {
+        if metric.pattern().is_single() || value == crate::mapping::OTHER {
             return Ok(Some(value.to_owned()));
         }
         let parts = unescape_compound(value);

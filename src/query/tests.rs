@@ -11,7 +11,8 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::compile::{Folder, Plan};
-use crate::model::{Bucket, Checkpoint, Part, RecordBatch, Rules, TopicPartition};
+use crate::mapping::Rules;
+use crate::model::{Bucket, Checkpoint, Part, RecordBatch, TopicPartition};
 use crate::store::memory::MemoryStore;
 use crate::store::{KeyDump, Outcome, Positions, Quarantined, Read, Reply, Session, Since, StoreResult, StoredKey};
 

@@ -18,7 +18,8 @@ use hashbrown::HashMap;
 use super::cell::unexpected;
 use super::memory::{MEMBER_BYTES, ROW_BYTES, StepMemory};
 use super::{QueryError, QueryResult, READS_AT_ONCE, Run};
-use crate::model::{Bucket, OTHER, Pattern};
+use crate::mapping::{OTHER, Pattern};
+use crate::model::Bucket;
 use crate::store::{Read, Reply};
 
 /// What a candidate takes for each list that it is in, after the first.

@@ -17,9 +17,9 @@ use super::unpack::{Gzip, Packing, Zstd};
 use crate::broker::{AppendError, Appended, Appender, Events, Idempotency, RequestCounts};
 use crate::compile::{Gate, GateRules};
 use crate::courtesy::Courtesy;
+use crate::decode::EventRules;
 use crate::decode::{self, Reason};
 use crate::hll::murmur64a;
-use crate::model::EventRules;
 use crate::telemetry::names;
 
 /// Rejected events that an answer names one by one.

@@ -17,11 +17,9 @@ use tokio::time::{Instant, timeout};
 
 use super::routes::{ROUTES, router_at};
 use super::{Config, Conversation, Listening, Live, Unfit, serve};
+use crate::mapping::{Elements, KeyWrite, Metric, Pattern, Rules, WriteBatch, Writes};
 use crate::model::Secret;
-use crate::model::{
-    Bucket, BucketKind, Checkpoint, Elements, KeyWrite, Metric, Pattern, Rules, Span, TopicPartition, WriteBatch,
-    Writes,
-};
+use crate::model::{Bucket, BucketKind, Checkpoint, Span, TopicPartition};
 use crate::query::Engine;
 use crate::store::memory::MemoryStore;
 use crate::store::{Contents, KeyDump, Meta, Store, StoredKey};

@@ -20,7 +20,8 @@ use super::{
     Meta, Positions, Quarantined, Read, Reply, Store, StoreError, StoreResult, fitting_meta, metric_name, metrics_of,
 };
 use crate::hll::{Hll, murmur64a};
-use crate::model::{Bucket, BucketKind, Metric, TopicPartition};
+use crate::mapping::Metric;
+use crate::model::{Bucket, BucketKind, TopicPartition};
 
 const VERSION: u32 = 1;
 const CUT_SHORT: &str = "the file is cut short: its end is missing";
@@ -403,7 +404,8 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::model::{Checkpoint, Rules};
+    use crate::mapping::Rules;
+    use crate::model::Checkpoint;
     use crate::store::memory::MemoryStore;
 
     async fn exported() -> String {

@@ -21,7 +21,8 @@
 
 use std::borrow::Cow;
 
-use crate::model::{Bucket, BucketKind, Metric, Pattern};
+use crate::mapping::{Metric, Pattern};
+use crate::model::{Bucket, BucketKind};
 
 /// The keys of one lane.
 #[derive(Clone, Debug)]

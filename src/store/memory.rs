@@ -15,9 +15,8 @@ use super::{
     StoreResult, StoredKey,
 };
 use crate::hll::Hll;
-use crate::model::{
-    Bucket, Checkpoint, KeyWrite, Metric, OTHER, Rules, TopicPartition, WriteBatch, Writes, increments,
-};
+use crate::mapping::{KeyWrite, Metric, OTHER, Rules, WriteBatch, Writes, increments};
+use crate::model::{Bucket, Checkpoint, TopicPartition};
 
 #[derive(Clone, PartialEq, Debug)]
 enum Value {
@@ -401,9 +400,10 @@ impl Lane {
             Some(Value::Count(values)) => values.iter().map(|(label, count)| (label.clone(), *count)).collect(),
             _ => Vec::new(),
         };
-        let sum =
-            |of: &crate::model::Pattern, add_key: &str| value(Metric::Sum { of: of.clone(), add_key: add_key.into() });
-        let top = |of: &crate::model::Pattern| {
+        let sum = |of: &crate::mapping::Pattern, add_key: &str| {
+            value(Metric::Sum { of: of.clone(), add_key: add_key.into() })
+        };
+        let top = |of: &crate::mapping::Pattern| {
             let mut members: Vec<(String, i64)> = counts(value(Metric::Top { of: of.clone() }));
             members.sort_by(|left, right| (right.1, &right.0).cmp(&(left.1, &left.0)));
             members

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{Positions, Store, StoreError, StoreResult};
-use crate::model::{Bucket, BucketKind, Checkpoint, Metric, Retention, Rules, TopicPartition, VALUE_SCALE, ValidRules};
+use crate::mapping::{Metric, Rules, VALUE_SCALE, ValidRules};
+use crate::model::{Bucket, BucketKind, Checkpoint, Retention, TopicPartition};
 
 const START: &str = "start:";
 const SINCE: &str = "since:";

@@ -26,8 +26,9 @@ pub use meta::{
 };
 pub use read::{Quarantined, Read, Reply};
 
+use crate::mapping::{Metric, WriteBatch};
 pub use crate::model::Positions;
-use crate::model::{Bucket, Checkpoint, Finding, Metric, TopicPartition, WriteBatch};
+use crate::model::{Bucket, Checkpoint, Finding, TopicPartition};
 
 /// Values added up by label.
 pub type Sums = HashMap<String, i128, hashbrown::DefaultHashBuilder>;

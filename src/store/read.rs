@@ -1,7 +1,8 @@
 //! What a query asks of a store.
 
 use crate::hll::Hll;
-use crate::model::{Bucket, Pattern};
+use crate::mapping::Pattern;
+use crate::model::Bucket;
 
 /// One read of one lane.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -2,7 +2,8 @@
 
 use redis::cmd;
 use traqq::counts::plan_difference;
-use traqq::model::{Bucket, BucketKind, Metric};
+use traqq::mapping::Metric;
+use traqq::model::{Bucket, BucketKind};
 use traqq::store::dump::{export, import};
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{RedisStore, lane_tags};

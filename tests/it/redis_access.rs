@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use traqq::model::{Checkpoint, Finding, Secret, WriteBatch};
+use traqq::mapping::WriteBatch;
+use traqq::model::{Checkpoint, Finding, Secret};
 use traqq::store::dump::{export, import};
 use traqq::store::redis::{Config, RedisStore, checks, lane_tags};
 use traqq::store::{Meta, Outcome, Read, Reply, Since, Store, StoreError, StoreResult, metrics_of};

@@ -11,10 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use traqq::model::{
-    Bucket, BucketKind, Checkpoint, Elements, Fingerprint, KeyWrite, Metric, Rules, Span, TopicPartition, WriteBatch,
-    Writes,
-};
+use traqq::mapping::{Elements, KeyWrite, Metric, Rules, WriteBatch, Writes};
+use traqq::model::{Bucket, BucketKind, Checkpoint, Fingerprint, Span, TopicPartition};
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::RedisStore;
 use traqq::store::{Meta, Outcome, Read, Store, StoreError, metrics_of};

@@ -11,10 +11,8 @@ use redis::cmd;
 use tempfile::TempDir;
 use traqq::compile::{Folder, Plan};
 use traqq::database::{Config as DataConfig, Database};
-use traqq::model::{
-    Bucket, BucketKind, Checkpoint, Elements, Fingerprint, KeyWrite, Metric, OTHER, Pattern, RecordBatch, Rules, Span,
-    TopicPartition, Totals, WriteBatch, Writes,
-};
+use traqq::mapping::{Elements, KeyWrite, Metric, OTHER, Pattern, Rules, Totals, WriteBatch, Writes};
+use traqq::model::{Bucket, BucketKind, Checkpoint, Fingerprint, RecordBatch, Span, TopicPartition};
 use traqq::model::{Part, Secret};
 use traqq::store::dump::{export, import};
 use traqq::store::embedded::EmbeddedStore;

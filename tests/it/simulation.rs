@@ -22,7 +22,8 @@ use traqq::broker::memory::{MemoryBroker, MemoryConsumer};
 use traqq::broker::{
     BrokerError, BrokerResult, Consumer, Event, Mark, Message, Opening, ProduceError, Producer, Start, Watermarks,
 };
-use traqq::model::{Bucket, Checkpoint, TopicPartition, WriteBatch};
+use traqq::mapping::WriteBatch;
+use traqq::model::{Bucket, Checkpoint, TopicPartition};
 use traqq::store::memory::{MemoryStore, State};
 use traqq::store::{
     KeyDump, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey,

@@ -7,7 +7,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use redis::cmd;
-use traqq::model::{Checkpoint, Metric, Writes};
+use traqq::mapping::{Metric, Writes};
+use traqq::model::Checkpoint;
 use traqq::store::redis::{Config, RedisStore, lane_tags};
 use traqq::store::{Meta, Outcome, Store, StoreError, removal};
 

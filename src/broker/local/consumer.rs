@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::block::Block;
-use super::shared::{Shared, TOPIC};
 use super::rows;
+use super::shared::{Shared, TOPIC};
 use crate::broker::{BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
 use crate::database::{DatabaseResult, Open};
 use crate::model::{RecordBatch, TopicPartition};

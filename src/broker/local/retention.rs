@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::block::Block;
 use super::LocalLog;
+use super::block::Block;
 use super::rows::{self, KeyRow};
 use super::shared::Shared;
 use crate::database::{DatabaseResult, Upkeep};

@@ -275,7 +275,8 @@ async fn what_was_read_before_an_error_is_handed_over() {
     let opening = Opening { partition: at(1), offset: 0, position: 0, generation: 1 };
     consumer.open(&[opening]).unwrap();
     let open = database.get().unwrap();
-    let (last, _) = open.tree(super::rows::TREE).prefix(super::rows::block_prefix(1)).next().unwrap().into_inner().unwrap();
+    let (last, _) =
+        open.tree(super::rows::TREE).prefix(super::rows::block_prefix(1)).next().unwrap().into_inner().unwrap();
     open.tree(super::rows::TREE).insert(&*last, "damaged").unwrap();
     let mut found = Vec::new();
     let mut errors = 0;

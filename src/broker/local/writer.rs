@@ -196,7 +196,8 @@ impl Group {
 /// What became of a request that was stored under this key.
 pub fn replayed(shared: &Shared, key: &str, fingerprint: u64) -> Result<Option<RequestCounts>, AppendError> {
     let open = shared.database.get()?;
-    let row = open.tree(rows::TREE).get(rows::idempotency(key)).map_err(|error| shared.database.failed(&open, &error))?;
+    let row =
+        open.tree(rows::TREE).get(rows::idempotency(key)).map_err(|error| shared.database.failed(&open, &error))?;
     let Some(row) = row else { return Ok(None) };
     let row = KeyRow::decode(&row).ok_or_else(|| shared.damaged())?;
     if row.fingerprint == fingerprint { Ok(Some(row.counts)) } else { Err(AppendError::KeyReused) }

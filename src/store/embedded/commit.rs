@@ -10,7 +10,8 @@ use super::{Inner, Limits, put_position};
 use crate::courtesy::Courtesy;
 use crate::database::Open;
 use crate::hll::Hll;
-use crate::model::{Elements, KeyWrite, Metric, OTHER, Span, Totals, WriteBatch, Writes, increments as parts_of};
+use crate::mapping::{Elements, KeyWrite, Metric, OTHER, Totals, WriteBatch, Writes, increments as parts_of};
+use crate::model::Span;
 use crate::store::{Applied, Outcome, Quarantined, StoreResult};
 
 const OVERFLOW: &str = "increment or decrement would overflow";

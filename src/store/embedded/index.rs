@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::rows::{KeyRow, Value};
 use crate::hll::Hll;
-use crate::model::Metric;
+use crate::mapping::Metric;
 
 /// What a value costs besides the bytes of its label: its place in a table that is three quarters full, and the label's own allocation.
 const ENTRY_BYTES: usize = 80;

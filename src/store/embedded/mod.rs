@@ -40,7 +40,8 @@ use super::{
 };
 use crate::courtesy::Turn;
 use crate::database::{Database, DatabaseError, Open};
-use crate::model::{Bucket, Checkpoint, Metric, TopicPartition, WriteBatch};
+use crate::mapping::{Metric, WriteBatch};
+use crate::model::{Bucket, Checkpoint, TopicPartition};
 
 /// What the names of keys begin with, as in Redis.
 const PREFIX: &str = "traqq";

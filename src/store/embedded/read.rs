@@ -8,7 +8,8 @@ use super::Inner;
 use super::index::{KeyState, Table, Values};
 use super::rows::{self, Value};
 use crate::database::Open;
-use crate::model::{Bucket, Metric};
+use crate::mapping::Metric;
+use crate::model::Bucket;
 use crate::store::{Read, Reply, StoreResult};
 
 impl Inner {

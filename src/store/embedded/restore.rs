@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::Inner;
 use super::rows::{self, KeyRow, SumTotals, Value};
-use crate::model::{Bucket, BucketKind, Metric, OTHER};
+use crate::mapping::{Metric, OTHER};
+use crate::model::{Bucket, BucketKind};
 use crate::store::{Contents, KeyDump, Quarantined, StoreError, StoreResult, StoredKey, metrics_of};
 
 impl Inner {
@@ -74,7 +75,11 @@ impl Inner {
         let mut extended = Vec::new();
         for (name, row) in self.index.rows() {
             if let Some(expires_at) = bucket_of(&name).and_then(|bucket| expiries.get(&bucket).copied()) {
-                batch.insert(open.tree(rows::TREE), rows::named(rows::KEYS, &name), KeyRow { expires_at, ..row }.encode());
+                batch.insert(
+                    open.tree(rows::TREE),
+                    rows::named(rows::KEYS, &name),
+                    KeyRow { expires_at, ..row }.encode(),
+                );
                 extended.push((name, expires_at));
             }
         }

@@ -53,7 +53,7 @@ pub fn label_of(row: &[u8]) -> Option<&str> {
 pub struct KeyRow {
     pub number: u32,
     pub expires_at: Option<i64>,
-    /// How many values it has, [`crate::model::OTHER`] not counted.
+    /// How many values it has, [`crate::mapping::OTHER`] not counted.
     pub values: u32,
     pub totals: SumTotals,
 }

@@ -10,7 +10,7 @@ use super::Inner;
 use super::index::{Key, Table, Values};
 use crate::courtesy::Turn;
 use crate::database::Open;
-use crate::model::Metric;
+use crate::mapping::Metric;
 use crate::store::{Read, StoreResult, SumBounds, Sums};
 
 /// Sums that are remembered,

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::*;
 use crate::database::Config;
-use crate::model::{BucketKind, Checkpoint, KeyWrite, Pattern, Rules, Span, Totals, Writes};
+use crate::mapping::{KeyWrite, Pattern, Rules, Totals, Writes};
+use crate::model::{BucketKind, Checkpoint, Span};
 
 static NOW: AtomicI64 = AtomicI64::new(1_700_000_000);
 const DAY: i64 = 86_400;
@@ -34,7 +35,8 @@ impl Case {
     async fn new(memory_bytes: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = Config { directory: directory.path().join("data"), reserve_bytes: 0, ..Config::default() };
-        let store = EmbeddedStore::open(&Database::open(&config, 8 << 20, &[rows::TREE]).unwrap(), memory_bytes, clock).unwrap();
+        let store = EmbeddedStore::open(&Database::open(&config, 8 << 20, &[rows::TREE]).unwrap(), memory_bytes, clock)
+            .unwrap();
         let rules: Rules =
             serde_json::from_str(r#"{"mapping":{"add":["event"],"add_value":[{"key":"event","add_key":"v"}]}}"#)
                 .unwrap();

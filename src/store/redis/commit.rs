@@ -13,7 +13,8 @@ use tokio::task::JoinHandle;
 use super::connect::Node;
 use super::shadow::Shadow;
 use super::{StoreError, StoreResult, parse_positions};
-use crate::model::{Checkpoint, Elements, KeyWrite, Span, WriteBatch, Writes, increments};
+use crate::mapping::{Elements, KeyWrite, WriteBatch, Writes, increments};
+use crate::model::{Checkpoint, Span};
 use crate::store::keys::{Keys, encode};
 use crate::store::{Applied, Meta, Outcome, Positions, Quarantined, Session};
 
@@ -230,7 +231,9 @@ impl Encoder<'_> {
     }
 
     fn unique_by(&mut self, write: &KeyWrite, values: &[(Box<str>, Elements)]) {
-        let crate::model::Metric::UniqueBy { of, by } = &write.metric else { unreachable!("writes fit their metric") };
+        let crate::mapping::Metric::UniqueBy { of, by } = &write.metric else {
+            unreachable!("writes fit their metric")
+        };
         let elements: usize = values.iter().map(|(_, elements)| elements.len()).sum();
         self.elements_sent += elements as u64;
         self.head(write, "b", 3 + values.len() * 3 + elements);

@@ -1,8 +1,8 @@
 //! A batch as the commands a person would type, each argument as `redis-cli` reads it. What the
 //! commit script does is the same, in one step.
 
+use crate::mapping::{KeyWrite, Metric, WriteBatch, Writes};
 use crate::model::escape::redis_cli as quote;
-use crate::model::{KeyWrite, Metric, WriteBatch, Writes};
 use crate::store::keys::Keys;
 
 /// One command a line; the expiry of each key is not repeated.

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use redis::{Cmd, Pipeline, cmd};
 
 use super::{Keys, Node, RedisStore, StoreError, StoreResult, meta};
-use crate::model::{Bucket, BucketKind, Metric};
+use crate::mapping::Metric;
+use crate::model::{Bucket, BucketKind};
 use crate::store::keys::encode;
 use crate::store::meta::SECOND_MAX;
 use crate::store::{Contents, KeyDump, Quarantined, StoredKey, metrics_of};

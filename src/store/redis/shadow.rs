@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::hll::{Hll, observe};
-use crate::model::{Bucket, Elements, KeyWrite, Metric, TopicPartition, WriteBatch, Writes};
+use crate::mapping::{Elements, KeyWrite, Metric, WriteBatch, Writes};
+use crate::model::{Bucket, TopicPartition};
 
 pub struct Shadow {
     registers: HashMap<(Bucket, Metric), Hll>,
@@ -65,7 +66,8 @@ impl Shadow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{BucketKind, Pattern};
+    use crate::mapping::Pattern;
+    use crate::model::BucketKind;
 
     fn write(elements: &[&str]) -> KeyWrite {
         let mut list = Elements::default();

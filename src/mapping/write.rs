@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Bucket, Pattern, Span};
-
-/// What values beyond a key's limit are counted under.
-pub const OTHER: &str = "__other__";
+use super::Pattern;
+use crate::model::{Bucket, Span};
 
 /// Sums, minima and maxima are integers in units of 1 / `VALUE_SCALE`.
 pub const VALUE_SCALE: i64 = 1_000_000;

@@ -1,0 +1,10 @@
+//! What is counted: the rules of a mapping, and what a batch of events becomes by them. No I/O, no clock, no threads.
+
+mod pattern;
+mod rules;
+mod write;
+
+pub use crate::decode::OTHER;
+pub use pattern::{Pattern, PatternError};
+pub use rules::{BitmapBy, BucketRules, Mapping, Retentions, Rules, RulesError, SumBy, ValidRules};
+pub use write::{Elements, KeyWrite, Metric, Totals, VALUE_SCALE, WriteBatch, Writes, increments};
