@@ -91,7 +91,7 @@ impl Projection for Counts {
     fn remedies(&self) -> Remedies {
         Remedies {
             begin_anew: "count it under a new store.redis.prefix".to_owned(),
-            set_position: "traqq position set".to_owned(),
+            set_position: Some("traqq position set".to_owned()),
         }
     }
 }

@@ -226,7 +226,6 @@ impl Cursor {
 impl Misfit {
     /// What is wrong, with the numbers, and the ways out.
     pub fn explain(&self, partition: &TopicPartition, remedies: &Remedies) -> String {
-        let Remedies { begin_anew, set_position } = remedies;
         match *self {
             Self::Gap { low, position } => format!(
                 "the log begins at {low}, but the store stands at {position}: {} records were removed before they were counted; \
@@ -235,13 +234,20 @@ impl Misfit {
             ),
             Self::Short { low, high, position } => format!(
                 "the log ends at {high}, but the store stands at {position}: the topic was re-created, or lost its tail; \
-                 {begin_anew}, or move on with `{set_position} {partition} {low}`"
+                 {}",
+                remedies.of(partition, &low.to_string())
             ),
             Self::Another { found, last } => format!(
                 "the record at offset {} (timestamp {}, hash {:016x}) is not the one that was counted last (offset {}, timestamp {}, \
                  hash {:016x}): the topic was re-created, another cluster stands behind the name, or an unclean election lost records; \
-                 {begin_anew}, or move on with `{set_position} {partition} OFFSET`",
-                found.offset, found.timestamp_ms, found.hash, last.offset, last.timestamp_ms, last.hash
+                 {}",
+                found.offset,
+                found.timestamp_ms,
+                found.hash,
+                last.offset,
+                last.timestamp_ms,
+                last.hash,
+                remedies.of(partition, "OFFSET")
             ),
             Self::Again { offset, position } => format!(
                 "the broker delivered offset {offset} again below position {position}; this is a bug, please report it"
@@ -322,7 +328,7 @@ mod tests {
         let mut other = RecordBatch::new(TopicPartition::new("t", 0), 1);
         other.push(4, 101, None, Some(b"v4"));
         let Arrival::Misfit(misfit) = cursor.arrived(other) else { panic!("not noticed") };
-        let remedies = Remedies { begin_anew: "begin".to_owned(), set_position: "set".to_owned() };
+        let remedies = Remedies { begin_anew: "begin".to_owned(), set_position: Some("set".to_owned()) };
         let message = misfit.explain(&TopicPartition::new("t", 0), &remedies);
         assert!(
             message.contains("offset 4") && message.contains("101") && message.contains("`set t/0 OFFSET`"),

@@ -1,6 +1,7 @@
 //! From the log to a ledger: one worker, for any projection.
 //!
 //! - `projection` what a projection is; `ledger` where it keeps its result and its positions
+//! - `plain`      what projections have alike that are a few tables in a database
 //! - `run`        the loop that ties everything together: records, jobs, answers
 //! - `partitions` what is known of the partitions, and what is to be done about them; `cursor` the rules of each
 //! - `lane`       what waits, is folded and is under way in one lane
@@ -32,6 +33,7 @@ mod gauges;
 mod lane;
 mod ledger;
 mod partitions;
+pub mod plain;
 mod pool;
 mod projection;
 mod pulse;

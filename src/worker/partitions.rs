@@ -177,9 +177,10 @@ impl Partitions {
         }
         for name in lost {
             let Remedies { begin_anew, set_position } = &self.remedies;
+            let set =
+                set_position.as_ref().map_or_else(String::new, |set| format!(" set one with `{set} {name} OFFSET`,"));
             let reason = format!(
-                "its checkpoint is gone from the store though its counts may be there: somebody deleted it; \
-                 restore it, set one with `{set_position} {name} OFFSET`, or {begin_anew}"
+                "its checkpoint is gone from the store though its counts may be there: somebody deleted it; restore it,{set} or {begin_anew}"
             );
             effects.extend(self.stop(&name, reason));
         }
@@ -444,7 +445,7 @@ mod tests {
     }
 
     fn partitions(on_log_gap: OnLogGap) -> Partitions {
-        let remedies = Remedies { begin_anew: "begin anew".to_owned(), set_position: "set".to_owned() };
+        let remedies = Remedies { begin_anew: "begin anew".to_owned(), set_position: Some("set".to_owned()) };
         let mut partitions = Partitions::new(LANES, on_log_gap, remedies, |start| format!("start={start}"));
         let by_lane = partitions.assigned(vec![name(0), name(1)]);
         assert_eq!(by_lane, BTreeMap::from([(0, vec![name(0), name(1)])]));

@@ -11,7 +11,7 @@ use super::chance;
 use super::config::Config;
 use super::execution::Execution;
 use super::projection::{Batch, Fold, Projection};
-use crate::model::{Part, RecordBatch};
+use crate::model::{Part, RecordBatch, Span};
 
 /// What a fold thread yields to the threads that answer; of this process only, where the system knows threads.
 const FOLD_NICE: i32 = 10;
@@ -41,6 +41,12 @@ impl BudgetedPart {
 
     pub const fn records(&self) -> &RecordBatch {
         &self.part.records
+    }
+
+    /// What the records cover.
+    pub fn range(&self) -> Span {
+        let Part { records, from } = &self.part;
+        Span { partition: records.partition.clone(), from: *from, to: records.checkpoint_after(*from) }
     }
 }
 

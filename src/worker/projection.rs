@@ -47,7 +47,9 @@ pub trait Projection: Send + Sync + Sized + 'static {
     fn difference(&self, stored: &Self::Header, compared: Compared) -> Option<String>;
 
     /// Why a record was not taken: one line, for a person.
-    fn describe(&self, letter: &DeadLetter) -> String;
+    fn describe(&self, letter: &DeadLetter) -> String {
+        letter.reason.explain().to_owned()
+    }
 
     /// When a batch is cut. Asked once; the bytes are bounded by the worker's memory all the same.
     fn cut_policy(&self, config: &Config) -> CutPolicy {
@@ -55,7 +57,9 @@ pub trait Projection: Send + Sync + Sized + 'static {
     }
 
     /// What an operator is told to do where the worker cannot go on by itself.
-    fn remedies(&self) -> Remedies;
+    fn remedies(&self) -> Remedies {
+        Remedies { begin_anew: "begin with another ledger".to_owned(), set_position: None }
+    }
 }
 
 /// How much of a header is compared.
@@ -126,6 +130,13 @@ pub trait Header: Clone + Send + Sync + 'static {
     fn starts_mut(&mut self) -> &mut BTreeMap<TopicPartition, i64>;
 }
 
+/// Nothing to observe.
+impl Observed for () {
+    fn numbers(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
 /// When a batch is cut, and how many may be under way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CutPolicy {
@@ -147,6 +158,17 @@ pub struct CutPolicy {
 pub struct Remedies {
     /// How to begin with another ledger, as `count it under a new store.redis.prefix`.
     pub begin_anew: String,
-    /// The command that sets a position; partition and offset follow.
-    pub set_position: String,
+    /// The command that sets a position, if there is one; partition and offset follow.
+    pub set_position: Option<String>,
+}
+
+impl Remedies {
+    /// The ways out of a checkpoint that does not fit; `offset` is where one might go on.
+    pub fn of(&self, partition: &TopicPartition, offset: &str) -> String {
+        let begin_anew = &self.begin_anew;
+        match &self.set_position {
+            Some(command) => format!("{begin_anew}, or move on with `{command} {partition} {offset}`"),
+            None => begin_anew.clone(),
+        }
+    }
 }

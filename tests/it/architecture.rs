@@ -3,22 +3,23 @@
 use std::path::{Path, PathBuf};
 
 /// Folder or file under `src`, and what of the crate it may import.
-const MAY_IMPORT: [(&str, &[&str]); 18] = [
+const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("model", &["hll"]),
     ("hll", &[]),
     ("courtesy.rs", &[]),
     ("panics.rs", &[]),
     ("telemetry", &[]),
     ("decode", &["model"]),
-    ("compile", &["model", "decode", "hll", "courtesy"]),
+    ("mapping", &["model", "decode", "hll"]),
+    ("compile", &["model", "mapping", "decode", "hll", "courtesy"]),
     ("database", &["panics"]),
     ("broker", &["model", "hll", "database", "courtesy", "panics"]),
-    ("store", &["model", "hll", "database", "courtesy"]),
+    ("store", &["model", "mapping", "hll", "database", "courtesy"]),
     ("worker", &["model", "hll", "broker", "decode", "telemetry"]),
-    ("counts", &["model", "decode", "compile", "store", "telemetry", "worker"]),
-    ("query", &["model", "hll", "store", "decode", "compile"]),
-    ("server", &["model", "query", "broker", "hll", "compile", "courtesy", "decode", "telemetry"]),
-    ("config", &["model", "broker", "database", "store", "worker", "server", "telemetry"]),
+    ("counts", &["model", "mapping", "decode", "compile", "store", "telemetry", "worker"]),
+    ("query", &["model", "mapping", "hll", "store", "decode"]),
+    ("server", &["model", "mapping", "query", "broker", "hll", "compile", "courtesy", "decode", "telemetry"]),
+    ("config", &["model", "mapping", "decode", "broker", "database", "store", "worker", "server", "telemetry"]),
     (
         "app.rs",
         &[
@@ -29,6 +30,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
             "counts",
             "database",
             "decode",
+            "mapping",
             "query",
             "server",
             "store",
@@ -45,6 +47,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
             "config",
             "database",
             "decode",
+            "mapping",
             "model",
             "query",
             "server",
@@ -57,7 +60,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
 ];
 
 /// Folders that do no I/O and read no clock.
-const PURE: [&str; 4] = ["model", "hll", "decode", "compile"];
+const PURE: [&str; 5] = ["model", "hll", "decode", "mapping", "compile"];
 const IMPURE: [&str; 7] = ["tokio", "std::net", "std::fs", "std::thread", "SystemTime", "Instant::now", "async fn"];
 
 fn source_files(place: &Path) -> Vec<PathBuf> {

@@ -47,8 +47,8 @@ pub struct Inner {
     /// Where each reader of this process is in the partitions that it has open.
     pub readers: Vec<Cursor>,
     pub fresh_bytes: usize,
-    /// When there was last no room, and what could be removed was.
-    pub trimmed_at: Option<Instant>,
+    /// Whether there was no room when that was last looked at, what could be removed having been.
+    pub is_full: Option<(Instant, bool)>,
     pub next_letter: u64,
     /// Of the rows of idempotency keys, without those that had expired when they were counted.
     pub keys_bytes: u64,
@@ -210,6 +210,19 @@ impl Shared {
         row.map(|row| rows::parse_mark(&row).map(|(position, _)| position).ok_or_else(|| self.damaged())).transpose()
     }
 
+    /// Bytes of the blocks that a reader has not behind it.
+    pub fn unread_bytes(&self, open: &Arc<Open>) -> DatabaseResult<u64> {
+        let mut bytes = 0;
+        for number in 0..self.config.partitions {
+            let (_, position) = self.slowest(open, number)?;
+            let unread = rows::block(number, position.unwrap_or(0))..=rows::block(number, i64::MAX);
+            for row in open.tree(rows::TREE).range(unread) {
+                bytes += u64::from(row.size().map_err(|error| self.database.failed(open, &error))?);
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Whom retention waits for: the reader that is furthest behind, and its position; no position when it has none yet.
     pub fn slowest(&self, open: &Arc<Open>, number: i32) -> DatabaseResult<(Option<String>, Option<i64>)> {
         let mut slowest = (None, self.committed(open, None, number)?);
@@ -263,10 +276,9 @@ impl Inner {
     /// The fresh block that holds `next`, which this reader reads now. The last one to read it takes it, the others have a copy;
     /// what all have behind them goes.
     pub fn fresh(&mut self, reader: usize, number: i32, next: i64) -> Option<(i64, Block)> {
-        self.set_next(reader, number, Some(next));
-        let slowest = self.readers.iter().filter_map(|cursor| cursor.next.get(&number)).min().copied().unwrap_or(next);
         let others = self.readers.iter().enumerate().filter(|(index, _)| *index != reader);
         let others = others.filter_map(|(_, cursor)| cursor.next.get(&number)).min().copied().unwrap_or(i64::MAX);
+        let slowest = others.min(next);
         let fresh = &mut self.partitions[number as usize].fresh;
         let end = |(first, block): &(i64, Block)| first + i64::from(block.count);
         let mut freed = 0;
@@ -283,6 +295,7 @@ impl Inner {
             found.cloned()
         };
         self.fresh_bytes -= freed;
+        self.set_next(reader, number, Some(found.as_ref().map_or(next, end)));
         found
     }
 

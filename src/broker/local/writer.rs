@@ -206,23 +206,25 @@ pub fn replayed(shared: &Shared, key: &str, fingerprint: u64) -> Result<Option<R
 /// The log takes no more than `retention_bytes` that a reader has not had: nothing is removed before, so nothing comes in.
 fn check_room(shared: &Shared) -> DatabaseResult<()> {
     let max = shared.config.retention_bytes;
-    let (_, mut inner) = shared.current()?;
+    let (open, mut inner) = shared.current()?;
     if inner.bytes() < max {
         return Ok(());
     }
-    let is_due = inner.trimmed_at.is_none_or(|at| at.elapsed() >= TRIM_EVERY);
-    if is_due {
-        inner.trimmed_at = Some(Instant::now());
-        drop(inner);
-        make_room(shared)?;
-        inner = shared.current()?.1;
-    }
-    let bytes = inner.bytes();
-    if bytes < max {
+    let is_full = match inner.is_full {
+        Some((at, is_full)) if at.elapsed() < TRIM_EVERY => is_full,
+        _ => {
+            drop(inner);
+            make_room(shared)?;
+            let is_full = shared.unread_bytes(&open)? >= max;
+            inner = shared.current()?.1;
+            inner.is_full = Some((Instant::now(), is_full));
+            is_full
+        }
+    };
+    drop(inner);
+    if !is_full {
         return Ok(());
     }
-    drop(inner);
-    let open = shared.database.get()?;
     let mut behind = Vec::new();
     for number in 0..shared.config.partitions {
         let (reader, position) = shared.slowest(&open, number)?;
@@ -231,9 +233,8 @@ fn check_room(shared: &Shared) -> DatabaseResult<()> {
     let (_, reader) = behind.into_iter().min().unwrap_or_default();
     let who = reader.unwrap_or_else(|| shared.config.group.clone());
     Err(DatabaseError::Retry(format!(
-        "the log is full: it takes {} MiB and may take {} (broker.local.retention_bytes), and {who:?} has not read what would have to \
-         go; see what keeps it from going on, or raise the limit",
-        bytes >> 20,
+        "the log is full: {who:?} has not read {} MiB of it, and broker.local.retention_bytes allows no more; see what keeps it from \
+         going on, or raise the limit",
         max >> 20
     )))
 }
