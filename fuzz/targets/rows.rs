@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
+use traqq::mapping::metrics_of;
 use traqq::model::{Checkpoint, TopicPartition};
+use traqq::store::Meta;
 use traqq::store::embedded::rows::{KEYS, KeyRow, Value, label_of, name_of, named, value};
-use traqq::store::{Meta, metrics_of};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, row)) = bytes.split_first() else { return };

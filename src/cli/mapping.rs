@@ -6,7 +6,8 @@ use super::table::Table;
 use super::{Failure, Outcome, block_on, print_json};
 use crate::app;
 use crate::config::Config;
-use crate::store::{apply_rules, metric_name, metrics_of};
+use crate::mapping::{metric_name, metrics_of};
+use crate::store::apply_rules;
 
 #[derive(Subcommand)]
 pub enum Mapping {

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::mapping::{Rules, ValidRules};
-use crate::store::{Meta, metric_name, metrics_of};
+use crate::mapping::{metric_name, metrics_of};
+use crate::store::Meta;
 
 /// How the plan of a prefix differs from these rules, and what to do about it.
 pub fn plan_difference(meta: &Meta, rules: &ValidRules) -> Option<String> {

@@ -67,8 +67,9 @@ use self::run::{READS_AT_ONCE, Run, VALUES_AT_ONCE};
 use self::threads::Threads;
 use crate::hll::murmur64a;
 use crate::mapping::{Metric, ValidRules};
+use crate::mapping::{metric_name, metrics_of};
 use crate::model::{BucketKind, BucketSpan};
-use crate::store::{Meta, Store, StoreError, kind_name, metric_name, metrics_of};
+use crate::store::{Meta, Store, StoreError, kind_name};
 
 /// How long meta is believed without another look.
 const META_AGE_MAX: Duration = Duration::from_secs(1);

@@ -10,9 +10,9 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 
 use super::cloudevents::Attributes;
+use super::context::Context;
 use super::ingest::{Coding, Format, Hold, Ingest, Judged, NoRoom, Report, UnpackError, fingerprint, unpack};
 use super::problem::{Kind, Problem};
-use super::routes::Context;
 use super::{body, params};
 use crate::broker::AppendError;
 use crate::telemetry::names;

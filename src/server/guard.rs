@@ -4,17 +4,20 @@
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Config;
 use super::access::{Access, Right, Tokens};
 use super::problem::{Kind, Problem};
-use super::routes::right_of;
+
+/// What a request for a path with a method asks for.
+pub(super) type RightOf = fn(&str, &Method) -> Right;
 
 #[derive(Clone)]
 pub(super) struct Guard {
+    right_of: RightOf,
     tokens: Tokens,
     metrics_public: bool,
     /// Only this machine is listened to, and nobody needs a token.
@@ -34,8 +37,9 @@ impl Caller {
 }
 
 impl Guard {
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, right_of: RightOf) -> Self {
         Self {
+            right_of,
             tokens: Tokens::new(config),
             metrics_public: config.metrics_public,
             is_private: !config.has_token() && !config.allow_public_without_token,
@@ -125,7 +129,7 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
                       localhost, or set server.token";
         return Problem::new(Kind::Forbidden, detail, &path).into_response();
     }
-    let right = right_of(&path, request.method());
+    let right = (guard.right_of)(&path, request.method());
     // Links to the page may stand anywhere.
     if right != Right::Page && is_of_another_site(&request) {
         let detail = "a page of another site may neither send events nor ask from here";
@@ -153,7 +157,7 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
 }
 
 /// On the connections that are kept for probes while all others are taken: nothing but probes.
-pub(super) async fn probes_only(request: Request, next: Next) -> Response {
+pub(super) async fn probes_only(State(right_of): State<RightOf>, request: Request, next: Next) -> Response {
     if right_of(request.uri().path(), request.method()) == Right::Open {
         return next.run(request).await;
     }
@@ -172,7 +176,7 @@ mod tests {
         use tower::ServiceExt;
         let config = Config { request_timeout_ms: 20, ..Config::default() };
         let slow = get(|| async { std::future::pending::<&str>().await });
-        let layer = axum::middleware::from_fn_with_state(Guard::new(&config), guard);
+        let layer = axum::middleware::from_fn_with_state(Guard::new(&config, |_, _| Right::Open), guard);
         let router = axum::Router::new().route("/slow", slow).layer(layer);
         let request =
             Request::builder().uri("/slow").header("host", "localhost").body(axum::body::Body::empty()).unwrap();

@@ -28,9 +28,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, Sleep};
 
 use super::connections::{Connections, Place};
-use super::guard::probes_only;
+use super::guard::{RightOf, probes_only};
 use super::head::Checked;
 use super::keep_alive::{HeadTimer, Heard};
+use super::routes::right_of;
 use super::{Config, Tls};
 
 /// Of the head of a request, and of what is read ahead.
@@ -146,7 +147,7 @@ impl Listener {
     }
 
     async fn serve(self, router: Router, shutdown: impl Future<Output = ()>) {
-        let probed = router.clone().layer(axum::middleware::from_fn(probes_only));
+        let probed = router.clone().layer(axum::middleware::from_fn_with_state(right_of as RightOf, probes_only));
         let (closing, closed) = watch::channel(());
         let mut connections = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);

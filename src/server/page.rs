@@ -3,7 +3,7 @@
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::routes::is_known;
+use super::etag::is_known;
 use crate::hll::murmur64a;
 
 /// Nothing from elsewhere, nothing inline, nothing framed.

@@ -9,9 +9,10 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Router, middleware};
-use serde_json::Value;
 
 use super::access::Right;
+use super::context::{Context, Letters, Live, Shared, Unfit};
+use super::etag::is_known;
 use super::format::Format;
 use super::guard::{Caller, Guard, guard};
 use super::ingest::Ingest;
@@ -30,54 +31,6 @@ const OPENAPI: &str = include_str!("openapi.json");
 /// Bytes of dead letters in one answer, of what one answer may hold.
 const DEAD_LETTERS_SHARE: usize = 4;
 
-/// A JSON array of letters, the newest first.
-pub struct Letters {
-    pub text: Vec<u8>,
-    /// The number before which there are more of them.
-    pub more_before: Option<i64>,
-}
-
-/// Reads the letters before a number, if one is given, so many at most, and as many as have room in
-/// so many bytes, but one at least.
-/// `Err` says why they cannot be read.
-pub type DeadLetters = Arc<dyn Fn(Option<i64>, usize, usize) -> Result<Letters, String> + Send + Sync>;
-
-/// Why the process is not what a probe asks for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Unfit {
-    /// For everybody: words of a short list that name no address and no topic.
-    pub class: String,
-    /// For those who may ask.
-    pub reason: String,
-}
-
-/// What the process says about itself.
-pub struct Live {
-    /// `Err` says what hangs.
-    pub liveness: Box<dyn Fn() -> Result<(), Unfit> + Send + Sync>,
-    /// `Err` says why it is not ready.
-    pub readiness: Box<dyn Fn() -> Result<(), Unfit> + Send + Sync>,
-    /// The document of `/api/v1/stats`.
-    pub stats: Box<dyn Fn() -> Value + Send + Sync>,
-    /// The text of `/metrics`.
-    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
-    /// The newest dead letters; `None` when they are somewhere else.
-    pub dead_letters: Option<DeadLetters>,
-}
-
-pub(super) struct Context {
-    pub engine: Arc<Engine>,
-    live: Live,
-    /// `None` when this process takes no events.
-    pub ingest: Option<Arc<Ingest>>,
-    pub body_bytes_max: usize,
-    /// How long a client may take for nothing of its answer.
-    pub patience: Duration,
-    /// Epoch seconds.
-    clock: fn() -> i64,
-}
-
-type Shared = State<Arc<Context>>;
 type Method = fn() -> MethodRouter<Arc<Context>>;
 
 /// A path, with what answers it, and who may ask it with which method.
@@ -143,7 +96,7 @@ pub(super) fn router_at(
     routes
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn_with_state(Guard::new(config), guard))
+        .layer(middleware::from_fn_with_state(Guard::new(config, right_of), guard))
         .with_state(Arc::new(Context { engine, live, ingest, body_bytes_max, patience, clock }))
 }
 
@@ -199,13 +152,6 @@ async fn try_answer(
     response.headers_mut().insert(header::ETAG, tag);
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Ok(response)
-}
-
-/// Whether `If-None-Match` names the tag; compared weakly, as RFC 9110 wants it.
-pub(super) fn is_known(headers: &HeaderMap, tag: &str) -> bool {
-    let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
-    let given = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    given.flat_map(|value| value.split(',')).any(|given| given.trim() == "*" || opaque(given) == opaque(tag))
 }
 
 /// A text that is new every time.

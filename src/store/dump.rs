@@ -16,11 +16,9 @@ use std::io::{BufRead, ErrorKind, Write};
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Meta, Positions, Quarantined, Read, Reply, Store, StoreError, StoreResult, fitting_meta, metric_name, metrics_of,
-};
+use super::{Meta, Positions, Quarantined, Read, Reply, Store, StoreError, StoreResult, fitting_meta};
 use crate::hll::{Hll, murmur64a};
-use crate::mapping::Metric;
+use crate::mapping::{Metric, metric_name, metrics_of};
 use crate::model::{Bucket, BucketKind, TopicPartition};
 
 const VERSION: u32 = 1;

@@ -4,6 +4,7 @@
 //! the positions before it. [`Store`] is everything else: meta, positions, and reads for queries. The memory store is the
 //! reference in which the rules are easiest to see; every other store must give the same answers.
 
+mod apply;
 pub mod dump;
 pub mod embedded;
 mod keys;
@@ -19,11 +20,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
+pub use apply::{AppliedRules, apply_rules, fitting_meta, meta_of_other_rules};
 pub use dump::{Contents, KeyDump, StoredKey};
-pub use meta::{
-    AppliedRules, LAYOUT, Meta, Since, apply_rules, fitting_meta, kind_name, meta_of_other_rules, metric_name,
-    metrics_of,
-};
+pub use meta::{LAYOUT, Meta, Since, kind_name};
 pub use read::{Quarantined, Read, Reply};
 
 use crate::mapping::{Metric, WriteBatch};
@@ -101,8 +100,14 @@ impl From<StoreError> for Finding {
 
 pub type StoreResult<T> = Result<T, StoreError>;
 
+/// A prefix of a server, or a data directory. Called by many tasks at a time; no call blocks its thread.
+///
+/// What every implementation must do alike is in `store/memory.rs`, the reference, and in the tests of `tests/it/redis_store.rs`, which
+/// run over all of them. After [`StoreError::Retry`] and [`StoreError::Reconnect`] nobody knows whether a call had an effect; each may
+/// be repeated.
 #[async_trait]
 pub trait Store: Send + Sync {
+    /// How many parts there are that each change in one step. At least one; the same for the life of the store.
     fn lanes(&self) -> usize;
 
     /// Meta of the prefix; `None` when there is none, which is what an empty store looks like.
@@ -196,6 +201,8 @@ fn not_removable() -> StoreError {
     StoreError::Stop("this store cannot be removed".to_owned())
 }
 
+/// The write side of one lane: one ordered connection. What it promises is that of a
+/// [`worker::Session`](crate::worker::Session): fenced, atomic, in order.
 #[async_trait]
 pub trait Session: Send {
     /// Meta and positions of the lane, of one moment: a position that is missing beside a start that is not was deleted by somebody,

@@ -21,7 +21,7 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("server", &["model", "mapping", "query", "broker", "hll", "compile", "courtesy", "decode", "telemetry"]),
     ("config", &["model", "mapping", "decode", "broker", "database", "store", "worker", "server", "telemetry"]),
     (
-        "app.rs",
+        "app",
         &[
             "model",
             "broker",

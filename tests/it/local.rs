@@ -15,10 +15,11 @@ use traqq::broker::{Consumer, Event, Opening};
 use traqq::compile::{Folder, Plan};
 use traqq::config::load;
 use traqq::database::{Config as DataConfig, Database, Tree};
+use traqq::mapping::metrics_of;
 use traqq::model::{Bucket, BucketKind, Checkpoint, Part, RecordBatch, TopicPartition};
 use traqq::store::embedded::EmbeddedStore;
 use traqq::store::memory::MemoryStore;
-use traqq::store::{Meta, Store, StoreError, metrics_of};
+use traqq::store::{Meta, Store, StoreError};
 
 use crate::cli::{traqq, write_config};
 use crate::model::Random;

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use traqq::mapping::WriteBatch;
+use traqq::mapping::metrics_of;
 use traqq::model::{Checkpoint, Finding, Secret};
 use traqq::store::dump::{export, import};
 use traqq::store::redis::{Config, RedisStore, checks, lane_tags};
-use traqq::store::{Meta, Outcome, Read, Reply, Since, Store, StoreError, StoreResult, metrics_of};
+use traqq::store::{Meta, Outcome, Read, Reply, Since, Store, StoreError, StoreResult};
 
 use crate::certificates;
 use crate::redis_store::{

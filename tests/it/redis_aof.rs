@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use traqq::mapping::metrics_of;
 use traqq::mapping::{Elements, KeyWrite, Metric, Rules, WriteBatch, Writes};
 use traqq::model::{Bucket, BucketKind, Checkpoint, Fingerprint, Span, TopicPartition};
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::RedisStore;
-use traqq::store::{Meta, Outcome, Read, Store, StoreError, metrics_of};
+use traqq::store::{Meta, Outcome, Read, Store, StoreError};
 
 use crate::redis_store::{assert_same, config, pattern, reads_of};
 use crate::servers::{Redis, poll_until};

@@ -11,6 +11,7 @@ use redis::cmd;
 use tempfile::TempDir;
 use traqq::compile::{Folder, Plan};
 use traqq::database::{Config as DataConfig, Database};
+use traqq::mapping::metrics_of;
 use traqq::mapping::{Elements, KeyWrite, Metric, OTHER, Pattern, Rules, Totals, WriteBatch, Writes};
 use traqq::model::{Bucket, BucketKind, Checkpoint, Fingerprint, RecordBatch, Span, TopicPartition};
 use traqq::model::{Part, Secret};
@@ -18,9 +19,7 @@ use traqq::store::dump::{export, import};
 use traqq::store::embedded::EmbeddedStore;
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{Config, RedisStore, lane_tags};
-use traqq::store::{
-    Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, metrics_of,
-};
+use traqq::store::{Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult};
 
 use crate::proxy::{Direction, Proxy};
 use crate::servers::{Redis, poll_until};

@@ -8,10 +8,11 @@ use redis::cmd;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use traqq::broker::Start;
+use traqq::mapping::metrics_of;
 use traqq::model::{Bucket, BucketKind};
 use traqq::store::memory::MemoryStore;
 use traqq::store::redis::{Config as RedisConfig, RedisStore, lane_tags};
-use traqq::store::{Read, Reply, Store, metrics_of};
+use traqq::store::{Read, Reply, Store};
 use traqq::worker::{Config, DeadLetters, Execution, OnEmptyStore, Status, Worker, WorkerError};
 
 use crate::model::{Harness, Random, counts, event, plan, status};

@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use std::net::IpAddr;
 
 use super::super::guard::{Guard, guard};
+use super::super::routes::right_of;
 use super::*;
 
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -63,7 +64,7 @@ async fn a_client_that_has_said_all_is_answered_and_one_that_has_gone_holds_noth
         tokio::time::sleep(Duration::from_millis(50)).await;
         "late"
     };
-    let layer = axum::middleware::from_fn_with_state(Guard::new(&config), guard);
+    let layer = axum::middleware::from_fn_with_state(Guard::new(&config, right_of), guard);
     let router = axum::Router::new().route("/slow", get(slow));
     let router = router.route("/never", get(|| async { std::future::pending::<&str>().await })).layer(layer);
     let listening = serve(&config, None, router, std::future::pending()).await.unwrap();

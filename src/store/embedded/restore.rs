@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use super::Inner;
 use super::rows::{self, KeyRow, SumTotals, Value};
+use crate::mapping::metrics_of;
 use crate::mapping::{Metric, OTHER};
 use crate::model::{Bucket, BucketKind};
-use crate::store::{Contents, KeyDump, Quarantined, StoreError, StoreResult, StoredKey, metrics_of};
+use crate::store::{Contents, KeyDump, Quarantined, StoreError, StoreResult, StoredKey};
 
 impl Inner {
     pub(super) fn stored_keys(&self) -> StoreResult<Vec<StoredKey>> {

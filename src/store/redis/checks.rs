@@ -6,7 +6,7 @@ use redis::cmd;
 
 use super::RedisStore;
 use super::config::Config;
-use super::connect::{Info, Node};
+use super::node::Node;
 use super::place::Place;
 use crate::model::escape::redis_cli;
 use crate::model::{Check, Finding};
@@ -76,7 +76,7 @@ async fn look(
         );
         check("cluster", Finding::Bad(text));
     }
-    check("eviction", eviction(&info, &node.address));
+    check("eviction", info.eviction(&node.address));
     let field = |name| info.field(name).unwrap_or("?");
     check("persistence", persistence(field("aof_enabled"), field("rdb_last_bgsave_status")));
     check("permissions", permissions(node, config, store).await);
@@ -91,16 +91,6 @@ async fn look(
         },
     );
     Ok(())
-}
-
-pub(super) fn eviction(info: &Info, address: &str) -> Finding {
-    match info.field("maxmemory_policy") {
-        Some("noeviction") => Finding::Good("noeviction".to_owned()),
-        policy => Finding::Bad(format!(
-            "redis {address}: maxmemory-policy is {}, which would evict counts; run `redis-cli CONFIG SET maxmemory-policy noeviction` and put it in redis.conf",
-            policy.unwrap_or("unknown")
-        )),
-    }
 }
 
 fn version(version: &str) -> Finding {

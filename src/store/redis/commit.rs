@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use redis::{Cmd, Value, cmd};
 use tokio::task::JoinHandle;
 
-use super::connect::Node;
+use super::node::Node;
 use super::shadow::Shadow;
 use super::{StoreError, StoreResult, parse_positions};
 use crate::mapping::{Elements, KeyWrite, WriteBatch, Writes, increments};

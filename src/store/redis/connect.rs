@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, RedisConnectionInfo,
-    RedisError, TlsCertificates, Value, cmd,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, RedisConnectionInfo, RedisError, TlsCertificates,
+    cmd,
 };
 
-use super::checks::eviction;
 use super::config::{Config, tls_certificates};
 use super::error::classify;
+use super::node::Node;
 use super::place::{self, Address, Nodes, Place};
 use crate::model::Finding;
 use crate::store::keys::slot_of;
@@ -34,57 +33,6 @@ pub struct Connector {
 /// silent, and a server that lost its power says nothing.
 const PROBE_AFTER: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(10);
-
-/// A connection, and whose it is.
-#[derive(Clone)]
-pub struct Node {
-    pub connection: MultiplexedConnection,
-    /// Made for what is asked now; an old one may have been closed meanwhile.
-    pub is_new: bool,
-    /// For messages: no user, no password.
-    pub address: Arc<str>,
-}
-
-impl Node {
-    pub fn classify(&self, error: &RedisError) -> StoreError {
-        classify(error, &self.address)
-    }
-
-    pub async fn send(&mut self, command: &Cmd) -> StoreResult<Value> {
-        let answer = self.connection.send_packed_command(command).await.and_then(Value::extract_error);
-        answer.map_err(|error| self.classify(&error))
-    }
-
-    pub async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> StoreResult<T> {
-        let value = self.send(command).await?;
-        T::from_redis_value(value)
-            .map_err(|error| StoreError::Stop(format!("redis {}: unexpected answer: {error}", self.address)))
-    }
-
-    pub async fn info(&mut self) -> StoreResult<Info> {
-        self.query(cmd("INFO").arg("all")).await.map(Info)
-    }
-}
-
-/// The answer of `INFO`.
-pub struct Info(String);
-
-impl Info {
-    pub fn field(&self, name: &str) -> Option<&str> {
-        self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_end)
-    }
-
-    fn is(&self, name: &str, value: &str) -> bool {
-        self.field(name) == Some(value)
-    }
-
-    fn refuse_replica(&self, node: &Node) -> StoreResult<()> {
-        if self.is("role", "master") {
-            return Ok(());
-        }
-        Err(StoreError::Reconnect(format!("redis {}: is a replica; looking for the primary", node.address)))
-    }
-}
 
 /// Of what several servers say, what passes: one that is configured otherwise does not stop a worker that others only keep waiting.
 fn milder(kept: Option<StoreError>, new: StoreError) -> StoreError {
@@ -235,7 +183,7 @@ impl Connector {
         let info = node.info().await?;
         info.refuse_replica(&node)?;
         // The server that was looked at in the beginning may have been replaced.
-        if let Finding::Bad(text) = eviction(&info, &node.address) {
+        if let Finding::Bad(text) = info.eviction(&node.address) {
             return Err(StoreError::Stop(text));
         }
         let run_id = info.field("run_id").unwrap_or_default();

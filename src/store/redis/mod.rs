@@ -21,6 +21,7 @@ mod connect;
 mod error;
 mod explain;
 mod meta;
+mod node;
 mod place;
 mod read;
 mod removal;
@@ -38,7 +39,8 @@ pub use checks::checks;
 pub use config::Config;
 pub use explain::commands;
 
-use self::connect::{Connector, Node};
+use self::connect::Connector;
+use self::node::Node;
 use self::place::{Address, Place};
 pub use super::keys::lane_tags;
 use super::keys::{Keys, slot_of};

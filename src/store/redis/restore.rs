@@ -6,10 +6,11 @@ use redis::{Cmd, Pipeline, cmd};
 
 use super::{Keys, Node, RedisStore, StoreError, StoreResult, meta};
 use crate::mapping::Metric;
+use crate::mapping::metrics_of;
 use crate::model::{Bucket, BucketKind};
 use crate::store::keys::encode;
 use crate::store::meta::SECOND_MAX;
-use crate::store::{Contents, KeyDump, Quarantined, StoredKey, metrics_of};
+use crate::store::{Contents, KeyDump, Quarantined, StoredKey};
 
 /// Arguments of one command, so that none is too large to be sent.
 const PAIRS_MAX: usize = 5_000;

@@ -1,0 +1,30 @@
+//! The end of the log where dead letters go.
+
+use async_trait::async_trait;
+
+/// A record to publish.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Message {
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    pub timestamp_ms: Option<i64>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ProduceError {
+    #[error("{0}")]
+    Retry(String),
+    /// The destination will never take this message: it is too large, or something in it is not
+    /// allowed there. A smaller and plainer one may pass.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Where dead letters go. Called by many tasks at a time.
+#[async_trait]
+pub trait Producer: Send + Sync {
+    /// Returns when the destination has the message, as durably as it is configured. Called again after [`ProduceError::Retry`], for as
+    /// long as it takes, and for the same record after a restart: delivery is at least once.
+    async fn send(&self, message: &Message) -> Result<(), ProduceError>;
+}
