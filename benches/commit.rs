@@ -5,11 +5,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use traqq::compile::{Folded, Folder, Plan};
-use traqq::mapping::{Rules, WriteBatch, Writes};
-use traqq::model::{Checkpoint, Part, RecordBatch, Secret, TopicPartition};
-use traqq::store::redis::{Config, RedisStore};
-use traqq::store::{Meta, Outcome, Store};
+use traqq_core::model::{Checkpoint, Part, RecordBatch, Secret, TopicPartition};
+use traqq_counts::compile::{Folded, Folder, Plan};
+use traqq_counts::mapping::{Rules, WriteBatch, Writes};
+use traqq_counts::store::redis::{Config, RedisStore};
+use traqq_counts::store::{Meta, Outcome, Store};
 
 const RULES: &str = r#"{"mapping":{"bitmap":["ip"],"add":["event","event~utm_source","event~geo","utm_source~utm_campaign"],
     "add_value":[{"key":"event","add_key":"amount"},{"key":"event~utm_campaign","add_key":"amount"}],"top":["geo","url"]}}"#;

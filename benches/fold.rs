@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use traqq::compile::{FoldStats, Folded, Folder, Plan};
-use traqq::mapping::Rules;
-use traqq::model::{Checkpoint, Part, RecordBatch, TopicPartition};
+use traqq_core::model::{Checkpoint, Part, RecordBatch, TopicPartition};
+use traqq_counts::compile::{FoldStats, Folded, Folder, Plan};
+use traqq_counts::mapping::Rules;
 
 const MAPPINGS: [(&str, &str); 3] = [
     ("SMALL", r#"{"mapping":{"bitmap":["ip"],"add":["event"]}}"#),

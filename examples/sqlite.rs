@@ -14,12 +14,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, TransactionBehavior, params};
 use tokio::sync::watch;
-use traqq::broker::Start;
-use traqq::broker::kafka::{self, KafkaConsumer};
-use traqq::decode::{DeadLetter, Reason};
-use traqq::model::{Record, Span};
-use traqq::worker::plain::{Decide, PlainBatch, PlainFold, PlainHeader, TransactionLedger, Transactional};
-use traqq::worker::{Cause, Compared, Config, DeadLetters, Execution, Ledger, Projection, Status, Worker};
+use traqq_core::decode::{DeadLetter, Reason};
+use traqq_core::model::{Record, Span};
+use traqq_log::Start;
+use traqq_log::kafka::{self, KafkaConsumer};
+use traqq_pipeline::plain::{Decide, PlainBatch, PlainFold, PlainHeader, TransactionLedger, Transactional};
+use traqq_pipeline::{Cause, Compared, Config, DeadLetters, Execution, Ledger, Projection, Status, Worker};
 
 /// How often each event was seen in some records.
 type Seen = HashMap<String, i64>;

@@ -9,26 +9,14 @@
 //! bytes+offsets     typed         merged per key          atomic, fenced            (a hint)
 //! ```
 //!
-//! `ARCHITECTURE.md` says which folder may import which, and why.
+//! This crate is the program: the command line, the server, the configuration, and the wiring. What it is made of are the crates
+//! `traqq_core`, `traqq_disk`, `traqq_log`, `traqq_pipeline` and `traqq_counts`; `ARCHITECTURE.md` says where what belongs.
 
 // They panic where nothing can be written, and nobody learns that an answer is not whole: `cli/output` writes.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod app;
-pub mod broker;
 pub mod cli;
-pub mod compile;
 pub mod config;
-pub mod counts;
-pub mod courtesy;
-pub mod database;
-pub mod decode;
-pub mod hll;
-pub mod mapping;
-pub mod model;
-mod panics;
-pub mod query;
 pub mod server;
-pub mod store;
 pub mod telemetry;
-pub mod worker;

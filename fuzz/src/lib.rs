@@ -7,16 +7,16 @@ use std::future::Future;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use async_trait::async_trait;
-use traqq::broker::{AppendError, Appended, Appender, Events, Idempotency};
-use traqq::compile::{Folder, Gate, GateRules, Plan};
-use traqq::decode::{Reason, for_each_event};
-use traqq::mapping::{Rules, ValidRules};
-use traqq::model::{Checkpoint, Header, Part, RecordBatch, TopicPartition};
-use traqq::query::{Engine, Limits};
 use traqq::server::Ingest;
-use traqq::store::memory::MemoryStore;
-use traqq::store::redis::lane_tags;
-use traqq::store::{Meta, Store};
+use traqq_core::decode::{Reason, for_each_event};
+use traqq_core::model::{Checkpoint, Header, Part, RecordBatch, TopicPartition};
+use traqq_counts::compile::{Folder, Gate, GateRules, Plan};
+use traqq_counts::mapping::{Rules, ValidRules};
+use traqq_counts::query::{Engine, Limits};
+use traqq_counts::store::memory::MemoryStore;
+use traqq_counts::store::redis::lane_tags;
+use traqq_counts::store::{Meta, Store};
+use traqq_log::{AppendError, Appended, Appender, Events, Idempotency};
 
 /// 2023-11-14T22:13:20Z.
 pub const NOW: i64 = 1_700_000_000;

@@ -7,9 +7,9 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::value::RawValue;
-use traqq::decode::validate;
 use traqq::server::ingest::{Coding, Format, Ingest, unpack};
 use traqq::server::unpack::Packing;
+use traqq_core::decode::validate;
 
 const BODY_BYTES_MAX: usize = 1 << 16;
 

@@ -7,9 +7,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::value::RawValue;
-use traqq::decode::EventRules;
-use traqq::decode::{Decoded, EventReader, Raw, Reason, Shape};
-use traqq::model::{Header, RecordBatch};
+use traqq_core::decode::EventRules;
+use traqq_core::decode::{Decoded, EventReader, Raw, Reason, Shape};
+use traqq_core::model::{Header, RecordBatch};
 use traqq_fuzz::{fold, record};
 
 const NAMES: [&str; 8] = ["event", "a", "d.a", "ce.type", "ce.subject", "ce.time", "ce.x.y", "ts"];

@@ -3,11 +3,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use traqq::compile::Plan;
 use traqq::config::{self, Config};
-use traqq::mapping::Rules;
-use traqq::model::Secret;
-use traqq::store::redis::{self, RedisStore};
+use traqq_core::model::Secret;
+use traqq_counts::compile::Plan;
+use traqq_counts::mapping::Rules;
+use traqq_counts::store::redis::{self, RedisStore};
 
 fuzz_target!(|text: &str| {
     if !text.contains('\n') && text.contains("://") {

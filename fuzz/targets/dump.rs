@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use traqq::store::dump::{export, import};
-use traqq::store::memory::MemoryStore;
+use traqq_counts::store::dump::{export, import};
+use traqq_counts::store::memory::MemoryStore;
 use traqq_fuzz::run;
 
 fuzz_target!(|bytes: &[u8]| {

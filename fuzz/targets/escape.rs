@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use traqq::model::escape::{is_active, json, redis_cli, shell, terminal};
+use traqq_core::model::escape::{is_active, json, redis_cli, shell, terminal};
 
 fuzz_target!(|text: &str| {
     let line = terminal(text);

@@ -4,12 +4,12 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use traqq::broker::nats::headers::{self, HeaderMap};
-use traqq::decode::DeadLetter;
-use traqq::decode::Reason;
-use traqq::model::{TopicPartition, are_headers};
-use traqq::worker::dead_letter;
+use traqq_core::decode::DeadLetter;
+use traqq_core::decode::Reason;
+use traqq_core::model::{TopicPartition, are_headers};
 use traqq_fuzz::record;
+use traqq_log::nats::headers::{self, HeaderMap};
+use traqq_pipeline::dead_letter;
 
 fuzz_target!(|bytes: &[u8]| {
     match bytes.split_first() {
@@ -37,8 +37,8 @@ fn log(arena: &[u8]) {
     if !are_headers(arena) {
         return;
     }
-    let lengths = traqq::model::RecordLengths { key: None, value: None, headers: arena.len() as u32 };
-    let batch = traqq::model::RecordBatch::of_arena(
+    let lengths = traqq_core::model::RecordLengths { key: None, value: None, headers: arena.len() as u32 };
+    let batch = traqq_core::model::RecordBatch::of_arena(
         TopicPartition::new("t", 0),
         0,
         0,

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use traqq::hll::{Hll, union_count};
+use traqq_core::hll::{Hll, union_count};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(hll) = Hll::decode(bytes) else { return };

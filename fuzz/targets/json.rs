@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use libfuzzer_sys::fuzz_target;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use traqq::decode::{Extractor, Raw, Reason, Shape, is_number, micros, number_label, validate};
+use traqq_core::decode::{Extractor, Raw, Reason, Shape, is_number, micros, number_label, validate};
 use traqq_fuzz::{fold, judge, record};
 
 const NAMES: [&str; 6] = ["a", "d", "d.a", "d.e.f", "d.e", "event"];

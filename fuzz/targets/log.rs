@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use traqq::broker::local::{Block, compressor, rows, watermark};
-use traqq::model::TopicPartition;
+use traqq_core::model::TopicPartition;
+use traqq_log::local::{Block, compressor, rows, watermark};
 
 /// Larger blocks are refused by nothing, and cost only time here.
 const PLAIN_BYTES_MAX: u32 = 1 << 20;

@@ -4,8 +4,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use traqq::broker::nats::entries::{Key, mark, owner, parse_mark};
-use traqq::worker::{note_of, start_in};
+use traqq_log::nats::entries::{Key, mark, owner, parse_mark};
+use traqq_pipeline::{note_of, start_in};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, rest)) = bytes.split_first() else { return };

@@ -6,8 +6,8 @@ use std::sync::{Arc, LazyLock};
 
 use axum::http::Uri;
 use libfuzzer_sys::fuzz_target;
-use traqq::query::{Answer, Engine, Pieces, Table, Text};
 use traqq::server::params;
+use traqq_counts::query::{Answer, Engine, Pieces, Table, Text};
 use traqq_fuzz::{NOW, engine, run};
 
 static ENGINE: LazyLock<Arc<Engine>> = LazyLock::new(engine);

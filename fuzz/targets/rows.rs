@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
-use traqq::mapping::metrics_of;
-use traqq::model::{Checkpoint, TopicPartition};
-use traqq::store::Meta;
-use traqq::store::embedded::rows::{KEYS, KeyRow, Value, label_of, name_of, named, value};
+use traqq_core::model::{Checkpoint, TopicPartition};
+use traqq_counts::mapping::metrics_of;
+use traqq_counts::store::Meta;
+use traqq_counts::store::embedded::rows::{KEYS, KeyRow, Value, label_of, name_of, named, value};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, row)) = bytes.split_first() else { return };

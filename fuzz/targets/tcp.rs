@@ -7,9 +7,9 @@
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use traqq::model::Secret;
-use traqq::query::Engine;
 use traqq::server::{Config, Conversation, Ingest};
+use traqq_core::model::Secret;
+use traqq_counts::query::Engine;
 use traqq_fuzz::{Event, Log, NOW, engine, ingest, run};
 
 const CUT: u8 = 0x1f;

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use anyhow::anyhow;
 
 use super::clock::{age, age_ms, now, now_ms};
-use crate::broker::kafka::{self, KafkaConsumer, KafkaProducer};
-use crate::broker::local::{self, LocalLog};
-use crate::broker::nats::{self, NatsConsumer, NatsProducer};
-use crate::broker::{Appender, Consumer, Start};
 use crate::config::{BrokerKind, Config, StoreKind};
-use crate::database::{Database, Upkeep};
-use crate::model::{Check, Finding};
-use crate::store::Store;
-use crate::store::embedded::{self, EmbeddedStore};
-use crate::store::redis::{self, RedisStore, lane_tags};
-use crate::worker;
+use traqq_core::model::{Check, Finding};
+use traqq_counts::store::Store;
+use traqq_counts::store::embedded::{self, EmbeddedStore};
+use traqq_counts::store::redis::{self, RedisStore, lane_tags};
+use traqq_disk::{Database, Upkeep};
+use traqq_log::kafka::{self, KafkaConsumer, KafkaProducer};
+use traqq_log::local::{self, LocalLog};
+use traqq_log::nats::{self, NatsConsumer, NatsProducer};
+use traqq_log::{Appender, Consumer, Start};
+use traqq_pipeline::DeadLetters;
 
 /// The store alone, for commands that do not count. An embedded one must be there already.
 pub fn store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
@@ -60,7 +60,7 @@ pub fn idle_worker(config: &Config, group: &str) -> Option<String> {
 pub(super) struct Backends {
     pub store: Arc<dyn Store>,
     pub consumer: Box<dyn Consumer>,
-    pub dead_letters: worker::DeadLetters,
+    pub dead_letters: DeadLetters,
     /// Where they go, for a person.
     pub dead_letters_to: String,
     /// `None` when events cannot come in here.
@@ -146,7 +146,7 @@ impl Backends {
             return Ok(Self {
                 store,
                 consumer: Box::new(consumer),
-                dead_letters: worker::DeadLetters::to(dead_letters.map(|producer| Arc::new(producer) as _)),
+                dead_letters: DeadLetters::to(dead_letters.map(|producer| Arc::new(producer) as _)),
                 dead_letters_to: nats.dead_letters().map_or_else(discard, |subject| format!("subject {subject}")),
                 appender: Some(Arc::new(appender)),
                 group: nats.group.clone(),
@@ -167,7 +167,7 @@ impl Backends {
             return Ok(Self {
                 store,
                 consumer: Box::new(consumer),
-                dead_letters: worker::DeadLetters::to(dead_letters.map(|producer| Arc::new(producer) as _)),
+                dead_letters: DeadLetters::to(dead_letters.map(|producer| Arc::new(producer) as _)),
                 dead_letters_to: kafka.dead_letters().map_or_else(discard, |topic| format!("topic {topic}")),
                 appender: appender.map(|producer| Arc::new(producer) as Arc<dyn Appender>),
                 group: kafka.group.clone(),
@@ -186,7 +186,7 @@ impl Backends {
         Ok(Self {
             store,
             consumer: Box::new(log.consumer()),
-            dead_letters: worker::DeadLetters::Publish(Arc::new(log.clone())),
+            dead_letters: DeadLetters::Publish(Arc::new(log.clone())),
             dead_letters_to: "GET /api/v1/dead-letters".to_owned(),
             appender: Some(Arc::new(log.clone())),
             group: config.broker.local.group.clone(),

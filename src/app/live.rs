@@ -7,14 +7,14 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::clock::now_ms;
-use crate::broker::local::LocalLog;
-use crate::counts::Counts;
-use crate::decode::Reason;
-use crate::model::{Record, RecordBatch};
-use crate::query::Engine;
 use crate::server::{DeadLetters, Letters, Live, Unfit};
 use crate::telemetry::{self, names};
-use crate::worker::{Projection, Statuses};
+use traqq_core::decode::Reason;
+use traqq_core::model::{Record, RecordBatch};
+use traqq_counts::Counts;
+use traqq_counts::query::Engine;
+use traqq_log::local::LocalLog;
+use traqq_pipeline::{Projection, Statuses};
 
 /// How often the recorder folds its histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -28,7 +28,7 @@ pub fn announce_metrics() {
         metrics::counter!(names::INGESTED, "protocol" => protocol).increment(0);
     }
     for stored in ["plan", "shadow"] {
-        metrics::counter!(names::FENCES, "stored" => stored, "projection" => Counts::NAME).increment(0);
+        metrics::counter!(traqq_pipeline::names::FENCES, "stored" => stored, "projection" => Counts::NAME).increment(0);
     }
 }
 

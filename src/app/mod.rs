@@ -17,14 +17,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use self::backends::{Backends, answers_bytes, ingest_bytes};
 use self::live::{announce_metrics, live};
 use self::process::{raise_open_files, shutdown};
-use crate::compile::{GateRules, Plan};
 use crate::config::{BrokerKind, Config};
-use crate::counts::Counts;
-use crate::query::{Engine, Limits};
 use crate::server::{self, Ingest, Listening, Tls};
-use crate::store::{Store, meta_of_other_rules};
 use crate::telemetry::names;
-use crate::worker::{self, Execution, Status, Statuses, Worker};
+use traqq_counts::Counts;
+use traqq_counts::compile::{GateRules, Plan};
+use traqq_counts::query::{Engine, Limits};
+use traqq_counts::store::{Store, meta_of_other_rules};
+use traqq_pipeline::{self, Execution, Status, Statuses, Worker};
 
 pub use self::backends::{idle_worker, open_store, store};
 pub use self::clock::{now, now_ms};
@@ -41,10 +41,10 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
     };
     let store = Arc::clone(&backends.store);
     if apply {
-        crate::store::apply_rules(store.as_ref(), &rules).await.map_err(|error| anyhow!(error))?;
+        traqq_counts::store::apply_rules(store.as_ref(), &rules).await.map_err(|error| anyhow!(error))?;
     }
     announce_metrics();
-    worker::announce::<Counts>(&backends.dead_letters);
+    traqq_pipeline::announce::<Counts>(&backends.dead_letters);
     let kind = match config.broker.kind() {
         BrokerKind::Kafka => "kafka",
         BrokerKind::Nats => "nats",
@@ -142,5 +142,5 @@ async fn listen(config: &Config, tls: Option<Tls>, router: axum::Router) -> anyh
 pub async fn pending_mapping(config: &Config, store: &dyn Store) -> anyhow::Result<Option<String>> {
     let rules = config.rules().validate().map_err(|error| anyhow!(error))?;
     let other = meta_of_other_rules(store, &rules).await?;
-    Ok(other.and_then(|meta| crate::counts::plan_difference(&meta, &rules)))
+    Ok(other.and_then(|meta| traqq_counts::plan_difference(&meta, &rules)))
 }

@@ -23,9 +23,9 @@ use tokio_rustls::TlsConnector;
 
 use super::Failure;
 use crate::config::beyond_loopback;
-use crate::model::Secret;
-use crate::model::address::{has_credentials, shown};
 use crate::server;
+use traqq_core::model::Secret;
+use traqq_core::model::address::{has_credentials, shown};
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Longer than a server takes by default to give up by itself.

@@ -12,13 +12,13 @@ use super::stats::Stats;
 use super::terminal::{Style, Terminal, printable};
 use super::{Failure, Outcome, block_on, output, print_json};
 use crate::app;
-use crate::broker::{kafka, nats};
 use crate::config::{BrokerKind, Config, Loaded, StoreKind};
-use crate::database::{Database, Durability};
-use crate::model::escape::{redis_cli, shell};
-use crate::model::{Check, Finding};
 use crate::server::Tls;
-use crate::store::{fitting_meta, redis};
+use traqq_core::model::escape::{redis_cli, shell};
+use traqq_core::model::{Check, Finding};
+use traqq_counts::store::{fitting_meta, redis};
+use traqq_disk::{Database, Durability};
+use traqq_log::{kafka, nats};
 
 /// A traqq that runs here and is slower has other worries.
 const ANSWER_MAX: Duration = Duration::from_secs(5);

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::client::{Client, ClientError, Reply};
-use crate::decode::EventRules;
+use traqq_core::decode::EventRules;
 
 const PATH: &str = "/api/v1/events";
 const WAIT_FIRST: Duration = Duration::from_millis(100);

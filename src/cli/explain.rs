@@ -8,10 +8,10 @@ use clap::Args;
 
 use super::{Failure, Outcome, print_json};
 use crate::app::now_ms;
-use crate::compile::{Absent, Explained, ExplainedEvent, ExplainedPattern, Explainer, FoldStats, Plan, Refused};
 use crate::config::Config;
-use crate::model::{RecordBatch, TopicPartition, escape};
-use crate::store::redis::commands;
+use traqq_core::model::{RecordBatch, TopicPartition, escape};
+use traqq_counts::compile::{Absent, Explained, ExplainedEvent, ExplainedPattern, Explainer, FoldStats, Plan, Refused};
+use traqq_counts::store::redis::commands;
 
 #[derive(Args)]
 pub struct Explain {

@@ -13,7 +13,7 @@ use super::table::{self, Table};
 use super::terminal::{Style, Terminal, printable};
 use super::{Failure, Outcome, block_on, output};
 use crate::config::Config;
-use crate::query::{Order, Selector};
+use traqq_counts::query::{Order, Selector};
 
 /// Values that get a line of their own in an answer per bucket.
 const LINES_MAX: usize = 20;
@@ -55,7 +55,7 @@ pub struct Find {
 
 impl Find {
     pub fn run(self, config: &Config) -> Outcome {
-        let usage = |error: crate::query::QueryError| Failure::Usage(error.to_string());
+        let usage = |error: traqq_counts::query::QueryError| Failure::Usage(error.to_string());
         Selector::parse(&self.metric).map_err(usage)?;
         self.order.as_deref().map(Order::parse).transpose().map_err(usage)?;
         let limit = self.limit.map(|limit| limit.to_string());

@@ -6,8 +6,8 @@ use super::table::Table;
 use super::{Failure, Outcome, block_on, print_json};
 use crate::app;
 use crate::config::Config;
-use crate::mapping::{metric_name, metrics_of};
-use crate::store::apply_rules;
+use traqq_counts::mapping::{metric_name, metrics_of};
+use traqq_counts::store::apply_rules;
 
 #[derive(Subcommand)]
 pub enum Mapping {

@@ -40,7 +40,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use self::terminal::{Style, Terminal};
 use crate::config::{Loaded, load};
-use crate::model::escape;
+use traqq_core::model::escape;
 
 /// Exact counts from event streams.
 #[derive(Parser)]

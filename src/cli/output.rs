@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::terminal::{Style, Terminal, with_styles};
 use super::{Failure, Outcome};
-use crate::model::escape;
+use traqq_core::model::escape;
 
 /// Prints a line of the answer; where that cannot be done, the function ends with the reason.
 macro_rules! say {

@@ -6,8 +6,8 @@ use super::table::Table;
 use super::{Failure, Outcome, block_on, print_json};
 use crate::app;
 use crate::config::Config;
-use crate::model::{Checkpoint, TopicPartition};
-use crate::store::{Store, StoreError, StoreResult, fitting_meta};
+use traqq_core::model::{Checkpoint, TopicPartition};
+use traqq_counts::store::{Store, StoreError, StoreResult, fitting_meta};
 
 #[derive(Subcommand)]
 pub enum Position {

@@ -8,8 +8,8 @@ use super::show::{bucket_name, metric_lines};
 use super::terminal::{Style, Terminal};
 use super::{Failure, Outcome, block_on, output, print_csv, print_document};
 use crate::config::Config;
-use crate::model::BucketKind;
-use crate::query::{Align, Range};
+use traqq_core::model::BucketKind;
+use traqq_counts::query::{Align, Range};
 
 /// Values of a metric in the overview.
 const OVERVIEW_VALUES: &str = "5";

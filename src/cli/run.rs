@@ -4,8 +4,8 @@ use clap::Args;
 
 use super::{Failure, Outcome, warn};
 use crate::config::Loaded;
-use crate::model::escape;
 use crate::{app, telemetry};
+use traqq_core::model::escape;
 
 #[derive(Args, Default)]
 pub struct Run {

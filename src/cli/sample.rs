@@ -7,10 +7,10 @@ use std::path::Path;
 use super::table::Table;
 use super::{Failure, Outcome};
 use crate::app::now_ms;
-use crate::compile::{Explainer, Plan};
-use crate::decode;
-use crate::mapping::ValidRules;
-use crate::model::{RecordBatch, TopicPartition};
+use traqq_core::decode;
+use traqq_core::model::{RecordBatch, TopicPartition};
+use traqq_counts::compile::{Explainer, Plan};
+use traqq_counts::mapping::ValidRules;
 
 /// Reasons and missing fields that are shown of each pattern.
 const EXAMPLES_MAX: usize = 3;

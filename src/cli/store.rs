@@ -14,9 +14,9 @@ use super::terminal::Terminal;
 use super::{Failure, Outcome, block_on};
 use crate::app;
 use crate::config::{BrokerKind, Config, StoreKind};
-use crate::database::private;
-use crate::store::dump::{Moved, export, import};
-use crate::store::{StoreError, removal};
+use traqq_counts::store::dump::{Moved, export, import};
+use traqq_counts::store::{StoreError, removal};
+use traqq_disk::private;
 
 /// Of the compressed file.
 const LEVEL: i32 = 3;

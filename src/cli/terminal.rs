@@ -7,7 +7,7 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwins
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::output::Stdout;
-use crate::model::escape;
+use traqq_core::model::escape;
 
 /// Where nobody says how wide it is.
 const COLUMNS: usize = 80;

@@ -12,12 +12,12 @@ pub use warnings::beyond_loopback;
 
 use serde::{Deserialize, Serialize};
 
-use crate::broker::{kafka, local, nats};
-use crate::database;
-use crate::decode::EventRules;
-use crate::mapping::{BucketRules, Mapping, Rules, ValidRules};
-use crate::store::redis;
-use crate::{server, telemetry, worker};
+use traqq_core::decode::EventRules;
+use traqq_counts::mapping::{BucketRules, Mapping, Rules, ValidRules};
+use traqq_counts::store::redis;
+use traqq_log::{kafka, local, nats};
+
+use crate::{server, telemetry};
 
 /// A configuration file.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -25,11 +25,11 @@ use crate::{server, telemetry, worker};
 pub struct Config {
     pub broker: Broker,
     pub store: Store,
-    pub data: database::Config,
+    pub data: traqq_disk::Config,
     pub mapping: Mapping,
     pub events: EventRules,
     pub buckets: BucketRules,
-    pub worker: worker::Config,
+    pub worker: traqq_pipeline::Config,
     pub server: server::Config,
     pub log: telemetry::Config,
 }

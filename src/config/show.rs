@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::environment::PREFIX;
 use super::load::{FLAG, Loaded};
-use crate::broker::kafka;
+use traqq_log::kafka;
 
 /// What the name of a secret has in it.
 const HIDDEN: [&str; 2] = ["pass", "secret"];

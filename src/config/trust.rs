@@ -12,7 +12,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Config;
-use crate::database;
 
 const WRITABLE_BY_GROUP: u32 = 0o020;
 const WRITABLE_BY_OTHERS: u32 = 0o002;
@@ -105,7 +104,7 @@ impl Config {
         let directory = &self.data.directory;
         let Ok(metadata) = fs::metadata(directory) else { return Ok(()) };
         let (user, owner) = (User::current().id, metadata.uid());
-        if *directory != database::Config::default().directory || owner == user || owner == SUPERUSER {
+        if *directory != traqq_disk::Config::default().directory || owner == user || owner == SUPERUSER {
             return Ok(());
         }
         let directory = directory.display();

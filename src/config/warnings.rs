@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use super::Config;
 use super::load::Loaded;
 use super::show::{flatten, is_secret};
-use crate::model::Secret;
-use crate::model::address::{has_credentials, shown};
-use crate::model::escape::shell;
+use traqq_core::model::Secret;
+use traqq_core::model::address::{has_credentials, shown};
+use traqq_core::model::escape::shell;
 
 /// A token that is shorter can be tried out: 16 random letters and digits are 80 bits or more.
 const TOKEN_CHARACTERS: usize = 16;

@@ -101,7 +101,7 @@ fn is_equal(left: &[u8], right: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Secret;
+    use traqq_core::model::Secret;
 
     #[test]
     fn tokens_are_compared_whole() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, Bytes};
 use futures_util::stream;
 
-use crate::query::{AnswerMemory, MemoryPermit, QueryResult};
+use traqq_counts::query::{AnswerMemory, MemoryPermit, QueryResult};
 
 /// The pieces of an answer on their way: one is being sent, one waits, one is being made.
 const PIECES_BYTES: usize = 256 << 10;

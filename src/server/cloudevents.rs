@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
-use crate::decode;
+use traqq_core::decode;
 
 const PREFIX: &str = "ce-";
 const SPEC_VERSION: HeaderName = HeaderName::from_static("ce-specversion");

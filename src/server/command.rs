@@ -3,8 +3,8 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::model::BucketKind;
-use crate::query::{Align, Find, Range, Request, Selector};
+use traqq_core::model::BucketKind;
+use traqq_counts::query::{Align, Find, Range, Request, Selector};
 
 #[derive(Deserialize)]
 pub(super) struct Command<'a> {

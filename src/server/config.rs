@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Secret;
-use crate::model::address::has_credentials;
+use traqq_core::model::Secret;
+use traqq_core::model::address::has_credentials;
 
-use crate::query::Limits;
+use traqq_counts::query::Limits;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

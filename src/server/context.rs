@@ -7,7 +7,7 @@ use axum::extract::State;
 use serde_json::Value;
 
 use super::ingest::Ingest;
-use crate::query::Engine;
+use traqq_counts::query::Engine;
 
 /// A JSON array of letters, the newest first.
 pub struct Letters {

@@ -14,8 +14,8 @@ use super::context::Context;
 use super::ingest::{Coding, Format, Hold, Ingest, Judged, NoRoom, Report, UnpackError, fingerprint, unpack};
 use super::problem::{Kind, Problem};
 use super::{body, params};
-use crate::broker::AppendError;
 use crate::telemetry::names;
+use traqq_log::AppendError;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");

@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 
 use super::body;
-use crate::query::{Answer, Extent, MemoryPermit, Nested, Pieces, QueryError, QueryResult, Table, Text};
+use traqq_counts::query::{Answer, Extent, MemoryPermit, Nested, Pieces, QueryError, QueryResult, Table, Text};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {

@@ -14,13 +14,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::refusals::Refusals;
 use super::unpack::{Gzip, Packing, Zstd};
-use crate::broker::{AppendError, Appended, Appender, Events, Idempotency, RequestCounts};
-use crate::compile::{Gate, GateRules};
-use crate::courtesy::Courtesy;
-use crate::decode::EventRules;
-use crate::decode::{self, Reason};
-use crate::hll::murmur64a;
 use crate::telemetry::names;
+use traqq_core::courtesy::Courtesy;
+use traqq_core::decode::EventRules;
+use traqq_core::decode::{self, Reason};
+use traqq_core::hll::murmur64a;
+use traqq_counts::compile::{Gate, GateRules};
+use traqq_log::{AppendError, Appended, Appender, Events, Idempotency, RequestCounts};
 
 /// Rejected events that an answer names one by one.
 const ERRORS_MAX: usize = 100;

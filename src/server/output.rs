@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use crate::query::MemoryPermit;
+use traqq_counts::query::MemoryPermit;
 
 /// Answers are sent when there are so many bytes of them, or when all answers together hold too
 /// many.

@@ -4,8 +4,8 @@ use axum::extract::Query;
 use axum::http::Uri;
 
 use super::format::Format;
-use crate::model::BucketKind;
-use crate::query::{Align, Find, Order, QueryError, QueryResult, Range, Request, Selector};
+use traqq_core::model::BucketKind;
+use traqq_counts::query::{Align, Find, Order, QueryError, QueryResult, Range, Request, Selector};
 
 struct Params {
     pairs: Vec<(String, String)>,

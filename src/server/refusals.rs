@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::{Value, json};
 
 use super::ingest::Report;
-use crate::decode::Reason;
+use traqq_core::decode::Reason;
 
 const RECENT_MS: i64 = 10 * 60 * 1000;
 

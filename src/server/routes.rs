@@ -19,7 +19,7 @@ use super::ingest::Ingest;
 use super::params::Asked;
 use super::problem::{Kind, Problem};
 use super::{Config, body, events, page, params};
-use crate::query::{Engine, QueryResult, Request};
+use traqq_counts::query::{Engine, QueryResult, Request};
 
 /// Dead letters of an answer, unless a number is given, and at most.
 const DEAD_LETTERS_DEFAULT: usize = 100;

@@ -32,7 +32,7 @@ use super::connections::Connections;
 use super::ingest::{Hold, Ingest, Judge, NotAll};
 use super::output::Output;
 use super::tls::{Stream, Tls};
-use crate::query::{Answer, Engine, Extent, MemoryPermit, Nested};
+use traqq_counts::query::{Answer, Engine, Extent, MemoryPermit, Nested};
 
 /// What a connection that sends nothing holds.
 const IDLE_BYTES: usize = 4 << 10;

@@ -17,12 +17,12 @@ use tokio::time::{Instant, timeout};
 
 use super::routes::{ROUTES, router_at};
 use super::{Config, Conversation, Listening, Live, Unfit, serve};
-use crate::mapping::{Elements, KeyWrite, Metric, Pattern, Rules, WriteBatch, Writes};
-use crate::model::Secret;
-use crate::model::{Bucket, BucketKind, Checkpoint, Span, TopicPartition};
-use crate::query::Engine;
-use crate::store::memory::MemoryStore;
-use crate::store::{Contents, KeyDump, Meta, Store, StoredKey};
+use traqq_core::model::Secret;
+use traqq_core::model::{Bucket, BucketKind, Checkpoint, Span, TopicPartition};
+use traqq_counts::mapping::{Elements, KeyWrite, Metric, Pattern, Rules, WriteBatch, Writes};
+use traqq_counts::query::Engine;
+use traqq_counts::store::memory::MemoryStore;
+use traqq_counts::store::{Contents, KeyDump, Meta, Store, StoredKey};
 
 /// 2023-11-14T00:00:00Z.
 const DAY: i64 = 1_699_920_000;

@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::names::{self, Definition, Kind, PROCESS};
+use traqq_core::metric::{Definition, Kind};
+
+use super::names::{self, PROCESS};
 
 /// In seconds since 1970.
 static STARTED: OnceLock<f64> = OnceLock::new();

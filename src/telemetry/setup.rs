@@ -6,8 +6,10 @@ use std::io::{self, IsTerminal, Write};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
+use traqq_core::metric::Kind;
+use traqq_pipeline::names::COMMIT_SECONDS;
 
-use super::names::{self, Kind};
+use super::names;
 
 /// `[log]`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -113,11 +115,11 @@ pub fn init_logs(config: &Config, escapes: Escapes) -> Result<(), String> {
 /// Installs the recorder; every metric is described, and counters without labels are there from the start.
 pub fn init_metrics() -> Result<PrometheusHandle, String> {
     let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full(names::COMMIT_SECONDS.to_owned()), &COMMIT_SECONDS_BUCKETS)
+        .set_buckets_for_metric(Matcher::Full(COMMIT_SECONDS.to_owned()), &COMMIT_SECONDS_BUCKETS)
         .map_err(|error| error.to_string())?
         .install_recorder()
         .map_err(|error| error.to_string())?;
-    for definition in names::ALL {
+    for definition in names::all() {
         let is_plain = definition.labels.is_empty();
         match definition.kind {
             Kind::Counter => {

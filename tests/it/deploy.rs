@@ -18,6 +18,11 @@ fn text(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// The sources of all crates.
+fn sources() -> Vec<PathBuf> {
+    ["src", "crates"].iter().flat_map(|place| files(place, "rs")).collect()
+}
+
 fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root().join(directory)).unwrap_or_else(|error| panic!("{directory}: {error}")) {
@@ -212,8 +217,8 @@ fn promtool_accepts_configuration_rules_and_their_tests() {
 
 #[test]
 fn every_metric_that_is_written_about_exists() {
-    let mut known: BTreeSet<String> = names::ALL.iter().map(|definition| definition.name.to_owned()).collect();
-    known.insert(format!("{}_bucket", names::COMMIT_SECONDS));
+    let mut known: BTreeSet<String> = names::all().map(|definition| definition.name.to_owned()).collect();
+    known.insert(format!("{}_bucket", traqq_pipeline::names::COMMIT_SECONDS));
     for path in
         ["deploy/prometheus/alerts.yaml", "deploy/prometheus/alerts_test.yaml", "deploy/README.md", "RELIABILITY.md"]
     {
@@ -229,7 +234,7 @@ fn every_metric_that_is_written_about_exists() {
 #[test]
 fn every_metric_is_written_about() {
     let readme = text("README.md");
-    for definition in names::ALL.iter().chain(names::PROCESS) {
+    for definition in names::all().chain(names::PROCESS) {
         assert!(readme.contains(&format!("`{}`", definition.name)), "README.md does not name {}", definition.name);
     }
 }
@@ -284,7 +289,7 @@ fn every_alert_says_what_to_do_and_is_tested() {
 fn the_runbooks_quote_messages_as_they_are() {
     let readme = text("deploy/README.md");
     let sources: String =
-        files("src", "rs").iter().map(|path| fs::read_to_string(path).expect("a source file")).collect();
+        sources().iter().map(|path| fs::read_to_string(path).expect("a source file")).collect();
     for message in [
         "the log begins at",
         "records were removed before they were counted",
@@ -307,12 +312,12 @@ fn the_runbooks_quote_messages_as_they_are() {
         "what is written to the bucket does not come back",
     ] {
         assert!(readme.contains(message), "deploy/README.md does not have {message:?}");
-        assert!(sources.contains(message), "src does not say {message:?} any more");
+        assert!(sources.contains(message), "no source says {message:?} any more");
     }
     for header in matches("`traqq-[a-z0-9-]+`", &readme) {
         assert!(sources.contains(&header.replace('`', "\"")), "src writes no header {header}");
     }
-    for reason in traqq::decode::Reason::ALL {
+    for reason in traqq_core::decode::Reason::ALL {
         assert!(readme.contains(&format!("`{}`", reason.name())), "deploy/README.md: {}", reason.name());
     }
 }
@@ -420,7 +425,7 @@ fn the_build_context_is_enough() {
     assert_runs(&mut metadata);
     assert_eq!(directory.path().join("build.rs").exists(), root().join("build.rs").exists(), "build.rs");
     let include = Regex::new(r#"include_(?:str|bytes)!\("([^"]+)"\)"#).expect("a pattern");
-    for source in files("src", "rs") {
+    for source in sources() {
         let inner = directory.path().join(source.strip_prefix(root()).expect("below the root"));
         for found in include.captures_iter(&fs::read_to_string(&source).expect("a source file")) {
             let included = inner.parent().expect("a directory").join(&found[1]);

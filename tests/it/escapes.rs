@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use traqq::model::escape;
+use traqq_core::model::escape;
 
 use crate::cli::{traqq, write_config};
 use crate::client::{Stand, reply};

@@ -1,9 +1,9 @@
-//! `traqq::hll` against a real Redis: same elements, same registers, same counts, in both directions.
+//! `traqq_core::hll` against a real Redis: same elements, same registers, same counts, in both directions.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
-use traqq::hll::{Hll, Observation, REGISTERS, union_count};
+use traqq_core::hll::{Hll, Observation, REGISTERS, union_count};
 
 use crate::servers::Redis;
 
@@ -215,7 +215,7 @@ fn pfadd_answers_1_when_a_register_rises() {
         assert!(matches!(client.call(&[b"PFADD", key.as_bytes()]), Reply::Int(1)));
         for shape in SHAPES {
             for element in elements(shape, 800, &mut random) {
-                let would = ours.would_raise(traqq::hll::observe(&element));
+                let would = ours.would_raise(traqq_core::hll::observe(&element));
                 let raised = ours.add(&element);
                 assert_eq!(would, raised, "{element:?}, seed {seed}");
                 assert_eq!(client.pfadd(&key, &element), raised, "{element:?}, seed {seed}");

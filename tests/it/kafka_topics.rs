@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-use traqq::broker::kafka::{Config, Topics};
+use traqq_log::kafka::{Config, Topics};
 
 use crate::process::{PATIENCE, Process, post, total, wait_for_total};
 use crate::scene::{Scene, create_topics, delete_topics, numbered, produce, unique};

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use traqq::broker::{BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
-use traqq::model::TopicPartition;
-use traqq::store::memory::MemoryStore;
-use traqq::worker::{Config, DeadLetters, Execution, Status, Worker};
+use traqq_core::model::TopicPartition;
+use traqq_counts::store::memory::MemoryStore;
+use traqq_log::{BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
+use traqq_pipeline::{Config, DeadLetters, Execution, Status, Worker};
 
 use crate::model::{NOW_MS, counts, status};
 use crate::process::PATIENCE;

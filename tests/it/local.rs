@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use traqq::broker::local::{Config as LogConfig, LocalLog};
-use traqq::broker::{Consumer, Event, Opening};
-use traqq::compile::{Folder, Plan};
 use traqq::config::load;
-use traqq::database::{Config as DataConfig, Database, Tree};
-use traqq::mapping::metrics_of;
-use traqq::model::{Bucket, BucketKind, Checkpoint, Part, RecordBatch, TopicPartition};
-use traqq::store::embedded::EmbeddedStore;
-use traqq::store::memory::MemoryStore;
-use traqq::store::{Meta, Store, StoreError};
+use traqq_core::model::{Bucket, BucketKind, Checkpoint, Part, RecordBatch, TopicPartition};
+use traqq_counts::compile::{Folder, Plan};
+use traqq_counts::mapping::metrics_of;
+use traqq_counts::store::embedded::EmbeddedStore;
+use traqq_counts::store::memory::MemoryStore;
+use traqq_counts::store::{Meta, Store, StoreError};
+use traqq_disk::{Config as DataConfig, Database, Tree};
+use traqq_log::local::{Config as LogConfig, LocalLog};
+use traqq_log::{Consumer, Event, Opening};
 
 use crate::cli::{traqq, write_config};
 use crate::model::Random;
@@ -153,7 +153,7 @@ pub struct Remains {
 }
 
 /// Those of a data directory.
-const TREES: [Tree; 2] = [traqq::broker::local::rows::TREE, traqq::store::embedded::rows::TREE];
+const TREES: [Tree; 2] = [traqq_log::local::rows::TREE, traqq_counts::store::embedded::rows::TREE];
 
 pub fn open_remains(directory: &Path) -> Result<Remains, String> {
     let config = DataConfig { directory: directory.to_owned(), ..DataConfig::default() };

@@ -1,13 +1,13 @@
 //! A mapping that changes under a store that has counts.
 
 use redis::cmd;
-use traqq::counts::plan_difference;
-use traqq::mapping::Metric;
-use traqq::model::{Bucket, BucketKind};
-use traqq::store::dump::{export, import};
-use traqq::store::memory::MemoryStore;
-use traqq::store::redis::{RedisStore, lane_tags};
-use traqq::store::{Contents, KeyDump, Meta, Store, StoreError, StoredKey, apply_rules, meta_of_other_rules};
+use traqq_core::model::{Bucket, BucketKind};
+use traqq_counts::mapping::Metric;
+use traqq_counts::plan_difference;
+use traqq_counts::store::dump::{export, import};
+use traqq_counts::store::memory::MemoryStore;
+use traqq_counts::store::redis::{RedisStore, lane_tags};
+use traqq_counts::store::{Contents, KeyDump, Meta, Store, StoreError, StoredKey, apply_rules, meta_of_other_rules};
 
 use crate::redis_store::{Embedded, config, now, pattern, plan, raw};
 use crate::servers::Redis;

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use traqq::broker::Start;
-use traqq::broker::memory::MemoryBroker;
-use traqq::compile::{Folded, Folder, Plan};
-use traqq::counts::Counts;
-use traqq::mapping::{Rules, Writes};
-use traqq::model::{Checkpoint, Part, RecordBatch, TopicPartition};
-use traqq::store::memory::{Fault, MemoryStore};
-use traqq::store::{Meta, Store};
-use traqq::worker::{Config, DeadLetters, Execution, Status, Worker, WorkerError};
+use traqq_core::model::{Checkpoint, Part, RecordBatch, TopicPartition};
+use traqq_counts::Counts;
+use traqq_counts::compile::{Folded, Folder, Plan};
+use traqq_counts::mapping::{Rules, Writes};
+use traqq_counts::store::memory::{Fault, MemoryStore};
+use traqq_counts::store::{Meta, Store};
+use traqq_log::Start;
+use traqq_log::memory::MemoryBroker;
+use traqq_pipeline::{Config, DeadLetters, Execution, Status, Worker, WorkerError};
 
 const TOPIC: &str = "events";
 pub const NOW_MS: i64 = 1_700_000_000_000;
@@ -47,7 +47,7 @@ pub fn plan() -> Arc<Plan> {
 
 /// Counts of [`plan`] in a store.
 pub fn counts(store: Arc<dyn Store>, prefix: &str) -> Arc<Counts> {
-    let tags = traqq::store::redis::lane_tags(store.lanes());
+    let tags = traqq_counts::store::redis::lane_tags(store.lanes());
     Arc::new(Counts::new(plan(), store, "g", prefix, tags, Config::default().batch_operations))
 }
 
@@ -178,7 +178,7 @@ impl Harness {
 
     /// A fold over the whole log by one thread, into a store of its own.
     pub async fn replay(&self) -> MemoryStore {
-        use traqq::broker::{Consumer, Event, Opening};
+        use traqq_log::{Consumer, Event, Opening};
         let lanes = self.store.lanes();
         let reference = MemoryStore::new(lanes);
         let plan = plan();
@@ -200,7 +200,7 @@ impl Harness {
             for records in records {
                 for folded in folder.fold(&[Part { records, from: Checkpoint::start(0) }]) {
                     let outcome = session.commit(Arc::new(folded.batch)).await.await.unwrap();
-                    assert!(matches!(outcome, traqq::store::Outcome::Applied(_)), "{outcome:?}");
+                    assert!(matches!(outcome, traqq_counts::store::Outcome::Applied(_)), "{outcome:?}");
                 }
             }
         }

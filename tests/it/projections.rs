@@ -12,16 +12,16 @@ use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use traqq::broker::local::{Config as LogConfig, LocalLog, rows};
-use traqq::broker::memory::MemoryBroker;
-use traqq::broker::{Appender, Consumer, Events, Producer, Start};
-use traqq::database::{Config as DataConfig, Database};
-use traqq::decode::{DeadLetter, Reason};
-use traqq::model::{Checkpoint, Positions, Record, Span, TopicPartition};
-use traqq::store::Store;
-use traqq::store::memory::MemoryStore;
-use traqq::worker::plain::{PlainBatch, PlainFold, PlainHeader};
-use traqq::worker::{
+use traqq_core::decode::{DeadLetter, Reason};
+use traqq_core::model::{Checkpoint, Positions, Record, Span, TopicPartition};
+use traqq_counts::store::Store;
+use traqq_counts::store::memory::MemoryStore;
+use traqq_disk::{Config as DataConfig, Database};
+use traqq_log::local::{Config as LogConfig, LocalLog, rows};
+use traqq_log::memory::MemoryBroker;
+use traqq_log::{Appender, Consumer, Events, Producer, Start};
+use traqq_pipeline::plain::{PlainBatch, PlainFold, PlainHeader};
+use traqq_pipeline::{
     Batch, Compared, Config, CutPolicy, DeadLetters, Execution, Ledger, LedgerError, LedgerResult, Outcome, Permit,
     Projection, Session, Status, Worker, WorkerError,
 };
@@ -311,7 +311,7 @@ impl Running {
 fn simulate(seed: u64, test: impl AsyncFnOnce(PrometheusHandle)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let recorder = PrometheusBuilder::new().build_recorder();
-    traqq::worker::seed(seed);
+    traqq_pipeline::seed(seed);
     metrics::with_local_recorder(&recorder, || runtime.block_on(test(recorder.handle())));
 }
 
@@ -519,7 +519,7 @@ fn a_projection_that_stalls_for_minutes_keeps_no_other_waiting() {
         }
         // They are shown once a second.
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let statuses = traqq::worker::Statuses::new(vec![Arc::clone(&counting.status), Arc::clone(&measuring.status)]);
+        let statuses = traqq_pipeline::Statuses::new(vec![Arc::clone(&counting.status), Arc::clone(&measuring.status)]);
         let json = statuses.to_json(NOW_MS);
         assert_eq!(json["projections"]["lengths"]["totals"]["records"], end);
         assert_eq!(json["totals"]["tombstones"], 0);

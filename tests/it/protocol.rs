@@ -25,9 +25,9 @@ use std::num::NonZeroUsize;
 use std::sync::LazyLock;
 
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Property};
-use traqq::broker::Watermarks;
-use traqq::model::{Checkpoint, Fingerprint, RecordBatch, TopicPartition};
-use traqq::worker::cursor::{Arrival, Cursor, Opened, Phase};
+use traqq_core::model::{Checkpoint, Fingerprint, RecordBatch, TopicPartition};
+use traqq_log::Watermarks;
+use traqq_pipeline::cursor::{Arrival, Cursor, Opened, Phase};
 
 const WORKERS: usize = 2;
 const IN_FLIGHT: usize = 2;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use traqq::mapping::WriteBatch;
-use traqq::mapping::metrics_of;
-use traqq::model::{Checkpoint, Finding, Secret};
-use traqq::store::dump::{export, import};
-use traqq::store::redis::{Config, RedisStore, checks, lane_tags};
-use traqq::store::{Meta, Outcome, Read, Reply, Since, Store, StoreError, StoreResult};
+use traqq_core::model::{Checkpoint, Finding, Secret};
+use traqq_counts::mapping::WriteBatch;
+use traqq_counts::mapping::metrics_of;
+use traqq_counts::store::dump::{export, import};
+use traqq_counts::store::redis::{Config, RedisStore, checks, lane_tags};
+use traqq_counts::store::{Meta, Outcome, Read, Reply, Since, Store, StoreError, StoreResult};
 
 use crate::certificates;
 use crate::redis_store::{
@@ -76,7 +76,7 @@ async fn a_permission_that_the_script_lacks_costs_nothing() {
             (0..6).map(|metric| drawn_write(&metrics, now(), &(metric, 0, (0..9).map(|l| (l, 0, 1)).collect())));
         WriteBatch { spans: small(0, 0, &[]).spans, writes: writes.collect() }
     };
-    let script = include_str!("../../src/store/redis/commit.lua");
+    let script = include_str!("../../crates/counts/src/store/redis/commit.lua");
     let commands: BTreeSet<&str> = ["call('", "pcall_redis('"]
         .iter()
         .flat_map(|call| script.split(call).skip(1))

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use traqq::mapping::metrics_of;
-use traqq::mapping::{Elements, KeyWrite, Metric, Rules, WriteBatch, Writes};
-use traqq::model::{Bucket, BucketKind, Checkpoint, Fingerprint, Span, TopicPartition};
-use traqq::store::memory::MemoryStore;
-use traqq::store::redis::RedisStore;
-use traqq::store::{Meta, Outcome, Read, Store, StoreError};
+use traqq_core::model::{Bucket, BucketKind, Checkpoint, Fingerprint, Span, TopicPartition};
+use traqq_counts::mapping::metrics_of;
+use traqq_counts::mapping::{Elements, KeyWrite, Metric, Rules, WriteBatch, Writes};
+use traqq_counts::store::memory::MemoryStore;
+use traqq_counts::store::redis::RedisStore;
+use traqq_counts::store::{Meta, Outcome, Read, Store, StoreError};
 
 use crate::redis_store::{assert_same, config, pattern, reads_of};
 use crate::servers::{Redis, poll_until};

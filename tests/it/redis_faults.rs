@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use traqq::store::Store;
+use traqq_counts::store::Store;
 
 use crate::redis_worker::{Bench, worker_is_ready};
 use crate::servers::Redis;
@@ -102,9 +102,9 @@ async fn a_password_that_was_changed_stops_the_worker() {
     let mut bench = Bench::over(Redis::start(&[]), 1, 23);
     bench.redis.cli(&["ACL", "SETUSER", "traqq", "on", ">before", "~*", "&*", "+@all"]);
     let with = |password: &'static str| {
-        move |_: &mut _, redis: &mut traqq::store::redis::Config| {
+        move |_: &mut _, redis: &mut traqq_counts::store::redis::Config| {
             redis.username = "traqq".to_owned();
-            redis.password = traqq::model::Secret(password.to_owned());
+            redis.password = traqq_core::model::Secret(password.to_owned());
         }
     };
     bench.append(500);

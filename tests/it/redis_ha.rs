@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
-use traqq::mapping::{Metric, Writes};
-use traqq::model::{Finding, Secret};
-use traqq::store::redis::{Config, RedisStore, checks, lane_tags};
-use traqq::store::{Meta, Outcome, Read, Reply, Session, Store, StoreError, StoreResult};
+use traqq_core::model::{Finding, Secret};
+use traqq_counts::mapping::{Metric, Writes};
+use traqq_counts::store::redis::{Config, RedisStore, checks, lane_tags};
+use traqq_counts::store::{Meta, Outcome, Read, Reply, Session, Store, StoreError, StoreResult};
 
 use crate::cli::{traqq, write_config};
 use crate::process::{PATIENCE, Process, post};
@@ -84,7 +84,7 @@ fn slot_of_lane(nodes: &Nodes, lane: usize) -> u16 {
 }
 
 /// A batch that counts one event, with the value `geo` for a unique count by value.
-fn batch(partition: i32, from: i64, geo: &str) -> traqq::mapping::WriteBatch {
+fn batch(partition: i32, from: i64, geo: &str) -> traqq_counts::mapping::WriteBatch {
     let mut batch = small(partition, from, &[&from.to_string()]);
     let metric = Metric::UniqueBy { of: pattern("ip"), by: pattern("geo") };
     let ip = from.to_string();

@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
-use traqq::model::{Checkpoint, Secret};
-use traqq::store::redis::{Config, RedisStore};
-use traqq::store::{Outcome, Read, Reply, Store, StoreError};
+use traqq_core::model::{Checkpoint, Secret};
+use traqq_counts::store::redis::{Config, RedisStore};
+use traqq_counts::store::{Outcome, Read, Reply, Store, StoreError};
 
 use crate::local::Site;
 use crate::process::PATIENCE;

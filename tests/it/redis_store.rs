@@ -9,17 +9,17 @@ use proptest::test_runner::TestRunner;
 use redis::aio::MultiplexedConnection;
 use redis::cmd;
 use tempfile::TempDir;
-use traqq::compile::{Folder, Plan};
-use traqq::database::{Config as DataConfig, Database};
-use traqq::mapping::metrics_of;
-use traqq::mapping::{Elements, KeyWrite, Metric, OTHER, Pattern, Rules, Totals, WriteBatch, Writes};
-use traqq::model::{Bucket, BucketKind, Checkpoint, Fingerprint, RecordBatch, Span, TopicPartition};
-use traqq::model::{Part, Secret};
-use traqq::store::dump::{export, import};
-use traqq::store::embedded::EmbeddedStore;
-use traqq::store::memory::MemoryStore;
-use traqq::store::redis::{Config, RedisStore, lane_tags};
-use traqq::store::{Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult};
+use traqq_core::model::{Bucket, BucketKind, Checkpoint, Fingerprint, RecordBatch, Span, TopicPartition};
+use traqq_core::model::{Part, Secret};
+use traqq_counts::compile::{Folder, Plan};
+use traqq_counts::mapping::metrics_of;
+use traqq_counts::mapping::{Elements, KeyWrite, Metric, OTHER, Pattern, Rules, Totals, WriteBatch, Writes};
+use traqq_counts::store::dump::{export, import};
+use traqq_counts::store::embedded::EmbeddedStore;
+use traqq_counts::store::memory::MemoryStore;
+use traqq_counts::store::redis::{Config, RedisStore, lane_tags};
+use traqq_counts::store::{Applied, Meta, Outcome, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult};
+use traqq_disk::{Config as DataConfig, Database};
 
 use crate::proxy::{Direction, Proxy};
 use crate::servers::{Redis, poll_until};
@@ -260,7 +260,7 @@ impl Embedded {
     pub fn open_store(&self) -> EmbeddedStore {
         let config = DataConfig { directory: self.directory.path().join("data"), ..DataConfig::default() };
         loop {
-            match Database::open(&config, 8 << 20, &[traqq::store::embedded::rows::TREE]) {
+            match Database::open(&config, 8 << 20, &[traqq_counts::store::embedded::rows::TREE]) {
                 Ok(database) => return EmbeddedStore::open(&database, self.memory_bytes, now).unwrap(),
                 // The session's thread lets go of it when its channel is closed.
                 Err(error) if error.to_string().contains("in use") => {}
@@ -587,15 +587,15 @@ async fn counted(store: &RedisStore) -> i64 {
     }
 }
 
-async fn uniques(store: &RedisStore) -> Box<[u8; traqq::hll::REGISTERS]> {
+async fn uniques(store: &RedisStore) -> Box<[u8; traqq_core::hll::REGISTERS]> {
     match &store.read(0, &[Read::Unique { bucket: BUCKET, of: pattern("ip") }]).await.unwrap()[..] {
         [Reply::Registers(registers)] => registers.registers(),
         other => panic!("{other:?}"),
     }
 }
 
-fn registers(ips: &[&str]) -> Box<[u8; traqq::hll::REGISTERS]> {
-    let mut hll = traqq::hll::Hll::default();
+fn registers(ips: &[&str]) -> Box<[u8; traqq_core::hll::REGISTERS]> {
+    let mut hll = traqq_core::hll::Hll::default();
     ips.iter().for_each(|ip| _ = hll.add(ip.as_bytes()));
     hll.registers()
 }
@@ -929,7 +929,7 @@ async fn repeats_are_not_sent_and_registers_are_those_of_sending_all() {
     }
     assert!(saved > sent, "sent {sent}, saved {saved}");
     let full: Vec<u8> = cmd("GET").arg("full").query_async(&mut connection).await.unwrap();
-    assert!(uniques(&store).await == traqq::hll::Hll::decode(&full).unwrap().registers());
+    assert!(uniques(&store).await == traqq_core::hll::Hll::decode(&full).unwrap().registers());
     // Without a shadow everything is sent.
     let plain = RedisStore::new(&Config { shadow_bytes_max: 0, ..config(&redis.url(), 1) }).unwrap();
     let mut session = plain.session(0).await.unwrap();

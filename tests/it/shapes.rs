@@ -4,12 +4,12 @@ use std::io::Write;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use traqq::compile::{Folder, Plan};
 use traqq::config::load;
-use traqq::decode::DeadLetter;
-use traqq::model::{Checkpoint, Header, Part, RecordBatch, TopicPartition};
-use traqq::store::redis::RedisStore;
-use traqq::store::{Meta, Store};
+use traqq_core::decode::DeadLetter;
+use traqq_core::model::{Checkpoint, Header, Part, RecordBatch, TopicPartition};
+use traqq_counts::compile::{Folder, Plan};
+use traqq_counts::store::redis::RedisStore;
+use traqq_counts::store::{Meta, Store};
 
 use crate::cli::write_config;
 use crate::local::{NDJSON, Site, base64, oracle_says};

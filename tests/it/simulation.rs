@@ -18,17 +18,17 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use traqq::broker::memory::{MemoryBroker, MemoryConsumer};
-use traqq::broker::{
-    BrokerError, BrokerResult, Consumer, Event, Mark, Message, Opening, ProduceError, Producer, Start, Watermarks,
-};
-use traqq::mapping::WriteBatch;
-use traqq::model::{Bucket, Checkpoint, TopicPartition};
-use traqq::store::memory::{MemoryStore, State};
-use traqq::store::{
+use traqq_core::model::{Bucket, Checkpoint, TopicPartition};
+use traqq_counts::mapping::WriteBatch;
+use traqq_counts::store::memory::{MemoryStore, State};
+use traqq_counts::store::{
     KeyDump, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey,
 };
-use traqq::worker::{Config, DeadLetters, Execution, Worker, WorkerError};
+use traqq_log::memory::{MemoryBroker, MemoryConsumer};
+use traqq_log::{
+    BrokerError, BrokerResult, Consumer, Event, Mark, Message, Opening, ProduceError, Producer, Start, Watermarks,
+};
+use traqq_pipeline::{Config, DeadLetters, Execution, Worker, WorkerError};
 
 use crate::model::{Harness, NOW_MS, Random, counts, status};
 
@@ -545,7 +545,7 @@ impl Simulation {
 /// Runs one schedule; what happened, and how long the recovery took by its own clock.
 fn schedule(seed: u64) -> (u64, Duration) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    traqq::worker::seed(seed);
+    traqq_pipeline::seed(seed);
     runtime.block_on(async {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let lanes = if random.below(3) == 0 { 3 } else { 1 };

@@ -7,10 +7,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use redis::cmd;
-use traqq::mapping::{Metric, Writes};
-use traqq::model::Checkpoint;
-use traqq::store::redis::{Config, RedisStore, lane_tags};
-use traqq::store::{Meta, Outcome, Store, StoreError, removal};
+use traqq_core::model::Checkpoint;
+use traqq_counts::mapping::{Metric, Writes};
+use traqq_counts::store::redis::{Config, RedisStore, lane_tags};
+use traqq_counts::store::{Meta, Outcome, Store, StoreError, removal};
 
 use crate::cli::traqq;
 use crate::local::{NDJSON, Site, event};
@@ -119,7 +119,7 @@ async fn a_removal_that_was_cut_off_is_done_again() {
         let keys: Vec<Vec<u8>> = cmd("KEYS").arg("a*:add:*").query_async(&mut connection).await.unwrap();
         let removed: usize = cmd("UNLINK").arg(&keys).query_async(&mut connection).await.unwrap();
         assert_eq!(removed, keys.len());
-        let error = traqq::store::fitting_meta(&store).await.unwrap_err().to_string();
+        let error = traqq_counts::store::fitting_meta(&store).await.unwrap_err().to_string();
         assert!(error.contains("is being removed") && error.contains("traqq store drop"), "{error}");
         let refused = commit(&mut session, small(0, 1, &["3"])).await;
         assert!(matches!(refused, Ok(Outcome::PlanChanged(_))), "{refused:?}");
@@ -154,7 +154,7 @@ async fn a_store_that_is_counted_into_is_not_removed() {
     };
     assert!(refused.unwrap_err().to_string().contains("a worker counts into the store"));
     assert_eq!(dump(&mut raw(&redis.url()).await).await.len(), before);
-    assert!(traqq::store::fitting_meta(&store).await.is_ok());
+    assert!(traqq_counts::store::fitting_meta(&store).await.is_ok());
     let other = RedisStore::new(&config(&redis.url(), "a", 3)).unwrap();
     let error = removal::size(&other).await.unwrap_err().to_string();
     assert!(error.contains("set store.redis.lanes = 2"), "{error}");
@@ -170,7 +170,7 @@ async fn a_prefix_of_a_cluster_goes_from_every_node() {
     assert_eq!(removal::remove(&store, Duration::ZERO).await.unwrap(), keys);
     assert_eq!(removal::size(&store).await.unwrap(), None);
     assert_eq!(removal::size(&kept).await.unwrap(), before);
-    assert!(traqq::store::fitting_meta(&kept).await.unwrap().is_some());
+    assert!(traqq_counts::store::fitting_meta(&kept).await.unwrap().is_some());
 }
 
 #[tokio::test]

@@ -276,7 +276,7 @@ fn every_property_of_this_librdkafka_was_looked_at() {
     assert!(names.len() > 150 && names.contains(&"plugin.library.paths"), "{names:?}");
     names.retain(|name| {
         let properties = [((*name).to_owned(), "x".to_owned())].into();
-        let checked = traqq::broker::kafka::Config { properties, ..Default::default() }.check_properties();
+        let checked = traqq_log::kafka::Config { properties, ..Default::default() }.check_properties();
         checked.is_err_and(|error| error.contains("no such property"))
     });
     assert!(names.is_empty(), "not in src/broker/kafka/config/properties.rs: {names:?}");

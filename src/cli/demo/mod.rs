@@ -24,8 +24,8 @@ use super::status_line::StatusLine;
 use super::{Failure, Outcome, block_on};
 use crate::app::{self, now_ms};
 use crate::config::{Config, starter};
-use crate::database::Database;
 use crate::telemetry;
+use traqq_disk::Database;
 
 const DAY_MS: i64 = 86_400_000;
 const HOUR_MS: i64 = 3_600_000;

@@ -193,7 +193,7 @@ mod tests {
 
     use super::super::times::Mode;
     use super::*;
-    use crate::decode::EventRules;
+    use traqq_core::decode::EventRules;
 
     const CSV: Layout = Layout::Rows(None);
 

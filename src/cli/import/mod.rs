@@ -33,7 +33,7 @@ use super::events::{Taken, event_rules, post_until_taken};
 use super::status_line::StatusLine;
 use super::{Failure, Outcome, block_on};
 use crate::config::Config;
-use crate::decode::EventRules;
+use traqq_core::decode::EventRules;
 
 /// Send events from files, each of them once
 ///

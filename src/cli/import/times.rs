@@ -2,9 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use crate::decode::EventRules;
-use crate::decode::{CLOUD_EVENT_TIME, Decoded, EventReader, Raw, Reason, Shape, TimeSource, for_each_event, trim};
-use crate::model::Record;
+use traqq_core::decode::EventRules;
+use traqq_core::decode::{
+    CLOUD_EVENT_TIME, Decoded, EventReader, Raw, Reason, Shape, TimeSource, for_each_event, trim,
+};
+use traqq_core::model::Record;
 
 /// Names that are told when none of them is a time.
 const NAMES_MAX: usize = 20;

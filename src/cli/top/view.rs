@@ -273,7 +273,7 @@ mod tests {
         };
         for columns in [20, 80, 160] {
             for line in board.lines(&Terminal::test(true, columns), 60) {
-                assert!(!line.contains(crate::model::escape::is_active), "{line:?}");
+                assert!(!line.contains(traqq_core::model::escape::is_active), "{line:?}");
                 assert!(width(&line) <= columns, "{columns}: {line:?}");
             }
         }

@@ -1,7 +1,7 @@
 //! What answers hold in memory, until they are read.
 
 use super::*;
-use crate::query::Limits;
+use traqq_counts::query::Limits;
 
 const LABELS: usize = 20_000;
 

@@ -1,0 +1,49 @@
+//! `[broker.local]`.
+
+use serde::{Deserialize, Serialize};
+
+use traqq_core::model::Retention;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Partitions of the log. They can become more, never fewer.
+    pub partitions: i32,
+    /// The field whose value says which partition an event goes to, as Kafka's key would; needed with more than one.
+    pub partition_by: Option<String>,
+    /// What this log is counted under, as a consumer group of Kafka would be.
+    pub group: String,
+    /// Records are removed when they are older than this and counted.
+    pub retention: Retention,
+    /// Records are removed, the oldest first, when the log takes more than this on disk and they are counted.
+    pub retention_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            partitions: 1,
+            partition_by: None,
+            group: "traqq".to_owned(),
+            retention: Retention::Seconds(7 * 86_400),
+            retention_bytes: 10 << 30,
+        }
+    }
+}
+
+impl Config {
+    pub fn check(&self) -> Result<(), String> {
+        if !(1..=1024).contains(&self.partitions) {
+            return Err(format!("broker.local.partitions = {} must lie in 1 to 1024", self.partitions));
+        }
+        if self.partitions > 1 && self.partition_by.is_none() {
+            return Err("broker.local.partitions is more than 1, but not by which field events are spread: set \
+                        broker.local.partition_by, for example \"user_id\""
+                .to_owned());
+        }
+        if self.group.is_empty() {
+            return Err("broker.local.group is empty; write a name, for example \"traqq\"".to_owned());
+        }
+        Ok(())
+    }
+}
