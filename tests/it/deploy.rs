@@ -288,8 +288,7 @@ fn every_alert_says_what_to_do_and_is_tested() {
 #[test]
 fn the_runbooks_quote_messages_as_they_are() {
     let readme = text("deploy/README.md");
-    let sources: String =
-        sources().iter().map(|path| fs::read_to_string(path).expect("a source file")).collect();
+    let sources: String = sources().iter().map(|path| fs::read_to_string(path).expect("a source file")).collect();
     for message in [
         "the log begins at",
         "records were removed before they were counted",

@@ -46,4 +46,5 @@ mod simulation;
 mod store_drop;
 mod tls;
 mod trust;
+mod versions;
 mod visible;

@@ -29,6 +29,8 @@ pub mod cursor;
 pub mod dead_letter;
 mod driver;
 mod execution;
+#[cfg(test)]
+mod fake;
 mod gauges;
 mod lane;
 mod ledger;

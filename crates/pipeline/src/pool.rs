@@ -162,3 +162,74 @@ impl<P: Projection> Bench<P> {
         self.done.send(Done { lane, epoch, sequence, folded }).is_ok() && !is_broken
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+    use super::super::fake::{Fake, Memory, Seen, part};
+    use super::super::plain::PlainBatch;
+    use super::*;
+
+    type Folded = Done<PlainBatch<Seen>>;
+
+    fn pool(threads: usize, records: &Arc<Budget>) -> (Pool<Fake>, Arc<Budget>, UnboundedReceiver<Folded>) {
+        let config = Config { fold_threads: threads, ..Config::default() };
+        let folded = Budget::part_of(records, 1 << 20);
+        let (done_in, done) = unbounded_channel();
+        let fake = Fake::new(&Memory::default(), "1");
+        (Pool::start(&fake, &config, 2, &folded, &done_in, Execution::Threads), folded, done)
+    }
+
+    fn job(records: &Arc<Budget>, folded: &Arc<Budget>, lane: usize, sequence: u64, values: &[&str]) -> Job {
+        let parts = vec![part(records, 0, 0, values), part(records, 1, 5, values)];
+        Job { lane, epoch: 1, sequence, parts, expected: folded.take(1000) }
+    }
+
+    #[tokio::test]
+    async fn every_job_is_folded_and_memory_is_held_for_what_it_came_to() {
+        let records = Budget::new("test", 1 << 20);
+        let (pool, folded, mut done) = pool(3, &records);
+        [0, 1].iter().for_each(|lane| pool.set_epoch(*lane, 1));
+        (0..20).for_each(|sequence| pool.submit(job(&records, &folded, 0, sequence, &["a", "b", "a"])));
+        let mut sequences = Vec::new();
+        let mut held = Vec::new();
+        for _ in 0..20 {
+            let Done { sequence, folded, .. } = done.recv().await.unwrap();
+            let batches = folded.unwrap();
+            assert_eq!(batches[0].0.value, Seen::from([("a".to_owned(), 4), ("b".to_owned(), 2)]));
+            sequences.push(sequence);
+            held.extend(batches);
+        }
+        sequences.sort_unstable();
+        assert_eq!(sequences, (0..20).collect::<Vec<_>>());
+        // Records have given theirs back, and so has what was expected.
+        assert_eq!(folded.room(Duration::ZERO), (1 << 20) - 20 * 60);
+        assert_eq!(records.room(Duration::ZERO), (1 << 20) - 20 * 60);
+        drop(held);
+        assert_eq!(records.room(Duration::ZERO), 1 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_job_of_an_epoch_that_is_over_is_dropped_with_its_memory() {
+        let records = Budget::new("test", 1 << 20);
+        let (pool, folded, mut done) = pool(1, &records);
+        pool.set_epoch(0, 2);
+        pool.set_epoch(1, 1);
+        pool.submit(job(&records, &folded, 0, 0, &["old"]));
+        pool.submit(job(&records, &folded, 1, 7, &["new"]));
+        let first = done.recv().await.unwrap();
+        assert_eq!((first.lane, first.sequence), (1, 7));
+        drop(first);
+        assert_eq!(records.room(Duration::ZERO), 1 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_fold_that_panics_is_told() {
+        let records = Budget::new("test", 1 << 20);
+        let (pool, folded, mut done) = pool(1, &records);
+        pool.set_epoch(0, 1);
+        pool.submit(job(&records, &folded, 0, 0, &["panic"]));
+        assert!(done.recv().await.unwrap().folded.is_none());
+    }
+}

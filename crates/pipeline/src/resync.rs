@@ -160,3 +160,127 @@ pub struct Skip {
     pub from: traqq_core::model::Checkpoint,
     pub to: traqq_core::model::Checkpoint,
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::Receiver;
+    use traqq_core::model::Checkpoint;
+    use traqq_log::memory::{MemoryBroker, MemoryConsumer};
+    use traqq_log::{Consumer, Mark};
+
+    use super::super::budget::Budget;
+    use super::super::config::OnEmptyStore;
+    use super::super::driver::{Driver, Notice};
+    use super::super::execution::Execution;
+    use super::super::fake::{Fake, Memory};
+    use super::super::start::note_of;
+    use super::super::status::Status;
+    use super::*;
+
+    fn name(number: i32) -> TopicPartition {
+        TopicPartition::new("t", number)
+    }
+
+    /// The notices keep the driver going.
+    fn starter(
+        consumer: MemoryConsumer,
+        memory: &Memory,
+        shape: &'static str,
+        on_empty_store: OnEmptyStore,
+    ) -> (Starter<Fake>, Receiver<Notice>) {
+        let (notices, kept) = mpsc::channel(100);
+        let status = Arc::new(Status::of::<Fake>("nowhere"));
+        let budget = Budget::new("test", 1 << 20);
+        let driver = Driver::start(Box::new(consumer), budget, notices, Execution::Tasks, status);
+        let projection = Arc::new(Fake::new(memory, shape));
+        let (group, now_ms) = ("g".to_owned(), (|| 0) as fn() -> i64);
+        (Starter { projection, driver, group, start: Start::Earliest, on_empty_store, now_ms }, kept)
+    }
+
+    /// Two partitions; the log of the first begins at 2.
+    fn broker() -> MemoryBroker {
+        let broker = MemoryBroker::new("t", 2);
+        for number in 0..2 {
+            (0..5).for_each(|_| _ = broker.append(&name(number), 0, b"x"));
+        }
+        broker.trim(&name(0), 2);
+        broker
+    }
+
+    fn positions(view: &View<Fake>) -> Vec<i64> {
+        view.positions.values().map(|at| at.position).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_empty_ledger_is_begun_once_and_found_again() {
+        let (broker, memory) = (broker(), Memory::default());
+        for position in [0, 3] {
+            let (starter, _kept) = starter(broker.consumer(), &memory, "1", OnEmptyStore::Stop);
+            let found = view(&starter, 0, 1).await.unwrap();
+            assert_eq!(positions(&found), [2 + position, 0]);
+            assert_eq!(found.header.starts().values().copied().collect::<Vec<_>>(), [2, 0]);
+            assert!(found.session.is_some());
+            let to = Checkpoint::start(5);
+            let ledger = starter.projection.ledger();
+            assert!(position > 0 || ledger.set_position(&name(0), Some(Checkpoint::start(2)), to).await.unwrap());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ledger_of_another_shape_is_for_an_operator() {
+        let (broker, memory) = (broker(), Memory::default());
+        let (first, _kept) = starter(broker.consumer(), &memory, "1", OnEmptyStore::Stop);
+        view(&first, 0, 1).await.unwrap();
+        let (second, _kept) = starter(broker.consumer(), &memory, "2", OnEmptyStore::Stop);
+        let Err(NotStarted::Stop(cause)) = view(&second, 0, 1).await else { panic!("it goes on") };
+        assert!(cause.to_string().contains("shape"), "{cause}");
+    }
+
+    /// What is committed to the broker tells a ledger that was lost from one that is new.
+    #[tokio::test(start_paused = true)]
+    async fn a_ledger_that_was_lost_is_begun_where_it_was_begun_or_not_at_all() {
+        for (note, on_empty_store, expected) in [
+            (note_of("fake", 1), OnEmptyStore::Restart, Some([2, 1])),
+            (note_of("fake", 1), OnEmptyStore::Stop, None),
+            (note_of("another", 1), OnEmptyStore::Stop, Some([2, 0])),
+            ("somebody's".to_owned(), OnEmptyStore::Stop, Some([2, 0])),
+        ] {
+            let broker = broker();
+            let mut consumer = broker.consumer();
+            consumer.commit(&[Mark { partition: name(1), position: 4, note: note.clone() }], true).unwrap();
+            let (starter, _kept) = starter(consumer, &Memory::default(), "1", on_empty_store);
+            match (view(&starter, 0, 1).await, expected) {
+                (Ok(found), Some(expected)) => assert_eq!(positions(&found), expected, "{note} {on_empty_store:?}"),
+                (Err(NotStarted::Stop(cause)), None) => {
+                    assert!(cause.to_string().contains("on_empty_store"), "{cause}")
+                }
+                (found, _) => panic!("{note} {on_empty_store:?}: {:?}", found.map(|found| positions(&found))),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn partitions_that_appear_are_begun_with_and_known_ones_left_alone() {
+        let (broker, memory) = (broker(), Memory::default());
+        let (starter, _kept) = starter(broker.consumer(), &memory, "1", OnEmptyStore::Stop);
+        view(&starter, 0, 1).await.unwrap();
+        broker.append_hidden(&name(2));
+        broker.trim(&name(2), 1);
+        for _ in 0..2 {
+            let found = adopted(&starter, 0, 1, &[name(1), name(2)]).await.unwrap();
+            assert_eq!(positions(&found), [2, 0, 1]);
+            assert!(found.session.is_none() && found.header.starts()[&name(2)] == 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_fails_is_made_again_and_says_why_meanwhile() {
+        let (broker, memory) = (broker(), Memory::default());
+        let (starter, _kept) = starter(broker.consumer(), &memory, "1", OnEmptyStore::Stop);
+        memory.0.lock().unwrap().fails = true;
+        let (internal, mut told) = mpsc::unbounded_channel();
+        resync(starter, internal, 0, 1, Duration::ZERO).await;
+        assert!(matches!(told.recv().await, Some(Internal::Waiting { lane: 0, why }) if why == "the disk is full"));
+        assert!(matches!(told.recv().await, Some(Internal::View(found)) if found.epoch == 1));
+    }
+}

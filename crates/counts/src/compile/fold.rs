@@ -576,3 +576,182 @@ fn long_label_bytes(plan: &Plan, symbols: &[Symbols], field_ids: &[u32], node: N
     let bytes: usize = parents.map(|node| symbols[node.field].label(field_ids[node.field]).len()).sum();
     bytes.saturating_sub(BYTES_PER_LABEL)
 }
+
+#[cfg(test)]
+mod tests {
+    use traqq_core::model::{BucketKind, RecordBatch};
+
+    use super::*;
+    use crate::mapping::{Rules, metric_name};
+
+    /// 2023-11-14 in UTC.
+    const NOW_MS: i64 = 1_700_000_000_000;
+
+    fn plan(rules: &str) -> Arc<Plan> {
+        let rules: Rules = serde_json::from_str(rules).unwrap();
+        Arc::new(Plan::new(rules.validate().unwrap()))
+    }
+
+    fn part(values: &[&str]) -> Part {
+        let mut records = RecordBatch::new(TopicPartition::new("t", 0), 1);
+        for (offset, value) in values.iter().enumerate() {
+            records.push(offset as i64, NOW_MS, None, Some(value.as_bytes()));
+        }
+        Part { records, from: Checkpoint::start(0) }
+    }
+
+    /// What a batch adds to the day, a line for each key: labels in the order of their first occurrence.
+    fn lines(batch: &WriteBatch) -> Vec<String> {
+        let unique = |elements: &crate::mapping::Elements| elements.len().to_string();
+        let line = |key: &KeyWrite| {
+            let values: Vec<String> = match &key.writes {
+                Writes::Unique(elements) => vec![unique(elements)],
+                Writes::UniqueBy(values) => {
+                    values.iter().map(|(label, of)| format!("{label}={}", unique(of))).collect()
+                }
+                Writes::Count(values) | Writes::Top(values) => {
+                    values.iter().map(|(label, count)| format!("{label}={count}")).collect()
+                }
+                Writes::Sum(values, totals) => {
+                    let all = format!("{} of {}, {} to {}", totals.sum, totals.count, totals.min, totals.max);
+                    values.iter().map(|(label, sum, count)| format!("{label}={sum}/{count}")).chain([all]).collect()
+                }
+            };
+            format!("{} {}", metric_name(&key.metric), values.join(" "))
+        };
+        let days = batch.writes.iter().filter(|key| key.bucket.kind == BucketKind::Day);
+        let mut lines: Vec<String> = days.map(line).collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn events_become_merged_writes() {
+        // A mapping, events, and what they add to their day.
+        for (mapping, events, expected) in [
+            (
+                r#""add":["event"]"#,
+                &[r#"{"event":"a"}"#, r#"{"event":"b"}"#, r#"{"event":"a"}"#][..],
+                &["add:event a=2 b=1"][..],
+            ),
+            // A field that is absent, null, or no text counts nowhere.
+            (
+                r#""add":["event","geo"]"#,
+                &[r#"{"event":"a","geo":"x"}"#, r#"{"event":"a","geo":null}"#, r#"{"event":"a","geo":[1]}"#],
+                &["add:event a=3", "add:event~geo a~x=1", "add:geo x=1"],
+            ),
+            // Values of the separator and of the name for others are escaped, numbers and booleans have one spelling.
+            (
+                r#""add":["v"],"auto_pairs":false"#,
+                &[
+                    r#"{"event":"e","v":"__other__"}"#,
+                    r#"{"event":"e","v":1.0}"#,
+                    r#"{"event":"e","v":true}"#,
+                    r#"{"event":"e","v":" x "}"#,
+                ],
+                &[r"add:v \__other__=1 1=1 true=1 x=1"],
+            ),
+            (
+                r#""add":["a~b"]"#,
+                &[r#"{"event":"e","a":"x~y","b":"z"}"#, r#"{"event":"e","a":"x","b":"y~z"}"#],
+                &[r"add:a~b x\~y~z=1 x~y\~z=1"],
+            ),
+            // A leaderboard and a counter of one pattern share the work.
+            (r#""add":["url"],"top":["url"]"#, &[r#"{"event":"e","url":"/"}"#], &["add:url /=1", "top:url /=1"]),
+            // Sums are exact in millionths; what is no number is left out.
+            (
+                r#""add_value":[{"key":"event","add_key":"n"}]"#,
+                &[
+                    r#"{"event":"a","n":0.1}"#,
+                    r#"{"event":"a","n":"0.2"}"#,
+                    r#"{"event":"b","n":-3}"#,
+                    r#"{"event":"b","n":"x"}"#,
+                    r#"{"event":"c"}"#,
+                ],
+                &["add_value:n:event a=300000/2 b=-3000000/1 -2700000 of 3, -3000000 to 200000"],
+            ),
+            // Of unique counts only what raises a register is kept.
+            (
+                r#""bitmap":["ip"],"bitmap_by":[{"key":"geo","of":"ip"}]"#,
+                &[
+                    r#"{"event":"e","ip":"1","geo":"x"}"#,
+                    r#"{"event":"e","ip":"1","geo":"x"}"#,
+                    r#"{"event":"e","ip":"2","geo":"y"}"#,
+                ],
+                &["bitmap:ip 2", "bitmap_by:ip@geo x=1 y=1"],
+            ),
+            // One record that holds several events.
+            (
+                r#""add":["event"]"#,
+                &[r#"[{"event":"a"},{"event":"b"}]"#, r#"{"batch":[{"event":"a"}]}"#],
+                &["add:event a=2 b=1"],
+            ),
+        ] {
+            let folded =
+                Folder::new(plan(&format!(r#"{{"mapping":{{{mapping}}}}}"#)), usize::MAX).fold(&[part(events)]);
+            let [Folded { batch, dead_letters, .. }] = &folded[..] else { panic!("{} batches", folded.len()) };
+            assert_eq!(lines(batch), expected, "{mapping}");
+            assert!(dead_letters.is_empty(), "{dead_letters:?}");
+            let span = &batch.spans[0];
+            assert_eq!((span.from.position, span.to.position), (0, events.len() as i64));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_a_dead_letter_and_stops_nothing() {
+        let old = format!(r#"{{"event":"a","ts":{}}}"#, NOW_MS / 1000 - 500 * 86_400);
+        let ahead = format!(r#"{{"event":"a","ts":{}}}"#, NOW_MS / 1000 + 2 * 86_400);
+        let events = [
+            "{",
+            "[]",
+            "{}",
+            r#"{"event":"a","ts":"soon"}"#,
+            &ahead,
+            &old,
+            r#"[{"event":"a"},{}]"#,
+            r#"{"event":"a"}"#,
+        ];
+        let folded = Folder::new(plan(r#"{"mapping":{"add":["event"]}}"#), usize::MAX).fold(&[part(&events)]);
+        let letters: Vec<(i64, Option<u32>, &str)> =
+            folded[0].dead_letters.iter().map(|letter| (letter.offset, letter.index, letter.reason.name())).collect();
+        assert_eq!(
+            letters,
+            [
+                (0, None, "invalid_json"),
+                (1, None, "not_an_object"),
+                (2, None, "no_event"),
+                (3, None, "time_unreadable"),
+                (4, None, "time_in_future"),
+                (5, None, "too_old"),
+                (6, Some(1), "no_event"),
+            ]
+        );
+        assert_eq!(lines(&folded[0].batch), ["add:event a=2"]);
+        let FoldStats { records, events: counted, .. } = folded[0].stats;
+        assert_eq!((records, counted), (8, 2));
+    }
+
+    /// Where one batch ends the next begins, and together they are what one would be.
+    #[test]
+    fn batches_that_are_cut_follow_one_another() {
+        let events: Vec<String> = (0..50).map(|n| format!(r#"{{"event":"e{}","geo":"g{}"}}"#, n % 9, n % 4)).collect();
+        let events: Vec<&str> = events.iter().map(String::as_str).collect();
+        let plan = plan(r#"{"mapping":{"add":["event","geo"]}}"#);
+        for operations_max in [1, 7, 30, usize::MAX] {
+            let folded = Folder::new(Arc::clone(&plan), operations_max).fold(&[part(&events)]);
+            let mut position = Checkpoint::start(0);
+            let mut counted = 0;
+            for Folded { batch, .. } in &folded {
+                assert_eq!(batch.spans[0].from, position);
+                position = batch.spans[0].to;
+                let of_events = batch.writes.iter().filter(|key| metric_name(&key.metric) == "add:event");
+                for key in of_events {
+                    let Writes::Count(values) = &key.writes else { panic!("counts") };
+                    counted += values.iter().map(|(_, count)| count).sum::<i64>();
+                }
+            }
+            assert_eq!((position.position, counted), (50, 50), "{operations_max}");
+            assert_eq!(folded.len() == 1, operations_max == usize::MAX, "{operations_max}");
+        }
+    }
+}

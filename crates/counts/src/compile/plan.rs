@@ -168,3 +168,55 @@ fn position_or_push<T>(items: &mut Vec<T>, is_it: impl Fn(&T) -> bool, make: imp
         items.len() - 1
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mapping::Rules;
+
+    fn plan(mapping: &str) -> Plan {
+        let rules: Rules = serde_json::from_str(&format!(r#"{{"mapping":{{{mapping}}}}}"#)).unwrap();
+        Plan::new(rules.validate().unwrap())
+    }
+
+    /// Patterns that begin alike share the work, and each field is looked for once.
+    #[test]
+    fn combinations_form_a_trie_over_sorted_fields() {
+        // A mapping; fields that are looked for, nodes of the trie, sources of unique counts, counters.
+        for (mapping, fields, nodes, sources, counts) in [
+            (r#""add":["event"]"#, 1, 1, 0, 1),
+            (r#""add":["event","geo"]"#, 2, 3, 0, 3),
+            (r#""add":["event~geo","event~geo~os"]"#, 3, 3, 0, 2),
+            (r#""add":["geo~event","event~os"]"#, 3, 3, 0, 2),
+            (r#""add":["event"],"top":["event"]"#, 1, 1, 0, 1),
+            (r#""bitmap":["ip","ip~ua"],"bitmap_by":[{"key":"geo","of":"ip"}]"#, 3, 1, 2, 0),
+            (r#""add_value":[{"key":"event","add_key":"n"},{"key":"geo","add_key":"n"}]"#, 3, 2, 0, 0),
+        ] {
+            let plan = plan(mapping);
+            let own = plan.label_fields.len()
+                + plan.amounts.len()
+                + plan
+                    .sources
+                    .iter()
+                    .flat_map(|source| &source.fields)
+                    .collect::<std::collections::BTreeSet<_>>()
+                    .len();
+            assert_eq!(
+                (own, plan.nodes.len(), plan.sources.len(), plan.counts.len()),
+                (fields, nodes, sources, counts),
+                "{mapping}"
+            );
+            assert!(plan.nodes.iter().enumerate().all(|(at, node)| node.parent.is_none_or(|parent| parent < at)));
+        }
+    }
+
+    #[test]
+    fn the_hash_is_that_of_the_rules_and_limits_are_looked_at_only_where_they_could_be_met() {
+        let small = plan(r#""add":["a","b"]"#);
+        assert_eq!(small.hash, small.rules.plan_hash());
+        assert!(!small.must_count_metrics);
+        let rules = r#"{"mapping":{"add":["a","b"]},"events":{"max_metrics_per_event":2}}"#;
+        let rules: Rules = serde_json::from_str(rules).unwrap();
+        assert!(Plan::new(rules.validate().unwrap()).must_count_metrics);
+    }
+}

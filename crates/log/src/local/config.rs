@@ -13,9 +13,10 @@ pub struct Config {
     pub partition_by: Option<String>,
     /// What this log is counted under, as a consumer group of Kafka would be.
     pub group: String,
-    /// Records are removed when they are older than this and counted.
+    /// Records are removed when they are older than this and all readers have read them.
     pub retention: Retention,
-    /// Records are removed, the oldest first, when the log takes more than this on disk and they are counted.
+    /// Records are removed, the oldest first, when the log takes more than this on disk and all readers have read them. When so
+    /// much is unread, what comes in is refused.
     pub retention_bytes: u64,
 }
 

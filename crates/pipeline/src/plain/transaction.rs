@@ -211,3 +211,81 @@ where
         ready(outcome).boxed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::budget::Budget;
+    use super::super::super::fake::{Fake, Memory, Seen, part};
+    use super::super::super::projection::Fold;
+    use super::super::{PlainBatch, PlainFold};
+    use super::*;
+
+    fn name(number: i32) -> TopicPartition {
+        TopicPartition::new("t", number)
+    }
+
+    /// Values of partition 0 from an offset on.
+    fn batch(fake: &Fake, offset: i64, values: &[&str]) -> PlainBatch<Seen> {
+        let budget = Budget::new("test", 1 << 20);
+        let mut fold: PlainFold<Seen> = fake.fold();
+        fold.fold(vec![part(&budget, 0, offset, values)]).pop().unwrap()
+    }
+
+    async fn begun(memory: &Memory) -> Fake {
+        let fake = Fake::new(memory, "1");
+        let mut header = fake.new_header(0);
+        header.starts = [(name(0), 0), (name(1), 7)].into();
+        assert_eq!(fake.ledger().create(&header).await.unwrap(), header);
+        fake
+    }
+
+    async fn commit(session: &mut Box<dyn Session<Fake>>, batch: PlainBatch<Seen>) -> LedgerResult<Outcome<()>> {
+        let permit = Budget::new("test", 1 << 20).take(1);
+        session.commit(batch, permit).await.await
+    }
+
+    #[tokio::test]
+    async fn result_and_position_change_together_or_not_at_all() {
+        let memory = Memory::default();
+        let fake = begun(&memory).await;
+        let mut session = fake.ledger().session(0).await.unwrap();
+        assert_eq!(session.stored().await.unwrap().unwrap().1[&name(1)], Checkpoint::start(7));
+        assert_eq!(commit(&mut session, batch(&fake, 0, &["a", "b", "a"])).await.unwrap(), Outcome::Applied(()));
+        memory.0.lock().unwrap().fails = true;
+        // It is tried by another session, from where the ledger stands.
+        let Err(LedgerError::Retry(_)) = commit(&mut session, batch(&fake, 3, &["c"])).await else { panic!("applied") };
+        let positions = fake.ledger().positions(0).await.unwrap();
+        assert_eq!((positions[&name(0)].position, positions[&name(1)].position), (3, 7));
+        assert_eq!(memory.0.lock().unwrap().seen, Seen::from([("a".to_owned(), 2), ("b".to_owned(), 1)]));
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_does_not_begin_where_the_ledger_stands_is_fenced_off_and_so_is_all_behind_it() {
+        let memory = Memory::default();
+        let fake = begun(&memory).await;
+        for offset in [1, -1] {
+            let mut session = fake.ledger().session(0).await.unwrap();
+            let stored = vec![(name(0), Some(Checkpoint::start(0)))];
+            assert_eq!(
+                commit(&mut session, batch(&fake, offset, &["a"])).await.unwrap(),
+                Outcome::Fenced(stored.clone())
+            );
+            assert_eq!(commit(&mut session, batch(&fake, 0, &["a"])).await.unwrap(), Outcome::Fenced(stored));
+        }
+        assert!(memory.0.lock().unwrap().seen.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_there_already_is_left_alone() {
+        let memory = Memory::default();
+        let fake = begun(&memory).await;
+        let other = PlainHeader::new("another", "2");
+        assert_eq!(fake.ledger().create(&other).await.unwrap().group, "g", "whoever was first has it");
+        fake.ledger().adopt(&[(name(1), 99), (name(2), 5)]).await.unwrap();
+        let positions: Vec<i64> = fake.ledger().positions(0).await.unwrap().values().map(|at| at.position).collect();
+        assert_eq!(positions, [0, 7, 5]);
+        assert_eq!(fake.ledger().header().await.unwrap().unwrap().starts[&name(2)], 5);
+        let set = async |from| fake.ledger().set_position(&name(2), from, Checkpoint::start(6)).await.unwrap();
+        assert_eq!((set(None).await, set(Some(Checkpoint::start(5))).await, set(None).await), (false, true, false));
+    }
+}
