@@ -52,7 +52,7 @@ fn unpack(archive: &str, into: &Path) {
 
 fn config(directory: &Path, data: &str, more: &str) -> PathBuf {
     let data = directory.join(data);
-    let server = "[server]\nhttp = \"127.0.0.1:0\"\ntcp = \"off\"\n";
+    let server = "[log]\nformat = \"text\"\n[server]\nhttp = \"127.0.0.1:0\"\ntcp = \"off\"\n";
     write_config(directory, &format!("{server}[data]\ndirectory = {data:?}\n{more}{COUNTED}"))
 }
 
