@@ -3,8 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-/// A crate's sources, and of each folder or file in it, which others of the crate, and which crates of ours, it may import.
-const MAY_IMPORT: [(&str, &[(&str, &[&str])]); 3] = [
+/// A folder or file of a crate, and which others of the crate, and which crates of ours, it may import.
+type Rule = (&'static str, &'static [&'static str]);
+
+/// A crate's sources, and the rules of all that is in them.
+const MAY_IMPORT: [(&str, &[Rule]); 3] = [
     (
         "crates/core/src",
         &[
