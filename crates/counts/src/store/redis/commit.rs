@@ -92,7 +92,7 @@ impl Session for RedisSession {
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {
         let encoded = {
-            let shadow = self.shadow.lock().expect("no panic under this lock");
+            let shadow = self.shadow.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             Encoded::new(&batch, &self.keys, &self.limits, &shadow, &self.script)
         };
         let mut node = self.node.clone();
@@ -102,7 +102,7 @@ impl Session for RedisSession {
             if let Outcome::Applied(applied) = &mut outcome {
                 applied.elements_sent = encoded.elements_sent;
                 applied.elements_saved = encoded.elements_saved;
-                shadow.lock().expect("no panic under this lock").absorb(&batch);
+                shadow.lock().unwrap_or_else(std::sync::PoisonError::into_inner).absorb(&batch);
             }
             Ok(outcome)
         }

@@ -32,7 +32,7 @@ impl Nodes {
 
     /// All of them. Each time another one comes first, because one may be cut off from the rest and not know it.
     pub fn all(&self) -> Vec<Address> {
-        let mut named = self.named.lock().expect("no panic under this lock");
+        let mut named = self.named.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (nodes, first) = &mut *named;
         let mut all = nodes.clone();
         all.extend(self.seeds.iter().filter(|seed| !nodes.contains(seed)).cloned());
@@ -44,7 +44,7 @@ impl Nodes {
 
     /// Forgets those that are no longer named: their addresses may be somebody else's by now.
     pub fn learn(&self, named: Vec<Address>) {
-        self.named.lock().expect("no panic under this lock").0 = named;
+        self.named.lock().unwrap_or_else(std::sync::PoisonError::into_inner).0 = named;
     }
 }
 
