@@ -252,7 +252,7 @@ mod tests {
             match (view(&starter, 0, 1).await, expected) {
                 (Ok(found), Some(expected)) => assert_eq!(positions(&found), expected, "{note} {on_empty_store:?}"),
                 (Err(NotStarted::Stop(cause)), None) => {
-                    assert!(cause.to_string().contains("on_empty_store"), "{cause}")
+                    assert!(cause.to_string().contains("on_empty_store"), "{cause}");
                 }
                 (found, _) => panic!("{note} {on_empty_store:?}: {:?}", found.map(|found| positions(&found))),
             }
