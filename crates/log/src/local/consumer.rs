@@ -16,7 +16,7 @@ pub struct LocalConsumer {
     /// Under which its positions are kept; `None` for the first reader.
     name: Option<String>,
     /// Which of this process's readers it is.
-    index: usize,
+    index: u64,
     is_offered: bool,
     is_paused: bool,
     /// Next offset, and the generation.
@@ -224,13 +224,14 @@ impl Consumer for LocalConsumer {
 
     fn close(&mut self) {
         self.open.clear();
-        let mut inner = self.shared.lock();
-        self.all().iter().for_each(|partition| inner.set_next(self.index, partition.partition, None));
+        if let Some(open) = self.shared.lock().readers.get_mut(&self.index) {
+            open.clear();
+        }
     }
 }
 
 impl Drop for LocalConsumer {
     fn drop(&mut self) {
-        self.shared.lock().close_reader(self.index);
+        self.shared.lock().readers.remove(&self.index);
     }
 }

@@ -32,23 +32,18 @@ pub struct Partition {
     pub fresh: VecDeque<(i64, Block)>,
 }
 
-/// One reader of this process: the next offset of each partition that it has open.
-#[derive(Default)]
-pub struct Cursor {
-    is_closed: bool,
-    next: BTreeMap<i32, i64>,
-}
-
 #[derive(Default)]
 pub struct Inner {
     /// The opening of the database that this was read under.
     pub epoch: u64,
     pub partitions: Vec<Partition>,
-    /// Where each reader of this process is in the partitions that it has open.
-    pub readers: Vec<Cursor>,
+    /// The readers of this process by their numbers: the next offset of each partition that one has open.
+    pub readers: BTreeMap<u64, BTreeMap<i32, i64>>,
     pub fresh_bytes: usize,
-    /// Whether there was no room when that was last looked at, what could be removed having been.
-    pub is_full: Option<(Instant, bool)>,
+    /// When there was last no room and what could be removed was,
+    pub looked_for_room_at: Option<Instant>,
+    /// and the reader that is furthest behind, if that was not enough.
+    pub full_of: Option<String>,
     pub next_letter: u64,
     /// Of the rows of idempotency keys, without those that had expired when they were counted.
     pub keys_bytes: u64,
@@ -210,15 +205,11 @@ impl Shared {
         row.map(|row| rows::parse_mark(&row).map(|(position, _)| position).ok_or_else(|| self.damaged())).transpose()
     }
 
-    /// Bytes of the blocks that a reader has not behind it.
-    pub fn unread_bytes(&self, open: &Arc<Open>) -> DatabaseResult<u64> {
+    /// Bytes of the blocks of a partition that end at an offset or behind it.
+    pub fn bytes_from(&self, open: &Arc<Open>, number: i32, offset: i64) -> DatabaseResult<u64> {
         let mut bytes = 0;
-        for number in 0..self.config.partitions {
-            let (_, position) = self.slowest(open, number)?;
-            let unread = rows::block(number, position.unwrap_or(0))..=rows::block(number, i64::MAX);
-            for row in open.tree(rows::TREE).range(unread) {
-                bytes += u64::from(row.size().map_err(|error| self.database.failed(open, &error))?);
-            }
+        for row in open.tree(rows::TREE).range(rows::block(number, offset)..=rows::block(number, i64::MAX)) {
+            bytes += u64::from(row.size().map_err(|error| self.database.failed(open, &error))?);
         }
         Ok(bytes)
     }
@@ -245,39 +236,27 @@ impl Shared {
 }
 
 impl Inner {
-    /// A place for a reader of this process.
-    pub fn add_reader(&mut self) -> usize {
-        let closed = self.readers.iter().position(|reader| reader.is_closed);
-        let index = closed.unwrap_or(self.readers.len());
-        if closed.is_none() {
-            self.readers.push(Cursor::default());
-        }
-        self.readers[index] = Cursor::default();
-        index
-    }
-
-    /// Nothing is kept in memory for it any more.
-    pub fn close_reader(&mut self, reader: usize) {
-        if let Some(cursor) = self.readers.get_mut(reader) {
-            *cursor = Cursor { is_closed: true, next: BTreeMap::new() };
-        }
+    /// The number of a new reader of this process.
+    pub fn add_reader(&mut self) -> u64 {
+        let number = self.readers.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.readers.insert(number, BTreeMap::new());
+        number
     }
 
     /// Where a reader goes on; `None` when it does not read the partition.
-    pub fn set_next(&mut self, reader: usize, number: i32, next: Option<i64>) {
-        if let Some(cursor) = self.readers.get_mut(reader) {
-            match next {
-                Some(next) => _ = cursor.next.insert(number, next),
-                None => _ = cursor.next.remove(&number),
-            }
+    pub fn set_next(&mut self, reader: u64, number: i32, next: Option<i64>) {
+        let Some(open) = self.readers.get_mut(&reader) else { return };
+        match next {
+            Some(next) => _ = open.insert(number, next),
+            None => _ = open.remove(&number),
         }
     }
 
     /// The fresh block that holds `next`, which this reader reads now. The last one to read it takes it, the others have a copy;
     /// what all have behind them goes.
-    pub fn fresh(&mut self, reader: usize, number: i32, next: i64) -> Option<(i64, Block)> {
-        let others = self.readers.iter().enumerate().filter(|(index, _)| *index != reader);
-        let others = others.filter_map(|(_, cursor)| cursor.next.get(&number)).min().copied().unwrap_or(i64::MAX);
+    pub fn fresh(&mut self, reader: u64, number: i32, next: i64) -> Option<(i64, Block)> {
+        let others = self.readers.iter().filter(|(other, _)| **other != reader);
+        let others = others.filter_map(|(_, open)| open.get(&number)).min().copied().unwrap_or(i64::MAX);
         let slowest = others.min(next);
         let fresh = &mut self.partitions[number as usize].fresh;
         let end = |(first, block): &(i64, Block)| first + i64::from(block.count);

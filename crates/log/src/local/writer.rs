@@ -210,33 +210,35 @@ fn check_room(shared: &Shared) -> DatabaseResult<()> {
     if inner.bytes() < max {
         return Ok(());
     }
-    let is_full = match inner.is_full {
-        Some((at, is_full)) if at.elapsed() < TRIM_EVERY => is_full,
-        _ => {
-            drop(inner);
-            make_room(shared)?;
-            let is_full = shared.unread_bytes(&open)? >= max;
-            inner = shared.current()?.1;
-            inner.is_full = Some((Instant::now(), is_full));
-            is_full
-        }
-    };
-    drop(inner);
-    if !is_full {
-        return Ok(());
+    if inner.looked_for_room_at.is_none_or(|at| at.elapsed() >= TRIM_EVERY) {
+        drop(inner);
+        make_room(shared)?;
+        // What is unread is only counted where that was not enough.
+        let behind = if shared.current()?.1.bytes() < max { None } else { unread(shared, &open, max)? };
+        inner = shared.current()?.1;
+        (inner.looked_for_room_at, inner.full_of) = (Some(Instant::now()), behind);
     }
-    let mut behind = Vec::new();
-    for number in 0..shared.config.partitions {
-        let (reader, position) = shared.slowest(&open, number)?;
-        behind.push((position, reader));
-    }
-    let (_, reader) = behind.into_iter().min().unwrap_or_default();
-    let who = reader.unwrap_or_else(|| shared.config.group.clone());
+    let Some(who) = &inner.full_of else { return Ok(()) };
     Err(DatabaseError::Retry(format!(
         "the log is full: {who:?} has not read {} MiB of it, and broker.local.retention_bytes allows no more; see what keeps it from \
          going on, or raise the limit",
         max >> 20
     )))
+}
+
+/// The reader that is furthest behind, if so many bytes or more are unread.
+fn unread(shared: &Shared, open: &Arc<Open>, max: u64) -> DatabaseResult<Option<String>> {
+    let mut bytes = 0;
+    let mut slowest = (i64::MAX, None);
+    for number in 0..shared.config.partitions {
+        let (reader, position) = shared.slowest(open, number)?;
+        let position = position.unwrap_or(0);
+        bytes += shared.bytes_from(open, number, position)?;
+        if position < slowest.0 {
+            slowest = (position, reader);
+        }
+    }
+    Ok((bytes >= max).then(|| slowest.1.unwrap_or_else(|| shared.config.group.clone())))
 }
 
 fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> DatabaseResult<()> {
