@@ -24,7 +24,7 @@ use traqq_counts::Counts;
 use traqq_counts::compile::{GateRules, Plan};
 use traqq_counts::query::{Engine, Limits};
 use traqq_counts::store::{Store, meta_of_other_rules};
-use traqq_pipeline::{self, Execution, Status, Statuses, Worker};
+use traqq_pipeline::{Execution, Status, Statuses, Worker};
 
 pub use self::backends::{idle_worker, open_store, store};
 pub use self::clock::{now, now_ms};

@@ -418,8 +418,7 @@ impl<P: Projection> Loop<P> {
         stats.log();
         report.log();
         let observed = stats.numbers().into_iter().chain(report.numbers());
-        let are_published = !matches!(self.dead_letters, DeadLetters::LeftToAnother);
-        self.status.applied(intake, observed, dead_letters, are_published, (self.now_ms)());
+        self.status.applied(intake, observed, dead_letters, self.dead_letters.metric(), (self.now_ms)());
         self.partitions.applied(&ranges);
         self.lanes[lane].applied(is_last);
         self.cut_if_due(lane);

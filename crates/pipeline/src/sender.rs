@@ -40,6 +40,14 @@ impl DeadLetters {
     pub fn to(producer: Option<Arc<dyn Producer>>) -> Self {
         producer.map_or(Self::Discard, Self::Publish)
     }
+
+    /// The counter that each is added to.
+    pub(super) const fn metric(&self) -> &'static str {
+        match self {
+            Self::LeftToAnother => names::SKIPPED_EVENTS,
+            Self::Publish(_) | Self::Discard => names::DEAD_LETTERS,
+        }
+    }
 }
 
 /// What became of a batch.

@@ -56,11 +56,7 @@ fn numbers(intake: Intake, batches: u64) -> [(&'static str, u64); 4] {
 
 /// Counters with a fixed set of labels are there from the start: a rate needs a zero to rise from.
 pub fn announce<P: Projection>(dead_letters: &DeadLetters) {
-    let letters = match dead_letters {
-        DeadLetters::LeftToAnother => names::SKIPPED_EVENTS,
-        DeadLetters::Publish(_) | DeadLetters::Discard => names::DEAD_LETTERS,
-    };
-    let reasons = Reason::ALL.map(|reason| (letters, "reason", reason.name()));
+    let reasons = Reason::ALL.map(|reason| (dead_letters.metric(), "reason", reason.name()));
     let classes = ["retry", "reconnect", "stop"].map(|class| (names::STORE_ERRORS, "class", class));
     let fences = ["ahead", "unchanged", "behind", "absent"].map(|stored| (names::FENCES, "stored", stored));
     let changes = ["assigned", "revoked", "lost"].map(|change| (names::REBALANCES, "change", change));
@@ -171,11 +167,10 @@ impl Status {
         intake: Intake,
         observed: impl IntoIterator<Item = (&'static str, u64)>,
         dead_letters: Tally,
-        are_published: bool,
+        letters_metric: &'static str,
         now_ms: i64,
     ) {
-        let metric = if are_published { names::DEAD_LETTERS } else { names::SKIPPED_EVENTS };
-        dead_letters.count_as(metric, self.projection);
+        dead_letters.count_as(letters_metric, self.projection);
         let mut inner = self.lock();
         let Inner { totals, uncounted, .. } = &mut *inner;
         for (metric, more) in numbers(intake, 1).into_iter().chain(observed) {
@@ -256,8 +251,8 @@ impl Statuses {
         Self(projections)
     }
 
-    /// What one of them says, with its name where there are several.
-    fn first_fault(&self, fault: impl Fn(&Status) -> Result<(), String>) -> Result<(), String> {
+    /// What is wrong, with the projection's name where there are several.
+    fn faults(&self, fault: impl Fn(&Status) -> Result<(), String>) -> Result<(), String> {
         let faults = self.0.iter().filter_map(|status| fault(status).err().map(|why| (status.projection, why)));
         let is_alone = self.0.len() == 1;
         let lines = faults.map(|(name, why)| if is_alone { why } else { format!("{name}: {why}") });
@@ -267,12 +262,12 @@ impl Statuses {
 
     /// `Err` says why it is not ready; all projections must be.
     pub fn readiness(&self) -> Result<(), String> {
-        self.first_fault(Status::readiness)
+        self.faults(Status::readiness)
     }
 
     /// `Err` says what hangs; only a restart helps.
     pub fn liveness(&self) -> Result<(), String> {
-        self.first_fault(Status::liveness)
+        self.faults(Status::liveness)
     }
 
     /// What is affected, for those who are not told more; see [`Status::affected`].
