@@ -71,6 +71,9 @@ use crate::store::{Meta, Store, StoreError, kind_name};
 use traqq_core::hll::murmur64a;
 use traqq_core::model::{BucketKind, BucketSpan};
 
+/// A question over more values is answered on a thread of its own from the start; one that is read
+/// from the disk takes a microsecond and more for each.
+const HERE_VALUES_MAX: usize = 2000;
 /// How long meta is believed without another look.
 const META_AGE_MAX: Duration = Duration::from_secs(1);
 
@@ -247,26 +250,28 @@ impl Engine {
     /// The request's answer. Ask for the [`Engine::tag`] first: what is read later may only be newer.
     pub async fn answer(&self, question: &Question) -> QueryResult<Answer> {
         let memory = self.memory.permit();
-        self.answer_within(question, &memory).await
+        self.answer_within(question, self.values_of(question), &memory).await
     }
 
-    /// The same on the engine's threads, with the permit for the memory that the answer holds, to be
-    /// kept as long as it. Whoever no longer waits for the answer ends the work.
+    /// The same, on the engine's threads if it takes long, with the permit for the memory that the
+    /// answer holds, to be kept as long as it. Whoever no longer waits for the answer ends the work.
     pub async fn answer_with_memory(self: &Arc<Self>, question: Question) -> QueryResult<(Answer, MemoryPermit)> {
         let engine = Arc::clone(self);
+        let values = self.values_of(&question);
         let work = async move {
             let memory = engine.memory.permit();
-            let answer = engine.answer_within(&question, &memory).await?;
+            let answer = engine.answer_within(&question, values, &memory).await?;
             Ok((answer, memory))
         };
         match &self.threads {
-            Some(threads) => threads.run(work).await,
+            Some(threads) => threads.run(values > HERE_VALUES_MAX, work).await,
             None => work.await,
         }
     }
 
-    async fn answer_within(&self, question: &Question, memory: &MemoryPermit) -> QueryResult<Answer> {
-        let _place = self.places.take(self.values_of(question)).await?;
+    /// `values` is what [`Engine::values_of`] says of the question.
+    async fn answer_within(&self, question: &Question, values: usize, memory: &MemoryPermit) -> QueryResult<Answer> {
+        let _place = self.places.take(values).await?;
         let run = Run::new(&*self.store, self.limits, question, memory);
         match &question.what {
             What::Query { limit } => run.query(*limit).await.map(Answer::Query),
