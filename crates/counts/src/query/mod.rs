@@ -71,9 +71,9 @@ use crate::store::{Meta, Store, StoreError, kind_name};
 use traqq_core::hll::murmur64a;
 use traqq_core::model::{BucketKind, BucketSpan};
 
-/// A question over more values is answered on a thread of its own from the start; one that is read
-/// from the disk takes a microsecond and more for each.
-const HERE_VALUES_MAX: usize = 2000;
+/// A question about a key with more values is answered on a thread of its own from the start: one key
+/// is read in one step, of which a value takes 100 ns, and ten times that when it comes from the disk.
+const HERE_VALUES_MAX: usize = 5000;
 /// How long meta is believed without another look.
 const META_AGE_MAX: Duration = Duration::from_secs(1);
 
@@ -177,6 +177,15 @@ struct Known {
     metrics: Vec<Metric>,
 }
 
+/// What a question is about.
+#[derive(Clone, Copy)]
+struct Size {
+    /// Values of all its keys.
+    values: usize,
+    /// Of the largest.
+    largest: usize,
+}
+
 pub struct Engine {
     store: Arc<dyn Store>,
     limits: Limits,
@@ -250,28 +259,27 @@ impl Engine {
     /// The request's answer. Ask for the [`Engine::tag`] first: what is read later may only be newer.
     pub async fn answer(&self, question: &Question) -> QueryResult<Answer> {
         let memory = self.memory.permit();
-        self.answer_within(question, self.values_of(question), &memory).await
+        self.answer_within(question, self.size_of(question), &memory).await
     }
 
     /// The same, on the engine's threads if it takes long, with the permit for the memory that the
     /// answer holds, to be kept as long as it. Whoever no longer waits for the answer ends the work.
     pub async fn answer_with_memory(self: &Arc<Self>, question: Question) -> QueryResult<(Answer, MemoryPermit)> {
         let engine = Arc::clone(self);
-        let values = self.values_of(&question);
+        let size = self.size_of(&question);
         let work = async move {
             let memory = engine.memory.permit();
-            let answer = engine.answer_within(&question, values, &memory).await?;
+            let answer = engine.answer_within(&question, size, &memory).await?;
             Ok((answer, memory))
         };
         match &self.threads {
-            Some(threads) => threads.run(values > HERE_VALUES_MAX, work).await,
+            Some(threads) => threads.run(size.largest > HERE_VALUES_MAX || places::is_large(size.values), work).await,
             None => work.await,
         }
     }
 
-    /// `values` is what [`Engine::values_of`] says of the question.
-    async fn answer_within(&self, question: &Question, values: usize, memory: &MemoryPermit) -> QueryResult<Answer> {
-        let _place = self.places.take(values).await?;
+    async fn answer_within(&self, question: &Question, size: Size, memory: &MemoryPermit) -> QueryResult<Answer> {
+        let _place = self.places.take(size.values).await?;
         let run = Run::new(&*self.store, self.limits, question, memory);
         match &question.what {
             What::Query { limit } => run.query(*limit).await.map(Answer::Query),
@@ -283,24 +291,25 @@ impl Engine {
         }
     }
 
-    /// How many values it is about, as far as the store knows that, or a few more than make it a
-    /// large one.
-    fn values_of(&self, question: &Question) -> usize {
+    /// As far as the store knows, and of a large question no more than what shows that it is one.
+    fn size_of(&self, question: &Question) -> Size {
         let metrics = match &question.what {
             // One value of a key may have all of them read.
             What::Find { metric, .. } => std::slice::from_ref(metric),
             What::Query { .. } | What::Catalog => &question.known.metrics[..],
         };
-        let mut values = 0;
+        let mut size = Size { values: 0, largest: 0 };
         for span in &question.spans {
             for metric in metrics {
-                values += self.store.values(span.bucket, metric);
-                if places::is_large(values) {
-                    return values;
+                let values = self.store.values(span.bucket, metric);
+                size.values += values;
+                size.largest = size.largest.max(values);
+                if places::is_large(size.values) {
+                    return size;
                 }
             }
         }
-        values
+        size
     }
 
     /// [`Engine::prepare`] and [`Engine::answer`] in one.
