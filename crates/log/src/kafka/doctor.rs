@@ -16,6 +16,7 @@ use super::config::{Config, ignored, invalid};
 use super::context::{failure, is_reason, lock, log};
 use super::lookout::{Seen, absence, look};
 use super::topics::Topics;
+use traqq_core::model::escape::shell;
 use traqq_core::model::{Check, Finding};
 use traqq_core::panics::contained;
 
@@ -129,8 +130,10 @@ fn looked_at(config: &Config) -> (Vec<Check>, Option<(Client, Seen)>) {
         let finding = match exists(&client, &topic) {
             Ok(()) => Finding::Good(topic),
             Err(why) => Finding::Bad(format!(
-                "kafka {brokers}: dead letters: {why} with `kafka-topics.sh --create --topic {topic} --bootstrap-server {brokers}`, or \
-                 set broker.kafka.dead_letter_topic"
+                "kafka {brokers}: dead letters: {why} with `kafka-topics.sh --create --topic {} --bootstrap-server {}`, or \
+                 set broker.kafka.dead_letter_topic",
+                shell(&topic),
+                shell(brokers)
             )),
         };
         checks.push(Check { name: "dead letters", finding });

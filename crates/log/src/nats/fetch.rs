@@ -30,6 +30,7 @@ use super::raw::Stored;
 use super::trouble::Trouble;
 use crate::throttle::Throttle;
 use crate::{BrokerError, BrokerResult};
+use traqq_core::model::escape::shell;
 use traqq_core::model::{Fingerprint, RecordBatch, TopicPartition};
 
 /// Records are handed on in batches of about this many bytes.
@@ -397,7 +398,8 @@ impl Reader {
             if is(&error.kind(), ErrorCode::MAXIMUM_CONSUMERS_LIMIT) {
                 let text = format!(
                     "{error}; raise max_consumers of stream {place} or of the account, or delete consumers that nobody needs \
-                     (`nats consumer ls {place}`)"
+                     (`nats consumer ls {}`)",
+                    shell(place)
                 );
                 return self.link.retry("consumer", &text);
             }

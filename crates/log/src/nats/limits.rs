@@ -12,6 +12,7 @@ use futures_util::TryStreamExt;
 use super::config::Config;
 use super::fetch::consumer_name;
 use super::link::{Link, partition_filters};
+use traqq_core::model::escape::shell;
 use traqq_core::model::{Check, Finding};
 
 /// How long the client may take to tell what the server has said.
@@ -58,7 +59,8 @@ impl Demand {
             let besides = if others > 0 { format!(", {others} others besides") } else { String::new() };
             return Finding::Bad(format!(
                 "each of the {partitions} partitions needs one{besides}, and {name} takes {of_stream} (max_consumers): the rest is not read; \
-                 delete those that nobody needs (`nats consumer ls {name}`), or make the stream anew with more: it is fixed when it is made"
+                 delete those that nobody needs (`nats consumer ls {}`), or make the stream anew with more: it is fixed when it is made",
+                shell(name)
             ));
         }
         // One more of each worker follows the leases.
