@@ -9,11 +9,12 @@ use std::io::BufReader;
 use libfuzzer_sys::fuzz_target;
 use serde_json::value::RawValue;
 use traqq::cli::{Item, Lines, Rows};
+use traqq_core::error::ErrorLine;
 
 const BYTES_MAX: usize = 64;
 
 /// The line of each event, and its text or what is wrong with it; and why reading ended, if not with the file.
-type Read = (Vec<(u64, Result<Vec<u8>, String>)>, Option<String>);
+type Read = (Vec<(u64, Result<Vec<u8>, ErrorLine>)>, Option<ErrorLine>);
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((format, file)) = bytes.split_first() else { return };
@@ -38,7 +39,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-fn all(mut next: impl FnMut(&mut Vec<u8>) -> Result<Option<Item>, String>) -> Read {
+fn all(mut next: impl FnMut(&mut Vec<u8>) -> Result<Option<Item>, ErrorLine>) -> Read {
     let mut found = Vec::new();
     loop {
         let mut body = b"before".to_vec();

@@ -31,7 +31,7 @@ pub fn store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
 /// The same; an embedded store is made if it is not there.
 pub fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     if config.store_kind() == StoreKind::Redis {
-        return Ok(Arc::new(RedisStore::new(&config.store.redis).map_err(|error| anyhow!(error))?));
+        return Ok(Arc::new(RedisStore::new(&config.store.redis)?));
     }
     let database = open_database(config)?;
     Ok(Arc::new(EmbeddedStore::open(&database, index_bytes(config), now)?))
@@ -107,7 +107,7 @@ pub(super) fn ingest_bytes(config: &Config) -> usize {
 }
 
 fn open_database(config: &Config) -> anyhow::Result<Arc<Database>> {
-    config.check_directory().map_err(|error| anyhow!(error))?;
+    config.check_directory()?;
     Ok(Database::open(&config.data, database_bytes(config), &[local::rows::TREE, embedded::rows::TREE])?)
 }
 
@@ -152,7 +152,7 @@ impl Backends {
                 group: nats.group.clone(),
                 prefix,
                 tags,
-                start: nats.start().map_err(|error| anyhow!(error))?,
+                start: nats.start()?,
                 local: local(upkeep),
             });
         }
@@ -160,10 +160,9 @@ impl Backends {
             let kafka = &config.broker.kafka;
             let broker = kafka.clone();
             refuse_bad("kafka", tokio::task::spawn_blocking(move || kafka::checks(&broker)).await?)?;
-            let consumer =
-                KafkaConsumer::new(kafka, config.worker.fetch_bytes_max()).map_err(|error| anyhow!(error))?;
-            let dead_letters = KafkaProducer::dead_letters(kafka).map_err(|error| anyhow!(error))?;
-            let appender = KafkaProducer::ingest(kafka).map_err(|error| anyhow!(error))?;
+            let consumer = KafkaConsumer::new(kafka, config.worker.fetch_bytes_max())?;
+            let dead_letters = KafkaProducer::dead_letters(kafka)?;
+            let appender = KafkaProducer::ingest(kafka)?;
             return Ok(Self {
                 store,
                 consumer: Box::new(consumer),
@@ -173,7 +172,7 @@ impl Backends {
                 group: kafka.group.clone(),
                 prefix,
                 tags,
-                start: kafka.start().map_err(|error| anyhow!(error))?,
+                start: kafka.start()?,
                 local: local(upkeep),
             });
         }

@@ -13,7 +13,9 @@ use traqq_core::decode::Reason;
 use traqq_core::model::{Record, RecordBatch};
 use traqq_counts::Counts;
 use traqq_counts::query::Engine;
+use traqq_log::BrokerResult;
 use traqq_log::local::LocalLog;
+use traqq_pipeline::Fault;
 use traqq_pipeline::{Projection, Statuses};
 
 /// How often the recorder folds its histograms.
@@ -45,12 +47,8 @@ pub fn live(statuses: Statuses, metrics: PrometheusHandle, log: Option<LocalLog>
     let (liveness, readiness, measured) = (Arc::clone(&statuses), Arc::clone(&statuses), Arc::clone(&statuses));
     let (answers, keys) = (Arc::clone(engine.memory()), log.clone());
     Live {
-        liveness: Box::new(move || {
-            liveness.liveness().map_err(|reason| Unfit { class: "worker hangs".to_owned(), reason })
-        }),
-        readiness: Box::new(move || {
-            readiness.readiness().map_err(|reason| Unfit { class: readiness.affected(), reason })
-        }),
+        liveness: Box::new(move || liveness.liveness().map_err(unfit)),
+        readiness: Box::new(move || readiness.readiness().map_err(unfit)),
         metrics: Box::new(move || {
             metrics::gauge!(names::ANSWER_BYTES).set(answers.used() as f64);
             if let Some(log) = &keys {
@@ -66,8 +64,12 @@ pub fn live(statuses: Statuses, metrics: PrometheusHandle, log: Option<LocalLog>
     }
 }
 
+fn unfit(Fault { affected, reason }: Fault) -> Unfit {
+    Unfit { class: affected, reason }
+}
+
 /// The first of those asked for whatever its size, and the others while there is room.
-fn dead_letters(log: &LocalLog, before: Option<i64>, limit: usize, bytes_max: usize) -> Result<Letters, String> {
+fn dead_letters(log: &LocalLog, before: Option<i64>, limit: usize, bytes_max: usize) -> BrokerResult<Letters> {
     let (mut letters, mut count) = (Letters { text: b"[".to_vec(), more_before: None }, 0);
     let mut last = None;
     let take = |batch: RecordBatch| {
@@ -86,7 +88,7 @@ fn dead_letters(log: &LocalLog, before: Option<i64>, limit: usize, bytes_max: us
         }
         ControlFlow::Continue(())
     };
-    log.dead_letters(before, take).map_err(|error| error.to_string())?;
+    log.dead_letters(before, take)?;
     letters.text.push(b']');
     Ok(letters)
 }

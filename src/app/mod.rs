@@ -24,6 +24,7 @@ use traqq_counts::Counts;
 use traqq_counts::compile::{GateRules, Plan};
 use traqq_counts::query::{Engine, Limits};
 use traqq_counts::store::{Store, meta_of_other_rules};
+use traqq_pipeline::Part;
 use traqq_pipeline::{Execution, Status, Statuses, Worker};
 
 pub use self::backends::{idle_worker, open_store, store};
@@ -31,7 +32,7 @@ pub use self::clock::{now, now_ms};
 
 /// Worker and server in one process, until SIGTERM, SIGINT or SIGHUP.
 pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> anyhow::Result<()> {
-    let rules = config.check_worker().map_err(|error| anyhow!(error))?;
+    let rules = config.check_worker()?;
     raise_open_files();
     let mut shutdown = shutdown();
     // Cancel safety: nothing is in flight yet, and what is open is closed by being dropped.
@@ -41,7 +42,7 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
     };
     let store = Arc::clone(&backends.store);
     if apply {
-        traqq_counts::store::apply_rules(store.as_ref(), &rules).await.map_err(|error| anyhow!(error))?;
+        traqq_counts::store::apply_rules(store.as_ref(), &rules).await?;
     }
     announce_metrics();
     traqq_pipeline::announce::<Counts>(&backends.dead_letters);
@@ -83,12 +84,12 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
     let live = live(Statuses::new(vec![status]), metrics, log, &engine);
     let router = server::router(&config.server, Arc::clone(&engine), live, ingest.clone());
     // The server outlives the worker, so that a probe sees the draining and not a closed port.
-    let tls = Tls::load(&config.server).map_err(|error| anyhow!(error))?;
+    let tls = Tls::load(&config.server)?;
     let listening = listen(config, tls.clone(), router).await?;
     let tcp = if config.server.has_tcp() {
         let event_bytes_max = config.events.max_event_bytes;
         let tcp = server::serve_tcp(&config.server, tls, event_bytes_max, engine, ingest, now).await;
-        let (address, task) = tcp.map_err(|error| anyhow!(error))?;
+        let (address, task) = tcp?;
         tracing::info!(%address, "listening for TCP");
         Some(task)
     } else {
@@ -108,15 +109,15 @@ pub async fn run(config: &Config, apply: bool, metrics: PrometheusHandle) -> any
 
 /// Only queries.
 pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result<()> {
-    config.check_server().map_err(|error| anyhow!(error))?;
+    config.check_server()?;
     raise_open_files();
     let mut shutdown = shutdown();
     let status = Arc::new(Status::of::<Counts>("discard"));
-    status.clear("worker");
+    status.clear(&Part::Start);
     let engine = Arc::new(engine(config, store(config)?)?);
     let live = live(Statuses::new(vec![status]), metrics, None, &engine);
     let router = server::router(&config.server, engine, live, None);
-    let tls = Tls::load(&config.server).map_err(|error| anyhow!(error))?;
+    let tls = Tls::load(&config.server)?;
     let listening = listen(config, tls, router).await?;
     let _ = shutdown.wait_for(|is_asked| *is_asked).await;
     tracing::info!("stopping");
@@ -140,7 +141,7 @@ async fn listen(config: &Config, tls: Option<Tls>, router: axum::Router) -> anyh
 
 /// What `mapping apply` would change of a store, without changing it.
 pub async fn pending_mapping(config: &Config, store: &dyn Store) -> anyhow::Result<Option<String>> {
-    let rules = config.rules().validate().map_err(|error| anyhow!(error))?;
+    let rules = config.rules().validate()?;
     let other = meta_of_other_rules(store, &rules).await?;
     Ok(other.and_then(|meta| traqq_counts::plan_difference(&meta, &rules)))
 }

@@ -13,7 +13,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde::Deserialize;
@@ -24,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use super::Failure;
 use crate::config::beyond_loopback;
 use crate::server;
+use traqq_core::error::{ConfigError, ErrorLine};
 use traqq_core::model::Secret;
 use traqq_core::model::address::{has_credentials, shown};
 
@@ -58,7 +59,7 @@ impl ServerArgument {
             value.transpose().map_err(|_| Failure::Usage(unusable.to_owned()))
         };
         let (to_read, to_write) = (bearer(&config.read_token)?, bearer(&config.write_token)?);
-        let target = target.map_err(Failure::Usage)?;
+        let target = target?;
         // A server of this configuration is on this machine.
         if self.server.is_some() && config.has_token() && !target.has_tls && beyond_loopback(&target.host) {
             super::warn(&format!(
@@ -66,7 +67,7 @@ impl ServerArgument {
             ));
         }
         let trusted = target.has_tls.then(|| trusted(config.tls_ca_file.as_deref())).transpose();
-        let tls = trusted.map_err(Failure::Usage)?.map(|roots| {
+        let tls = trusted?.map(|roots| {
             let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
             TlsConnector::from(Arc::new(config))
         });
@@ -75,28 +76,30 @@ impl ServerArgument {
 }
 
 /// The authorities in a file, or else the system's.
-fn trusted(file: Option<&Path>) -> Result<RootCertStore, String> {
+fn trusted(file: Option<&Path>) -> Result<RootCertStore, ConfigError> {
     let mut roots = RootCertStore::empty();
     let Some(file) = file else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         return Ok(roots);
     };
-    let wrong = |error: &dyn fmt::Display| format!("server.tls_ca_file = {:?}: {error}", file.display());
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))? {
-        roots.add(certificate.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))?;
+    let wrong = |line: ErrorLine| ConfigError::from(line.within(&format!("server.tls_ca_file = {:?}", file.display())));
+    let not_pem = |error: pem::Error| wrong(ErrorLine::from_error(error));
+    for certificate in CertificateDer::pem_file_iter(file).map_err(not_pem)? {
+        roots.add(certificate.map_err(not_pem)?).map_err(|error| wrong(ErrorLine::from_error(error)))?;
     }
-    if roots.is_empty() { Err(wrong(&"there is no certificate in it; it must be PEM")) } else { Ok(roots) }
+    if roots.is_empty() { Err(wrong("there is no certificate in it; it must be PEM".into())) } else { Ok(roots) }
 }
 
 /// Where a server with this configuration is reached from its machine.
-fn local_url(config: &server::Config) -> Result<String, String> {
+fn local_url(config: &server::Config) -> Result<String, ConfigError> {
     let address = &config.http;
     let (host, port) = address.rsplit_once(':').unwrap_or((address.as_str(), ""));
     if port.parse::<u16>().unwrap_or(0) == 0 {
         return Err(format!(
             "server.http = {:?} has no fixed port; say where traqq runs with --server",
             shown(address)
-        ));
+        )
+        .into());
     }
     let host = match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         Ok(IpAddr::V4(address)) if address.is_unspecified() => "127.0.0.1",
@@ -123,13 +126,13 @@ struct Target {
 }
 
 impl Target {
-    fn parse(url: &str) -> Result<Self, String> {
+    fn parse(url: &str) -> Result<Self, ConfigError> {
         if has_credentials(url) {
             let text = "--server: write a URL like http://127.0.0.1:9877; no credentials or parameters belong into it, a token is \
                         server.token or TRAQQ_SERVER__TOKEN_FILE";
-            return Err(text.to_owned());
+            return Err(text.into());
         }
-        let wrong = || format!("--server {url:?} is not a URL like http://127.0.0.1:9877");
+        let wrong = || ConfigError::from(format!("--server {url:?} is not a URL like http://127.0.0.1:9877"));
         let uri: Uri = url.parse().map_err(|_| wrong())?;
         let has_tls = match uri.scheme_str() {
             Some("http") => false,
@@ -154,18 +157,23 @@ impl fmt::Display for Target {
 }
 
 /// Why there is no answer.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ClientError {
     /// The request has not left this process.
-    Unreachable(String),
+    #[error(transparent)]
+    Unreachable(ErrorLine),
     /// The request may have been taken.
-    Lost(String),
+    #[error(transparent)]
+    Lost(ErrorLine),
 }
 
-impl fmt::Display for ClientError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Unreachable(text) | Self::Lost(text)) = self;
-        f.write_str(text)
+impl ClientError {
+    fn unreachable(line: impl Into<ErrorLine>) -> Self {
+        Self::Unreachable(line.into())
+    }
+
+    fn lost(line: impl Into<ErrorLine>) -> Self {
+        Self::Lost(line.into())
     }
 }
 
@@ -245,10 +253,13 @@ impl Client {
                 Ok(reply)
             }
             Ok(Err(error)) if error.is_parse() => {
-                Err(ClientError::Lost(format!("what answers at {url} does not speak HTTP; see --server")))
+                Err(ClientError::lost(format!("what answers at {url} does not speak HTTP; see --server")))
             }
-            Ok(Err(_)) => Err(ClientError::Lost(format!("the connection to {url} was lost before the answer"))),
-            Err(_) => Err(ClientError::Lost(format!("no answer from {url} within {} s", ANSWER_MAX.as_secs()))),
+            Ok(Err(error)) => {
+                let text = format!("the connection to {url} was lost before the answer");
+                Err(ClientError::Lost(ErrorLine::of(text, error)))
+            }
+            Err(_) => Err(ClientError::lost(format!("no answer from {url} within {} s", ANSWER_MAX.as_secs()))),
         }
     }
 
@@ -264,28 +275,33 @@ impl Client {
         let stream = match tokio::time::timeout(CONNECT_MAX, connecting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                return Err(ClientError::Unreachable(format!(
+                return Err(ClientError::unreachable(format!(
                     "nothing answers at {url}; start one with `traqq`, or say where it is with --server"
                 )));
             }
-            Ok(Err(error)) => return Err(ClientError::Unreachable(format!("{url} cannot be reached: {error}"))),
+            Ok(Err(error)) => {
+                return Err(ClientError::Unreachable(ErrorLine::of(
+                    format!("{url} cannot be reached: {error}"),
+                    error,
+                )));
+            }
             Err(_) => {
                 let seconds = CONNECT_MAX.as_secs();
-                return Err(ClientError::Unreachable(format!("{url} cannot be reached: no connection in {seconds} s")));
+                return Err(ClientError::unreachable(format!("{url} cannot be reached: no connection in {seconds} s")));
             }
         };
         // Requests are whole: there is nothing to wait for.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else { return greet(stream).await };
         let name = ServerName::try_from(url.host.clone())
-            .map_err(|_| ClientError::Unreachable(format!("{url}: {:?} is no name of a server", url.host)))?;
+            .map_err(|_| ClientError::unreachable(format!("{url}: {:?} is no name of a server", url.host)))?;
         match tokio::time::timeout(CONNECT_MAX, tls.connect(name, stream)).await {
             Ok(Ok(stream)) => greet(stream).await,
-            Ok(Err(error)) => Err(ClientError::Unreachable(format!(
+            Ok(Err(error)) => Err(ClientError::unreachable(format!(
                 "no TLS with {url}: {error}; is it https, does its certificate name {:?}, and does server.tls_ca_file have its authority?",
                 url.host
             ))),
-            Err(_) => Err(ClientError::Unreachable(format!("no TLS with {url} in {} s", CONNECT_MAX.as_secs()))),
+            Err(_) => Err(ClientError::unreachable(format!("no TLS with {url} in {} s", CONNECT_MAX.as_secs()))),
         }
     }
 }
@@ -294,7 +310,7 @@ async fn greet(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) -> Result<SendRequest<Full<Bytes>>, ClientError> {
     let handshake = http1::handshake(TokioIo::new(stream)).await;
-    let (sender, connection) = handshake.map_err(|error| ClientError::Unreachable(error.to_string()))?;
+    let (sender, connection) = handshake.map_err(|error| ClientError::Unreachable(ErrorLine::from_error(error)))?;
     // It ends with the sender, or when the server closes; a request that it takes along sees the error.
     tokio::spawn(connection);
     Ok(sender)
@@ -369,7 +385,7 @@ mod tests {
             assert_eq!(local_url(&config).unwrap(), url.replace("http", "https"));
         }
         let config = server::Config { http: "127.0.0.1:0".to_owned(), ..server::Config::default() };
-        assert!(local_url(&config).unwrap_err().contains("--server"));
+        assert!(local_url(&config).unwrap_err().to_string().contains("--server"));
     }
 
     #[test]
@@ -379,7 +395,7 @@ mod tests {
         assert_eq!(target.to_string(), "http://[::1]:8080/traqq");
         assert_eq!(Target::parse("http://traqq.test").unwrap().port, 80);
         for wrong in ["", "localhost:9877", "127.0.0.1", "http://", "http://u:p@h", "http://h?x=1", "ftp://h"] {
-            assert!(Target::parse(wrong).unwrap_err().contains("http://127.0.0.1:9877"), "{wrong}");
+            assert!(Target::parse(wrong).unwrap_err().to_string().contains("http://127.0.0.1:9877"), "{wrong}");
         }
         let target = Target::parse("https://traqq.test").unwrap();
         assert_eq!((target.has_tls, target.port, target.to_string().as_str()), (true, 443, "https://traqq.test"));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::table::Table;
-use super::{Failure, Loaded, Outcome, print_json, sample, warn};
+use super::{Loaded, Outcome, print_json, sample, warn};
 use crate::server::Tls;
 
 #[derive(Subcommand)]
@@ -30,15 +30,15 @@ pub enum ConfigCommand {
 impl ConfigCommand {
     pub fn run(self, loaded: &Loaded) -> Outcome {
         if let Self::Check { .. } = self {
-            Tls::load(&loaded.config.server).map_err(Failure::Usage)?;
+            Tls::load(&loaded.config.server)?;
         }
         match self {
             Self::Check { sidecar: true, .. } => {
-                loaded.config.check_server().map_err(Failure::Usage)?;
+                loaded.config.check_server()?;
                 loaded.advice().iter().for_each(|text| warn(text));
             }
             Self::Check { sample, .. } => {
-                let rules = loaded.config.check_worker().map_err(Failure::Usage)?;
+                let rules = loaded.config.check_worker()?;
                 let patterns = rules.rules.mapping.patterns();
                 say!("the configuration is good: {patterns} metrics in {} kinds of buckets", rules.kinds.len());
                 loaded.advice().iter().for_each(|text| warn(text));

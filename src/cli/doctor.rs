@@ -14,6 +14,7 @@ use super::{Failure, Outcome, block_on, output, print_json};
 use crate::app;
 use crate::config::{BrokerKind, Config, Loaded, StoreKind};
 use crate::server::Tls;
+use traqq_core::error::ErrorLine;
 use traqq_core::model::escape::{redis_cli, shell};
 use traqq_core::model::{Check, Finding};
 use traqq_counts::store::{fitting_meta, redis};
@@ -68,8 +69,8 @@ impl Doctor {
         // Nothing is asked for at an address that may have a password in it: others would show it.
         // And no client is made of properties that have it run something.
         let is_usable = usable.is_ok();
-        if let Err(text) = usable {
-            sections.push(("broker", vec![Check { name: "settings", finding: Finding::Bad(text) }]));
+        if let Err(error) = usable {
+            sections.push(("broker", vec![Check { name: "settings", finding: error.into() }]));
         }
         match broker {
             _ if !is_usable => {}
@@ -95,8 +96,8 @@ fn create(config: &Config) -> Outcome {
             "--create makes streams of NATS; topics of Kafka belong to whoever runs it".to_owned(),
         ));
     }
-    config.broker.nats.check().map_err(Failure::Failed)?;
-    let made = block_on(nats::create(&config.broker.nats))?.map_err(Failure::Failed)?;
+    config.broker.nats.check()?;
+    let made = block_on(nats::create(&config.broker.nats))?.map_err(ErrorLine::from_error)?;
     for what in &made {
         complain!("created {what}");
     }
@@ -111,7 +112,7 @@ fn configuration(loaded: &Loaded) -> Vec<Check> {
     let checked = config.check_worker().and_then(|rules| Tls::load(&config.server).map(|_| rules));
     let finding = match checked {
         Ok(rules) => Finding::Good(format!("{} metrics", rules.rules.mapping.patterns())),
-        Err(text) => Finding::Bad(text),
+        Err(error) => error.into(),
     };
     let advice = loaded.advice().into_iter();
     let unsafe_ones = advice.map(|text| Check { name: "secrets", finding: Finding::Warning(text) });
@@ -212,7 +213,10 @@ async fn counts(config: &Config) -> Vec<Check> {
 async fn running(config: &Config) -> Option<Vec<Check>> {
     let mut client = ServerArgument::default().client(&config.server).ok()?;
     let answer = tokio::time::timeout(ANSWER_MAX, client.send(Method::GET, "/api/v1/stats", &[], Bytes::new())).await;
-    let silent = || ClientError::Lost(format!("{} does not answer within {} s", client.url(), ANSWER_MAX.as_secs()));
+    let silent = || {
+        let text = format!("{} does not answer within {} s", client.url(), ANSWER_MAX.as_secs());
+        ClientError::Lost(text.into())
+    };
     let finding = match answer.unwrap_or_else(|_| Err(silent())) {
         Ok(reply) if reply.status == StatusCode::OK => match serde_json::from_slice::<Stats>(&reply.body) {
             Ok(stats) => return Some(judge(&stats)),
@@ -220,7 +224,7 @@ async fn running(config: &Config) -> Option<Vec<Check>> {
         },
         Ok(reply) => Finding::Warning(format!("it does not say how it is: {}", reply.problem())),
         Err(ClientError::Unreachable(why)) => Finding::Good(format!("none to ask: {why}")),
-        Err(ClientError::Lost(why)) => Finding::Warning(why),
+        Err(ClientError::Lost(why)) => Finding::Warning(why.to_string()),
     };
     Some(vec![Check { name: "stats", finding }])
 }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::client::{Client, ClientError, Reply};
 use traqq_core::decode::EventRules;
+use traqq_core::error::ErrorLine;
 
 const PATH: &str = "/api/v1/events";
 const WAIT_FIRST: Duration = Duration::from_millis(100);
@@ -65,7 +66,7 @@ pub enum PostError {
     /// It may be taken later, the same body with the same key; not before the time that the server named.
     Again { why: String, after: Option<Duration> },
     /// It never will.
-    Stop(String),
+    Stop(ErrorLine),
 }
 
 /// Sends a body once.
@@ -97,7 +98,7 @@ pub fn judge(reply: &Reply) -> Result<Taken, PostError> {
                 let replayed = reply.headers.get("idempotent-replayed").is_some_and(|value| value == "true");
                 Ok(Taken { replayed, ..taken })
             }
-            Err(_) => Err(PostError::Stop(reply.problem())),
+            Err(_) => Err(PostError::Stop(reply.problem().into())),
         },
         // A request with the same key may still be under way, after its connection was lost.
         StatusCode::CONFLICT
@@ -107,9 +108,9 @@ pub fn judge(reply: &Reply) -> Result<Taken, PostError> {
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => Err(again()),
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-            Err(PostError::Stop(format!("this server takes no events ({}); see --server", reply.problem())))
+            Err(PostError::Stop(format!("this server takes no events ({}); see --server", reply.problem()).into()))
         }
-        _ => Err(PostError::Stop(reply.problem())),
+        _ => Err(PostError::Stop(reply.problem().into())),
     }
 }
 
@@ -119,7 +120,7 @@ pub async fn event_rules(
     client: &mut Client,
     own: &EventRules,
     mut waiting: impl FnMut(String),
-) -> Result<EventRules, String> {
+) -> Result<EventRules, ErrorLine> {
     let mut wait = WAIT_FIRST;
     loop {
         let why = match client.send(Method::GET, PATH, &[], Bytes::new()).await {
@@ -128,7 +129,7 @@ pub async fn event_rules(
                 return Ok(own.clone());
             }
             Ok(reply) => match judge(&reply) {
-                Ok(_) => return Err(reply.problem()),
+                Ok(_) => return Err(reply.problem().into()),
                 Err(PostError::Stop(why)) => return Err(why),
                 Err(PostError::Again { why, .. }) => why,
             },
@@ -166,7 +167,7 @@ pub async fn post_until_taken(
     key: Option<&str>,
     reached: &AtomicBool,
     mut waiting: impl FnMut(String),
-) -> Result<Taken, String> {
+) -> Result<Taken, ErrorLine> {
     let mut wait = WAIT_FIRST;
     // What an attempt before brought there was not there already.
     let mut in_doubt = false;
@@ -175,10 +176,10 @@ pub async fn post_until_taken(
             Ok(reply) => {
                 reached.store(true, Ordering::Relaxed);
                 if reply.status == StatusCode::NOT_IMPLEMENTED && key.is_some() && takes_events(client).await {
-                    return Err(KEYS_REFUSED.to_owned());
+                    return Err(KEYS_REFUSED.into());
                 }
                 if reply.status == StatusCode::UNPROCESSABLE_ENTITY && key.is_some() {
-                    return Err(KEY_REUSED.to_owned());
+                    return Err(KEY_REUSED.into());
                 }
                 judge(&reply)
             }
@@ -242,8 +243,10 @@ mod tests {
 
         for (status, part) in [(400, "detail"), (413, "detail"), (422, "detail"), (500, "detail"), (501, "detail")] {
             let stop = judge(&reply(status, &[], r#"{"detail":"the detail"}"#));
-            assert!(matches!(&stop, Err(PostError::Stop(text)) if text.contains(part)), "{status}: {stop:?}");
+            assert!(matches!(&stop, Err(PostError::Stop(text)) if text.text().contains(part)), "{status}: {stop:?}");
         }
-        assert!(matches!(judge(&reply(404, &[], "")), Err(PostError::Stop(text)) if text.contains("takes no events")));
+        assert!(
+            matches!(judge(&reply(404, &[], "")), Err(PostError::Stop(text)) if text.text().contains("takes no events"))
+        );
     }
 }

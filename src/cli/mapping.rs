@@ -6,6 +6,7 @@ use super::table::Table;
 use super::{Failure, Outcome, block_on, print_json};
 use crate::app;
 use crate::config::Config;
+use traqq_core::error::ErrorLine;
 use traqq_counts::mapping::{metric_name, metrics_of};
 use traqq_counts::store::apply_rules;
 
@@ -58,7 +59,7 @@ fn show(config: &Config, json: bool) -> Outcome {
     let meta = block_on(store.meta())?.map_err(|error| Failure::Failed(error.to_string()))?;
     let place = config.store_place();
     let meta = meta.ok_or_else(|| Failure::Failed(format!("nothing has been counted under {place} yet")))?;
-    let rules = meta.valid_rules().map_err(Failure::Failed)?;
+    let rules = meta.valid_rules().map_err(ErrorLine::from_error)?;
     if json {
         let rules = serde_json::to_value(&rules.rules).map_err(|error| Failure::Failed(error.to_string()))?;
         return print_json(&rules);

@@ -40,6 +40,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use self::terminal::{Style, Terminal};
 use crate::config::{Loaded, load};
+use traqq_core::error::{ConfigError, ErrorLine, chain};
 use traqq_core::model::escape;
 
 /// Exact counts from event streams.
@@ -102,7 +103,7 @@ impl Command {
     }
 }
 
-fn parse_override(text: &str) -> Result<(String, String), String> {
+fn parse_override(text: &str) -> Result<(String, String), ErrorLine> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, for example worker.batch_events=10000")?;
     Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
@@ -125,9 +126,22 @@ impl Failure {
     }
 }
 
+/// What is wrong with the configuration is a matter of usage.
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl From<ErrorLine> for Failure {
+    fn from(line: ErrorLine) -> Self {
+        Self::Failed(line.to_string())
+    }
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self::Failed(format!("{error:#}"))
+        Self::Failed(chain(&*error))
     }
 }
 
@@ -180,7 +194,7 @@ impl Arguments {
             clap_complete::generate(shell, &mut Self::command(), "traqq", &mut script);
             return output::print(&String::from_utf8_lossy(&script));
         }
-        let loaded = load(self.config.as_deref(), &self.overrides).map_err(Failure::Usage)?;
+        let loaded = load(self.config.as_deref(), &self.overrides)?;
         // TLS needs to know which implementation of cryptography to use, once in a process.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let command = self.command.unwrap_or(Command::Run(run::Run::default()));

@@ -81,9 +81,7 @@ async fn set(store: &dyn Store, partition: &TopicPartition, offset: i64) -> Stor
     let lane = partition.lane(store.lanes());
     let stored = store.positions(lane).await?.get(partition).copied();
     if !store.set_position(partition, stored, Checkpoint::start(offset)).await? {
-        return Err(StoreError::Retry(
-            "the position moved meanwhile; stop the worker that counts it, or try again".to_owned(),
-        ));
+        return Err(StoreError::retry("the position moved meanwhile; stop the worker that counts it, or try again"));
     }
     Ok(stored)
 }

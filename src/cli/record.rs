@@ -47,7 +47,8 @@ impl Record {
                 let why = taken.errors.first().map_or_else(|| reply.problem(), super::events::Rejection::text);
                 Err(Failure::Failed(format!("rejected: {why}")))
             }
-            Err(PostError::Stop(why) | PostError::Again { why, .. }) => Err(Failure::Failed(why)),
+            Err(PostError::Stop(why)) => Err(why.into()),
+            Err(PostError::Again { why, .. }) => Err(Failure::Failed(why)),
         }
     }
 }

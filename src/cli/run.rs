@@ -5,6 +5,7 @@ use clap::Args;
 use super::{Failure, Outcome, warn};
 use crate::config::Loaded;
 use crate::{app, telemetry};
+use traqq_core::error::ConfigError;
 use traqq_core::model::escape;
 
 #[derive(Args, Default)]
@@ -31,9 +32,9 @@ pub fn serve(loaded: &Loaded) -> Outcome {
 }
 
 /// There will be no log for the warnings, and one of them may be the reason: a file was not read.
-fn wrong(loaded: &Loaded, error: String) -> Failure {
+fn wrong(loaded: &Loaded, error: ConfigError) -> Failure {
     loaded.warnings.iter().for_each(|warning| warn(warning));
-    Failure::Usage(error)
+    error.into()
 }
 
 pub(super) fn start_telemetry(
@@ -41,12 +42,12 @@ pub(super) fn start_telemetry(
     warnings: &[String],
 ) -> Result<metrics_exporter_prometheus::PrometheusHandle, Failure> {
     let escapes = telemetry::Escapes { text: escape::terminal, json: escape::json };
-    telemetry::init_logs(log, escapes).map_err(Failure::Usage)?;
+    telemetry::init_logs(log, escapes)?;
     telemetry::log_panics();
     for warning in warnings {
         tracing::warn!(warning, "environment");
     }
-    telemetry::init_metrics().map_err(Failure::Failed)
+    telemetry::init_metrics().map_err(Failure::from)
 }
 
 /// Folding has threads of its own; what is left is I/O.

@@ -6,6 +6,7 @@ use super::Config;
 use super::load::SecretFile;
 use super::setting::{Setting, default_at, named};
 use super::show::{SECRETS, flatten, is_secret};
+use traqq_core::error::ConfigError;
 
 pub(super) const PREFIX: &str = "TRAQQ_";
 const FILE: &str = "_FILE";
@@ -48,7 +49,7 @@ enum Meaning {
 }
 
 /// Reads variables: name and value, `None` if that is not UTF-8.
-pub(super) fn read(variables: impl Iterator<Item = (String, Option<String>)>) -> Result<Environment, String> {
+pub(super) fn read(variables: impl Iterator<Item = (String, Option<String>)>) -> Result<Environment, ConfigError> {
     let mut environment = Environment::default();
     // By key, so that what is said twice is noticed.
     let mut said: BTreeMap<Vec<String>, String> = BTreeMap::new();
@@ -70,11 +71,12 @@ pub(super) fn read(variables: impl Iterator<Item = (String, Option<String>)>) ->
         };
         let value = value.ok_or_else(|| format!("{name} is not UTF-8"))?;
         if let Some(other) = said.insert(path.clone(), name.clone()) {
-            return Err(format!("{other} and {name} are both set; keep one"));
+            return Err(format!("{other} and {name} are both set; keep one").into());
         }
         let key = path.join(".");
         environment.settings.push(if is_file {
-            let text = std::fs::read_to_string(&value).map_err(|error| format!("{name} = {value}: {error}"))?;
+            let text = std::fs::read_to_string(&value)
+                .map_err(|error| ConfigError::of(format!("{name} = {value}: {error}"), error))?;
             environment.secret_files.push((name.clone(), value.into()));
             Setting::verbatim(path, text.trim_end_matches(['\r', '\n']).to_owned(), name)
         } else if is_secret(&key) {
@@ -147,7 +149,7 @@ fn is_of_kubernetes(rest: &str, value: &str) -> bool {
 }
 
 /// What is said about a variable that sets nothing: an error if something else must be meant.
-fn unknown(name: &str, nearest: Option<(String, bool)>, has_sections: bool) -> Result<String, String> {
+fn unknown(name: &str, nearest: Option<(String, bool)>, has_sections: bool) -> Result<String, ConfigError> {
     let meant = match &nearest {
         Some((meant, _)) => format!("is {meant} meant?"),
         None => "`traqq config show` lists the keys, and TRAQQ_SECTION__KEY sets one".to_owned(),
@@ -156,7 +158,7 @@ fn unknown(name: &str, nearest: Option<(String, bool)>, has_sections: bool) -> R
     let is_said_to_be = name.to_ascii_uppercase().ends_with(FILE);
     let only_secrets = if is_said_to_be && !is_file { " (only secrets come from files)" } else { "" };
     let text = format!("{name} is set, and sets nothing{only_secrets}: {meant}");
-    if has_sections || nearest.is_some_and(|(_, is_meant)| is_meant) { Err(text) } else { Ok(text) }
+    if has_sections || nearest.is_some_and(|(_, is_meant)| is_meant) { Err(text.into()) } else { Ok(text) }
 }
 
 /// Every variable that sets something, without the prefix.
@@ -245,7 +247,7 @@ fn distance(one: &str, other: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn of(name: &str, value: &str) -> Result<Environment, String> {
+    fn of(name: &str, value: &str) -> Result<Environment, ConfigError> {
         read([(name.to_owned(), Some(value.to_owned()))].into_iter())
     }
 
@@ -284,8 +286,11 @@ mod tests {
             ("traqq_config", "TRAQQ_CONFIG"),
         ] {
             let error = of(name, "x").err().unwrap_or_else(|| panic!("{name} is taken"));
-            assert!(error.starts_with(name) && error.contains(&format!("is {meant} meant?")), "{error}");
-            assert!(!error.contains("\"x\""), "{error}");
+            assert!(
+                error.to_string().starts_with(name) && error.to_string().contains(&format!("is {meant} meant?")),
+                "{error}"
+            );
+            assert!(!error.to_string().contains("\"x\""), "{error}");
         }
     }
 
@@ -370,11 +375,11 @@ mod tests {
         ] {
             let environment = of(name, file.to_str().unwrap()).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(environment.settings[0].path.join("."), key);
-            assert!(of(name, "/there/is/none").err().unwrap().starts_with(name));
+            assert!(of(name, "/there/is/none").err().unwrap().to_string().starts_with(name));
         }
         let both = ["TRAQQ_SERVER__TOKEN", "TRAQQ_SERVER__TOKEN_FILE"];
         let both = both.map(|name| (name.to_owned(), file.to_str().map(str::to_owned)));
-        assert!(read(both.into_iter()).err().unwrap().contains("are both set; keep one"));
+        assert!(read(both.into_iter()).err().unwrap().to_string().contains("are both set; keep one"));
     }
 
     #[test]

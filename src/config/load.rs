@@ -11,6 +11,7 @@ use super::setting::{Named, ReadFile, Setting, parse_key};
 use super::show::is_secret;
 use super::trust::{NotRead, read_own};
 use super::{BrokerKind, Config};
+use traqq_core::error::ConfigError;
 
 const DEFAULT_FILE: &str = "traqq.toml";
 pub(super) const FLAG: &str = "--set";
@@ -35,14 +36,14 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    fn of(figment: Figment) -> Result<Self, String> {
+    fn of(figment: Figment) -> Result<Self, ConfigError> {
         let config: Config = figment.extract().map_err(|error| explain(&error))?;
         Ok(Self { config, warnings: Vec::new(), untrusted: None, secret_files: Vec::new(), figment })
     }
 }
 
 /// Reads the configuration. `overrides` are `section.key = value` from flags.
-pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Loaded, String> {
+pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Loaded, ConfigError> {
     let variables =
         std::env::vars_os().map(|(name, value)| (name.to_string_lossy().into_owned(), value.into_string().ok()));
     load_with(file, variables, overrides)
@@ -53,12 +54,12 @@ pub(super) fn load_with(
     file: Option<&Path>,
     variables: impl Iterator<Item = (String, Option<String>)>,
     overrides: &[(String, String)],
-) -> Result<Loaded, String> {
+) -> Result<Loaded, ConfigError> {
     let mut figment = Figment::new();
     let mut warnings = Vec::new();
     let (mut has_file, mut untrusted) = (file.is_some(), None);
     match file {
-        Some(file) if !file.is_file() => return Err(format!("{}: there is no such file", file.display())),
+        Some(file) if !file.is_file() => return Err(format!("{}: there is no such file", file.display()).into()),
         Some(file) => figment = figment.merge(Named(Toml::file_exact(file))),
         None if !Path::new(DEFAULT_FILE).is_file() => {}
         None => match read_own(Path::new(DEFAULT_FILE)) {
@@ -66,7 +67,7 @@ pub(super) fn load_with(
                 figment = figment.merge(Named(ReadFile { file: DEFAULT_FILE.into(), text }));
                 has_file = true;
             }
-            Err(why @ NotRead::Failed(_)) => return Err(format!("{DEFAULT_FILE}: {why}")),
+            Err(why @ NotRead::Failed(_)) => return Err(format!("{DEFAULT_FILE}: {why}").into()),
             Err(why) => {
                 let text =
                     format!("./{DEFAULT_FILE} is not read: {why}; `--config ./{DEFAULT_FILE}` reads it all the same");
@@ -80,7 +81,7 @@ pub(super) fn load_with(
         figment = figment.merge(setting);
     }
     for (key, value) in overrides {
-        let path = parse_key(key).map_err(|error| format!("{FLAG}: {error}"))?;
+        let path = parse_key(key).map_err(|error| ConfigError::of(format!("{FLAG}: {error}"), error))?;
         figment = figment.merge(if is_secret(&path.join(".")) {
             Setting::verbatim(path, value.clone(), FLAG.to_owned())
         } else {
@@ -106,7 +107,7 @@ pub fn starter() -> Config {
 }
 
 /// The text of a file and nothing else: no environment, no flags, no starter.
-pub fn parse(text: &str) -> Result<Loaded, String> {
+pub fn parse(text: &str) -> Result<Loaded, ConfigError> {
     Loaded::of(Figment::from(Serialized::defaults(Config::default())).merge(Named(Toml::string(text))))
 }
 
@@ -150,7 +151,7 @@ fn explain(error: &figment::Error) -> String {
 }
 
 #[cfg(test)]
-pub(super) fn load_text(text: &str) -> Result<Loaded, String> {
+pub(super) fn load_text(text: &str) -> Result<Loaded, ConfigError> {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("traqq.toml");
     std::fs::write(&file, text).unwrap();
@@ -164,11 +165,11 @@ mod tests {
     #[test]
     fn a_typing_error_is_named_with_its_place() {
         let error = load_text("[worker]\nbatch_event = 5\n").err().unwrap();
-        assert!(error.contains("traqq.toml") && error.contains("batch_event"), "{error}");
+        assert!(error.to_string().contains("traqq.toml") && error.to_string().contains("batch_event"), "{error}");
         let error = load_text("[buckets.retention]\nd = \"soon\"\n").err().unwrap();
-        assert!(error.contains("buckets.retention.d") && error.contains("400d"), "{error}");
+        assert!(error.to_string().contains("buckets.retention.d") && error.to_string().contains("400d"), "{error}");
         let error = load_text("[mapping]\nadd = [\"a~\"]\n").err().unwrap();
-        assert!(error.contains("mapping.add") && error.contains("empty field name"), "{error}");
+        assert!(error.to_string().contains("mapping.add") && error.to_string().contains("empty field name"), "{error}");
     }
 
     #[test]
@@ -180,7 +181,7 @@ mod tests {
             ("worker.on_log_gap", "jump", "it must be one of stop, skip"),
         ] {
             let error = load(None, &[(key.to_owned(), value.to_owned())]).err().unwrap();
-            assert!(error.starts_with(&format!("--set: {key}: {said}")), "{error}");
+            assert!(error.to_string().starts_with(&format!("--set: {key}: {said}")), "{error}");
         }
     }
 

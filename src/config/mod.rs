@@ -18,6 +18,7 @@ use traqq_counts::store::redis;
 use traqq_log::{kafka, local, nats};
 
 use crate::{server, telemetry};
+use traqq_core::error::ConfigError;
 
 /// A configuration file.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -83,7 +84,7 @@ impl Broker {
     }
 
     /// The kind that is meant is complete, and nothing is said about another.
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), ConfigError> {
         let kind = self.kind();
         let others = [
             ("kafka", BrokerKind::Kafka, self.kafka != kafka::Config::default()),
@@ -92,7 +93,7 @@ impl Broker {
         for (name, other, is_set) in others {
             if is_set && other != kind {
                 let kind = serde_json::to_value(kind).expect("a name is JSON");
-                return Err(format!("broker.kind is {kind}, but [broker.{name}] is set; remove one of them"));
+                return Err(format!("broker.kind is {kind}, but [broker.{name}] is set; remove one of them").into());
             }
         }
         match kind {
@@ -119,7 +120,7 @@ impl Config {
     }
 
     /// What a worker needs, checked as far as that is possible without connecting.
-    pub fn check_worker(&self) -> Result<ValidRules, String> {
+    pub fn check_worker(&self) -> Result<ValidRules, ConfigError> {
         let rules = self.rules().validate().map_err(|error| error.to_string())?;
         self.broker.check()?;
         self.data.check()?;
@@ -137,22 +138,21 @@ impl Config {
         }
     }
 
-    fn check_store(&self) -> Result<(), String> {
+    fn check_store(&self) -> Result<(), ConfigError> {
         match self.store_kind() {
             StoreKind::Redis => redis::RedisStore::new(&self.store.redis).map(|_| ()),
             _ if self.store.redis != redis::Config::default() => {
-                Err("store.kind is \"embedded\", but [store.redis] is set; remove one of them".to_owned())
+                Err("store.kind is \"embedded\", but [store.redis] is set; remove one of them".into())
             }
             _ => Ok(()),
         }
     }
 
     /// What a sidecar needs.
-    pub fn check_server(&self) -> Result<(), String> {
+    pub fn check_server(&self) -> Result<(), ConfigError> {
         if self.store_kind() == StoreKind::Embedded {
             return Err("the embedded store belongs to one process, which answers queries itself: ask `traqq run`, or set store.redis.url for a \
-                        sidecar of Redis"
-                .to_owned());
+                        sidecar of Redis".into());
         }
         self.check_store()?;
         self.server.check()

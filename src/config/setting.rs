@@ -8,6 +8,7 @@ use figment::{Metadata, Profile, Provider, Source};
 use serde_json::Value as Json;
 
 use super::Config;
+use traqq_core::error::ConfigError;
 
 /// Maps whose names are somebody else's: what comes behind such a key is one name, dots and all.
 const NAMED: [&[&str]; 1] = [&["broker", "kafka", "properties"]];
@@ -99,7 +100,7 @@ fn join_name(name: String, value: Value, into: &mut Dict) {
 }
 
 /// `section.key`; a part with dots in it stands in quotes, as in a file.
-pub(super) fn parse_key(text: &str) -> Result<Vec<String>, String> {
+pub(super) fn parse_key(text: &str) -> Result<Vec<String>, ConfigError> {
     let mut parts = Vec::new();
     let mut rest = text;
     loop {
@@ -114,11 +115,11 @@ pub(super) fn parse_key(text: &str) -> Result<Vec<String>, String> {
         match behind.strip_prefix('.') {
             Some(behind) => rest = behind,
             None if behind.is_empty() => break,
-            None => return Err(format!("{text:?}: a dot is missing behind a quote")),
+            None => return Err(format!("{text:?}: a dot is missing behind a quote").into()),
         }
     }
     if parts.iter().any(String::is_empty) {
-        return Err(format!("{text:?} is not a key; write it like worker.batch_events"));
+        return Err(format!("{text:?} is not a key; write it like worker.batch_events").into());
     }
     Ok(whole_names(parts))
 }

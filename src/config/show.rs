@@ -130,14 +130,14 @@ mod tests {
             let value = "redis://:hush@h:6379".to_owned();
             let shown = match load(None, &[(key.to_owned(), value)]) {
                 Ok(loaded) => format!("{:?}", loaded.values()),
-                Err(error) => error,
+                Err(error) => error.to_string(),
             };
             assert!(!shown.contains("hush"), "{shown}");
         }
         let loaded = load_text("[broker.nats]\nservers = [\"nats://app:hush@nats:4222\"]\n").unwrap();
         assert!(!loaded.values().iter().any(|(_, value, _)| value.contains("hush")));
         let error = load(None, &[("store.redis".to_owned(), "redis://h".to_owned())]).err().unwrap();
-        assert_eq!(error, "--set: store.redis: it is a section; set the keys in it");
+        assert_eq!(error.to_string(), "--set: store.redis: it is a section; set the keys in it");
     }
 
     #[test]
@@ -202,10 +202,16 @@ mod tests {
             &format!("{properties}\"of.a.plugin\" = 8675309\n"),
         ] {
             let error = load_text(text).err().unwrap();
-            assert!(error.contains("it must be a string, in quotes") && !error.contains("8675309"), "{error}");
+            assert!(
+                error.to_string().contains("it must be a string, in quotes") && !error.to_string().contains("8675309"),
+                "{error}"
+            );
         }
         let error = load_text("[store.redis]\npassword = hush\n").err().unwrap();
-        assert!(error.contains("line 2, column 12: invalid string") && !error.contains("hush"), "{error}");
+        assert!(
+            error.to_string().contains("line 2, column 12: invalid string") && !error.to_string().contains("hush"),
+            "{error}"
+        );
         let loaded = load(None, &[("store.redis.password".to_owned(), "8675309".to_owned())]).unwrap();
         assert_eq!(loaded.config.store.redis.password.0, "8675309");
     }

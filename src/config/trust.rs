@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Config;
+use traqq_core::error::ConfigError;
 
 const WRITABLE_BY_GROUP: u32 = 0o020;
 const WRITABLE_BY_OTHERS: u32 = 0o002;
@@ -100,7 +101,7 @@ fn judge(user: User, file: &Path, metadata: &Metadata) -> Result<(), NotRead> {
 impl Config {
     /// A data directory of the default name is found in the current directory like a configuration,
     /// and events that are kept in somebody else's are that user's to read.
-    pub fn check_directory(&self) -> Result<(), String> {
+    pub fn check_directory(&self) -> Result<(), ConfigError> {
         let directory = &self.data.directory;
         let Ok(metadata) = fs::metadata(directory) else { return Ok(()) };
         let (user, owner) = (User::current().id, metadata.uid());
@@ -111,7 +112,8 @@ impl Config {
         Err(format!(
             "./{directory} belongs to user {owner}, and user {user} runs this; data.directory = \"./{directory}\" uses \
              it all the same"
-        ))
+        )
+        .into())
     }
 }
 

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
 use traqq_core::decode;
+use traqq_core::error::ErrorLine;
 
 const PREFIX: &str = "ce-";
 const SPEC_VERSION: HeaderName = HeaderName::from_static("ce-specversion");
@@ -20,7 +21,7 @@ pub struct Attributes {
 
 impl Attributes {
     /// `None` when the request is no CloudEvent in binary mode.
-    pub fn of(headers: &HeaderMap) -> Result<Option<Self>, String> {
+    pub fn of(headers: &HeaderMap) -> Result<Option<Self>, ErrorLine> {
         if !headers.contains_key(SPEC_VERSION) {
             return Ok(None);
         }
@@ -28,13 +29,13 @@ impl Attributes {
         for (name, value) in headers {
             let Some(attribute) = name.as_str().strip_prefix(PREFIX) else { continue };
             if matches!(attribute, "data" | "data_base64" | "event") {
-                return Err(format!("{name}: there is no attribute of this name in CloudEvents"));
+                return Err(format!("{name}: there is no attribute of this name in CloudEvents").into());
             }
             let text = unescape(value.as_bytes()).ok_or_else(|| format!("{name} is not UTF-8"))?;
             members.insert(attribute.to_owned(), text.into());
         }
         if !members.contains_key("type") {
-            return Err("a CloudEvent has a type: send the header ce-type".to_owned());
+            return Err("a CloudEvent has a type: send the header ce-type".into());
         }
         let content_type = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or_default());
         if let Some(content_type) = content_type {
@@ -45,7 +46,7 @@ impl Attributes {
     }
 
     /// The whole event as one object.
-    pub fn with_data(self, body: &[u8]) -> Result<Vec<u8>, String> {
+    pub fn with_data(self, body: &[u8]) -> Result<Vec<u8>, ErrorLine> {
         let Self { mut members, is_json } = self;
         if body.is_empty() {
             return Ok(Value::Object(members).to_string().into_bytes());
@@ -54,9 +55,10 @@ impl Attributes {
             members.insert("data_base64".to_owned(), STANDARD.encode(body).into());
             return Ok(Value::Object(members).to_string().into_bytes());
         }
-        let data = std::str::from_utf8(body).map_err(|error| format!("the data is not UTF-8: {error}"))?;
+        let data = std::str::from_utf8(body)
+            .map_err(|error| ErrorLine::of(format!("the data is not UTF-8: {error}"), error))?;
         if decode::validate(data).is_err() {
-            return Err("the data is not one JSON value, as its Content-Type says".to_owned());
+            return Err("the data is not one JSON value, as its Content-Type says".into());
         }
         // As it stands: parsed and written again, numbers would not be what they were.
         let attributes = Value::Object(members).to_string();
@@ -89,7 +91,7 @@ fn unescape(value: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn event(headers: &[(&'static str, &str)], body: &[u8]) -> Result<Option<String>, String> {
+    fn event(headers: &[(&'static str, &str)], body: &[u8]) -> Result<Option<String>, ErrorLine> {
         let headers = headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
         let Some(attributes) = Attributes::of(&headers.collect())? else { return Ok(None) };
         attributes.with_data(body).map(|bytes| Some(String::from_utf8(bytes).unwrap()))
@@ -107,7 +109,7 @@ mod tests {
         assert!(event(&text, b"hi").unwrap().unwrap().contains(r#""data_base64":"aGk=""#));
         assert!(!event(&text, b"").unwrap().unwrap().contains("data_base64"));
         assert_eq!(event(&made[1..], b"{}"), Ok(None));
-        assert!(event(&made[..1], b"{}").unwrap_err().contains("ce-type"));
-        assert!(event(&made, b"{} {}").unwrap_err().contains("not one JSON value"));
+        assert!(event(&made[..1], b"{}").unwrap_err().to_string().contains("ce-type"));
+        assert!(event(&made, b"{} {}").unwrap_err().to_string().contains("not one JSON value"));
     }
 }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use traqq_core::model::BucketKind;
-use traqq_counts::query::{Align, Find, Range, Request, Selector};
+use traqq_counts::query::{Align, Find, QueryError, QueryResult, Range, Request, Selector};
 
 #[derive(Deserialize)]
 pub(super) struct Command<'a> {
@@ -48,24 +48,25 @@ impl<'a> Command<'a> {
     }
 
     /// The question that it asks.
-    pub fn request(&self) -> Result<Request, String> {
+    pub fn request(&self) -> QueryResult<Request> {
         let text = |value: Option<&RawValue>| value.map(|value| value.get().trim_matches('"').to_owned());
         let days = self.days.map(|days| days.to_string());
         let align = self.align.as_deref().map_or(Ok(Align::default()), Align::parse);
-        let range = align
-            .and_then(|align| Range::of(days.as_deref(), text(self.min).as_deref(), text(self.max).as_deref(), align))
-            .map_err(|error| error.to_string())?;
+        let range = align.and_then(|align| {
+            Range::of(days.as_deref(), text(self.min).as_deref(), text(self.max).as_deref(), align)
+        })?;
         let bucket = match self.bucket.as_deref() {
             None => BucketKind::Day,
-            Some(letter) => BucketKind::parse(letter).ok_or_else(|| format!("bucket {letter:?} is not d, h or m"))?,
+            Some(letter) => BucketKind::parse(letter)
+                .ok_or_else(|| QueryError::BadRequest(format!("bucket {letter:?} is not d, h or m")))?,
         };
         Ok(if self.cmd == "find" {
             let (Some(metric), Some(key)) = (&self.metric_type, &self.key) else {
-                return Err("find needs metric_type and key".to_owned());
+                return Err(QueryError::BadRequest("find needs metric_type and key".to_owned()));
             };
             let selector = Selector::new(metric, key, self.add_key.as_deref(), self.of.as_deref());
             Request::Find(Find {
-                selector: selector.map_err(|error| error.to_string())?,
+                selector: selector?,
                 value: None,
                 range,
                 bucket,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use traqq_core::model::Secret;
 use traqq_core::model::address::has_credentials;
 
+use traqq_core::error::ConfigError;
 use traqq_counts::query::Limits;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -78,7 +79,7 @@ impl Default for Config {
 
 impl Config {
     /// What is wrong, and how to mend it.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         self.check_address("http", &self.http)?;
         if self.has_tcp() {
             self.check_address("tcp", &self.tcp)?;
@@ -93,21 +94,22 @@ impl Config {
             ("max_keys", self.max_keys as u64),
         ] {
             if value == 0 {
-                return Err(format!("server.{name} = 0 would refuse every request; it must be at least 1"));
+                return Err(format!("server.{name} = 0 would refuse every request; it must be at least 1").into());
             }
         }
         if self.tls_cert_file.is_some() != self.tls_key_file.is_some() {
-            return Err("server.tls_cert_file and tls_key_file belong together; set both or none".to_owned());
+            return Err("server.tls_cert_file and tls_key_file belong together; set both or none".into());
         }
         for (name, token) in self.tokens() {
             let Some(Secret(token)) = token else { continue };
             if token.is_empty() {
-                return Err(format!("server.{name} is empty; write a long random string, or remove the key"));
+                return Err(format!("server.{name} is empty; write a long random string, or remove the key").into());
             }
             if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
                 return Err(format!(
                     "server.{name} has characters that an Authorization header cannot carry; use letters and digits"
-                ));
+                )
+                .into());
             }
             if self
                 .tokens()
@@ -116,7 +118,8 @@ impl Config {
             {
                 return Err(format!(
                     "server.{name} is the same as another token; they must differ to mean different things"
-                ));
+                )
+                .into());
             }
         }
         Ok(())
@@ -152,19 +155,27 @@ impl Config {
         format!("{scheme}://{host}:{port}")
     }
 
-    fn check_address(&self, name: &str, address: &str) -> Result<(), String> {
+    fn check_address(&self, name: &str, address: &str) -> Result<(), ConfigError> {
         if has_credentials(address) {
-            return Err(format!("server.{name}: only an address and a port belong into it; a token is server.token"));
+            return Err(
+                format!("server.{name}: only an address and a port belong into it; a token is server.token").into()
+            );
         }
         let Some((host, port)) = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()) else {
-            return Err(format!("server.{name} = {address:?} is not host:port; write it like \"127.0.0.1:9877\""));
+            return Err(
+                format!("server.{name} = {address:?} is not host:port; write it like \"127.0.0.1:9877\"").into()
+            );
         };
         if port.parse::<u16>().is_err() {
-            return Err(format!("server.{name} = {address:?}: {port:?} is not a port; write a number up to 65535"));
+            return Err(
+                format!("server.{name} = {address:?}: {port:?} is not a port; write a number up to 65535").into()
+            );
         }
         let needs_brackets = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
         if needs_brackets {
-            return Err(format!("server.{name} = {address:?}: put an IPv6 address in brackets, like \"[::1]:9877\""));
+            return Err(
+                format!("server.{name} = {address:?}: put an IPv6 address in brackets, like \"[::1]:9877\"").into()
+            );
         }
         let is_local =
             host == "localhost" || address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
@@ -173,7 +184,7 @@ impl Config {
                 "server.{name} = {address:?} listens beyond this machine without a token, so that anybody who reaches it reads every \
                  number; set server.token (or TRAQQ_SERVER__TOKEN_FILE), or, if the network is trusted, \
                  server.allow_public_without_token = true"
-            ));
+            ).into());
         }
         Ok(())
     }
@@ -193,7 +204,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn check(http: &str, token: Option<&str>) -> Result<(), String> {
+    fn check(http: &str, token: Option<&str>) -> Result<(), ConfigError> {
         let token = token.map(|token| Secret(token.to_owned()));
         Config { http: http.to_owned(), token, ..Config::default() }.check()
     }
@@ -205,7 +216,10 @@ mod tests {
         }
         for public in ["0.0.0.0:9877", "[::]:9877", "10.0.0.1:80", "example.test:80"] {
             let message = check(public, None).unwrap_err();
-            assert!(message.contains("TRAQQ_SERVER__TOKEN_FILE") && message.contains("allow_public_without_token"));
+            assert!(
+                message.to_string().contains("TRAQQ_SERVER__TOKEN_FILE")
+                    && message.to_string().contains("allow_public_without_token")
+            );
             assert_eq!(check(public, Some("secret")), Ok(()), "{public}");
         }
         let open = Config { http: "0.0.0.0:1".to_owned(), allow_public_without_token: true, ..Config::default() };
@@ -241,13 +255,19 @@ mod tests {
             ("127.0.0.1:1", Some("a b"), "characters"),
         ] {
             let message = check(http, token).unwrap_err();
-            assert!(message.contains(part), "{http}: {message}");
+            assert!(message.to_string().contains(part), "{http}: {message}");
         }
         let half = Config { tls_cert_file: Some("a.pem".into()), ..Config::default() };
-        assert!(half.check().unwrap_err().contains("belong together"));
-        assert!(Config { connections_max: 0, ..Config::default() }.check().unwrap_err().contains("connections_max"));
+        assert!(half.check().unwrap_err().to_string().contains("belong together"));
+        assert!(
+            Config { connections_max: 0, ..Config::default() }
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("connections_max")
+        );
         let none = Config { connections_per_address_max: Some(0), ..Config::default() };
-        assert!(none.check().unwrap_err().contains("connections_per_address_max"));
+        assert!(none.check().unwrap_err().to_string().contains("connections_per_address_max"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::ingest::Ingest;
 use traqq_counts::query::Engine;
+use traqq_log::BrokerResult;
 
 /// A JSON array of letters, the newest first.
 pub struct Letters {
@@ -18,8 +19,7 @@ pub struct Letters {
 
 /// Reads the letters before a number, if one is given, so many at most, and as many as have room in
 /// so many bytes, but one at least.
-/// `Err` says why they cannot be read.
-pub type DeadLetters = Arc<dyn Fn(Option<i64>, usize, usize) -> Result<Letters, String> + Send + Sync>;
+pub type DeadLetters = Arc<dyn Fn(Option<i64>, usize, usize) -> BrokerResult<Letters> + Send + Sync>;
 
 /// Why the process is not what a probe asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -89,14 +89,15 @@ async fn take(context: &Context, request: Request<Body>) -> Answer<Response> {
     let key = head.key.map(|key| (key, fingerprint));
     let appended = ingest.append(judged, key, hold, "http").await;
     let (report, is_replayed) = appended.map_err(|error| match error {
-        AppendError::Retry(text) => (Kind::Unavailable, text),
+        AppendError::Retry(line) => (Kind::Unavailable, line.to_string()),
         AppendError::Refused { index, reason } => {
             (Kind::BodyTooLarge, format!("event {index}: {reason}; others of this request may be in the log"))
         }
         AppendError::KeyReused => {
             (Kind::KeyReused, "this Idempotency-Key came with another body before; use a new one".to_owned())
         }
-        AppendError::KeysUnsupported(text) | AppendError::Impossible(text) => (Kind::NotImplemented, text),
+        AppendError::KeysUnsupported(text) => (Kind::NotImplemented, text),
+        AppendError::Impossible(line) => (Kind::NotImplemented, line.to_string()),
         AppendError::KeysFull(text) => {
             metrics::counter!(names::INGEST_REFUSED).increment(1);
             (Kind::Busy, text)
@@ -146,7 +147,7 @@ fn refused(report: &Report, context: &Context) -> Response {
 }
 
 fn read_head(headers: &HeaderMap, name_header: Option<&str>) -> Answer<Head> {
-    let attributes = Attributes::of(headers).map_err(|detail| (Kind::BadRequest, detail))?;
+    let attributes = Attributes::of(headers).map_err(|line| (Kind::BadRequest, line.to_string()))?;
     let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("?").trim());
     let content_type = text(header::CONTENT_TYPE).map(|value| value.split(';').next().unwrap_or_default().trim());
     let format = match content_type.map(str::to_ascii_lowercase).as_deref() {
@@ -233,11 +234,11 @@ fn judge(ingest: &Ingest, body: Vec<u8>, head: &Head, bytes_max: usize, hold: &m
     let mut fingerprint = fingerprint(&body);
     match &head.attributes {
         Some(attributes) => {
-            let event = attributes.clone().with_data(&body).map_err(|detail| (Kind::BadRequest, detail))?;
+            let event = attributes.clone().with_data(&body).map_err(|line| (Kind::BadRequest, line.to_string()))?;
             fingerprint = super::ingest::fingerprint(&event);
             _ = judge.event(&event);
         }
-        None => judge.body(&body, head.format).map_err(|detail| (Kind::BadRequest, detail))?,
+        None => judge.body(&body, head.format).map_err(|line| (Kind::BadRequest, line.to_string()))?,
     }
     if let Some(name) = &head.name {
         fingerprint = fingerprint.rotate_left(1) ^ super::ingest::fingerprint(name.as_bytes());

@@ -18,6 +18,7 @@ use crate::telemetry::names;
 use traqq_core::courtesy::Courtesy;
 use traqq_core::decode::EventRules;
 use traqq_core::decode::{self, Reason};
+use traqq_core::error::ErrorLine;
 use traqq_core::hll::murmur64a;
 use traqq_counts::compile::{Gate, GateRules};
 use traqq_log::{AppendError, Appended, Appender, Events, Idempotency, RequestCounts};
@@ -173,7 +174,7 @@ impl Ingest {
                 drop(hold);
                 appended
             });
-            append.await.unwrap_or_else(|error| Err(AppendError::Retry(error.to_string())))?
+            append.await.unwrap_or_else(|error| Err(AppendError::Retry(ErrorLine::from_error(error))))?
         };
         match appended {
             Appended::New => {
@@ -296,11 +297,11 @@ impl Judge {
     }
 
     /// All events of a body. `Err` when it is no list of events at all.
-    pub fn body(&mut self, body: &[u8], format: Format) -> Result<(), String> {
+    pub fn body(&mut self, body: &[u8], format: Format) -> Result<(), ErrorLine> {
         self.judged.events.reserve(body.len());
         let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
         match (format, first) {
-            (_, None) => return Err("the body is empty; send one event, an array, or one event a line".to_owned()),
+            (_, None) => return Err("the body is empty; send one event, an array, or one event a line".into()),
             (Format::Lines, _) => self.lines(body),
             (_, Some(b'[')) => return self.array(body),
             (Format::Json, _) => _ = self.event(body),
@@ -322,10 +323,13 @@ impl Judge {
         }
     }
 
-    fn array(&mut self, body: &[u8]) -> Result<(), String> {
-        let text = std::str::from_utf8(body).map_err(|error| format!("the body is not UTF-8: {error}"))?;
+    fn array(&mut self, body: &[u8]) -> Result<(), ErrorLine> {
+        let text = std::str::from_utf8(body)
+            .map_err(|error| ErrorLine::of(format!("the body is not UTF-8: {error}"), error))?;
         let malformed = |index: usize| {
-            format!("the array is malformed at or behind element {index}; send valid JSON, or one event a line")
+            ErrorLine::from(format!(
+                "the array is malformed at or behind element {index}; send valid JSON, or one event a line"
+            ))
         };
         let judge = |element: &str| {
             if let Err(reason) = self.single(element.as_bytes()) {

@@ -82,7 +82,7 @@ impl Problem {
             QueryError::NotFound(detail) => (Kind::NotFound, detail),
             QueryError::TooLarge(detail) => (Kind::QuestionTooLarge, detail),
             QueryError::Busy(detail) => (Kind::Busy, detail),
-            QueryError::Unavailable(detail) => (Kind::Unavailable, detail),
+            QueryError::Unavailable(line) => (Kind::Unavailable, line.to_string()),
         };
         Self::new(kind, detail, instance)
     }

@@ -19,7 +19,9 @@ use super::ingest::Ingest;
 use super::params::Asked;
 use super::problem::{Kind, Problem};
 use super::{Config, body, events, page, params};
+use traqq_core::error::ErrorLine;
 use traqq_counts::query::{Engine, QueryResult, Request};
+use traqq_log::BrokerError;
 
 /// Dead letters of an answer, unless a number is given, and at most.
 const DEAD_LETTERS_DEFAULT: usize = 100;
@@ -189,10 +191,11 @@ async fn dead_letters(State(context): Shared, uri: Uri) -> Response {
     }
     let read = Arc::clone(read);
     let read = tokio::task::spawn_blocking(move || read(before, limit, bytes_max)).await;
-    let Letters { text, more_before } = match read.unwrap_or_else(|error| Err(error.to_string())) {
-        Ok(letters) => letters,
-        Err(error) => return problem(Kind::Unavailable, error),
-    };
+    let Letters { text, more_before } =
+        match read.unwrap_or_else(|error| Err(BrokerError::Retry(ErrorLine::from_error(error)))) {
+            Ok(letters) => letters,
+            Err(error) => return problem(Kind::Unavailable, error.to_string()),
+        };
     drop(memory);
     let mut response = match body::of_text(text, context.engine.memory(), context.patience) {
         Ok(body) => fresh(JSON, body),

@@ -32,6 +32,7 @@ use super::connections::Connections;
 use super::ingest::{Hold, Ingest, Judge, NotAll};
 use super::output::Output;
 use super::tls::{Stream, Tls};
+use traqq_core::error::ErrorLine;
 use traqq_counts::query::{Answer, Engine, Extent, MemoryPermit, Nested};
 
 /// What a connection that sends nothing holds.
@@ -94,9 +95,11 @@ pub async fn serve(
     engine: Arc<Engine>,
     ingest: Option<Arc<Ingest>>,
     clock: fn() -> i64,
-) -> Result<(SocketAddr, JoinHandle<()>), String> {
+) -> Result<(SocketAddr, JoinHandle<()>), ErrorLine> {
     let explain = |error: std::io::Error| {
-        format!("cannot listen on {}: {error}; set server.tcp to another address, or to \"off\"", config.tcp)
+        let text =
+            format!("cannot listen on {}: {error}; set server.tcp to another address, or to \"off\"", config.tcp);
+        ErrorLine::of(text, error)
     };
     let listener = TcpListener::bind(&config.tcp).await.map_err(explain)?;
     let address = listener.local_addr().map_err(explain)?;
@@ -341,7 +344,7 @@ impl Connection {
         match command.cmd {
             "query" | "query_days" | "find" => match self.ask(&command).await {
                 Ok((answer, memory)) => return self.send(answer, memory, stream).await,
-                Err(error) => self.output.fail(&error),
+                Err(error) => self.output.fail(error.text()),
             },
             other => {
                 self.output
@@ -441,8 +444,8 @@ impl Connection {
         Ok(())
     }
 
-    async fn ask(&self, command: &Command<'_>) -> Result<(Answer, MemoryPermit), String> {
-        let request = command.request()?;
+    async fn ask(&self, command: &Command<'_>) -> Result<(Answer, MemoryPermit), ErrorLine> {
+        let request = command.request().map_err(ErrorLine::from_error)?;
         let engine = &self.shared.engine;
         let answer = async {
             let question = engine.prepare(&request, (self.shared.clock)()).await?;
@@ -450,9 +453,9 @@ impl Connection {
         };
         let late = |_| {
             let limit = self.shared.request_timeout.as_millis();
-            format!("no answer within {limit} ms (server.request_timeout_ms); ask for a shorter range")
+            ErrorLine::from(format!("no answer within {limit} ms (server.request_timeout_ms); ask for a shorter range"))
         };
         let answer = tokio::time::timeout(self.shared.request_timeout, answer).await.map_err(late)?;
-        answer.map_err(|error| error.to_string())
+        answer.map_err(ErrorLine::from_error)
     }
 }

@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::Config;
+use traqq_core::error::ConfigError;
 
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// What TLS decrypts in one piece at the most.
@@ -31,7 +32,7 @@ pub struct Tls {
 
 impl Tls {
     /// `None` if none is configured. `Err` says which file cannot be used, and why.
-    pub fn load(config: &Config) -> Result<Option<Self>, String> {
+    pub fn load(config: &Config) -> Result<Option<Self>, ConfigError> {
         let (Some(certificates), Some(key)) = (&config.tls_cert_file, &config.tls_key_file) else { return Ok(None) };
         let files = Files { certificates: certificates.clone(), key: key.clone() };
         let read = files.read()?;
@@ -56,38 +57,48 @@ struct Read {
 }
 
 impl Files {
-    fn read(&self) -> Result<Read, String> {
+    fn read(&self) -> Result<Read, ConfigError> {
         let read = |name: &str, path: &Path| {
-            std::fs::read(path).map_err(|error| format!("server.{name} = {:?}: {error}", path.display()))
+            std::fs::read(path)
+                .map_err(|error| ConfigError::of(format!("server.{name} = {:?}: {error}", path.display()), error))
         };
         Ok(Read { certificates: read("tls_cert_file", &self.certificates)?, key: read("tls_key_file", &self.key)? })
     }
 }
 
 impl Read {
-    fn parse(&self, files: &Files) -> Result<CertifiedKey, String> {
+    fn parse(&self, files: &Files) -> Result<CertifiedKey, ConfigError> {
         let names = (files.certificates.display().to_string(), files.key.display().to_string());
         certified_key((&names.0, &self.certificates), (&names.1, &self.key))
     }
 }
 
 /// The chain of certificates and the key in two PEM files, each a name and what is in it.
-pub fn certified_key(certificates: (&str, &[u8]), key: (&str, &[u8])) -> Result<CertifiedKey, String> {
+pub fn certified_key(certificates: (&str, &[u8]), key: (&str, &[u8])) -> Result<CertifiedKey, ConfigError> {
     let ((certificates, chain), (key, private)) = (certificates, key);
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
-    let chain = chain.map_err(|error| format!("server.tls_cert_file = {certificates:?} is not PEM: {error}"))?;
+    let chain = chain.map_err(|error| {
+        ConfigError::of(format!("server.tls_cert_file = {certificates:?} is not PEM: {error}"), error)
+    })?;
     if chain.is_empty() {
-        return Err(format!("server.tls_cert_file = {certificates:?} has no certificate; it must be PEM"));
+        return Err(format!("server.tls_cert_file = {certificates:?} has no certificate; it must be PEM").into());
     }
-    let private = PrivateKeyDer::from_pem_slice(private)
-        .map_err(|_| format!("server.tls_key_file = {key:?} has no private key; it must be PEM, without a password"))?;
+    let private = PrivateKeyDer::from_pem_slice(private).map_err(|error| {
+        ConfigError::of(
+            format!("server.tls_key_file = {key:?} has no private key; it must be PEM, without a password"),
+            error,
+        )
+    })?;
     let provider = CryptoProvider::get_default().cloned();
     let provider = provider.unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
-    CertifiedKey::from_der(chain, private, &provider).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => {
-            format!("server.tls_key_file = {key:?} is not the key of the certificate in {certificates:?}")
-        }
-        error => format!("server.tls_cert_file = {certificates:?} and tls_key_file = {key:?}: {error}"),
+    CertifiedKey::from_der(chain, private, &provider).map_err(|error| {
+        let text = match &error {
+            rustls::Error::InconsistentKeys(_) => {
+                format!("server.tls_key_file = {key:?} is not the key of the certificate in {certificates:?}")
+            }
+            error => format!("server.tls_cert_file = {certificates:?} and tls_key_file = {key:?}: {error}"),
+        };
+        ConfigError::of(text, error)
     })
 }
 
@@ -121,7 +132,7 @@ async fn follow(files: Files, mut last: Read, shown: std::sync::Weak<Shown>) {
                 last = read;
                 tracing::info!("the certificate was renewed");
             }
-            Err(error) => tracing::warn!(error, "the certificate stays as it is"),
+            Err(error) => tracing::warn!(%error, "the certificate stays as it is"),
         }
     }
 }
@@ -201,7 +212,8 @@ mod tests {
             let config = Config { tls_cert_file, tls_key_file, ..Config::default() };
             let error = Tls::load(&config).map(|tls| assert!(tls.is_none())).err();
             assert_eq!(error.is_some(), part.is_some());
-            assert!(error.as_deref().unwrap_or("").contains(part.unwrap_or("")), "{error:?}");
+            let error = error.map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains(part.unwrap_or("")), "{error}");
         }
     }
 }

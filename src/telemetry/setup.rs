@@ -10,6 +10,7 @@ use traqq_core::metric::Kind;
 use traqq_pipeline::names::COMMIT_SECONDS;
 
 use super::names;
+use traqq_core::error::{ConfigError, ErrorLine};
 
 /// `[log]`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -87,7 +88,7 @@ impl Write for Lines {
 }
 
 /// Logs go to standard error.
-pub fn init_logs(config: &Config, escapes: Escapes) -> Result<(), String> {
+pub fn init_logs(config: &Config, escapes: Escapes) -> Result<(), ConfigError> {
     // The client of NATS says that it is connected, in three lines; and whatever is asked for, never what it sends, where a password is.
     let filter = format!("async_nats=warn,{},async_nats::connection=info", config.level);
     let filter = EnvFilter::try_new(filter).map_err(|error| {
@@ -109,16 +110,16 @@ pub fn init_logs(config: &Config, escapes: Escapes) -> Result<(), String> {
     } else {
         subscriber.with_ansi(is_terminal).compact().try_init()
     };
-    installed.map_err(|error| error.to_string())
+    installed.map_err(|error| error.to_string().into())
 }
 
 /// Installs the recorder; every metric is described, and counters without labels are there from the start.
-pub fn init_metrics() -> Result<PrometheusHandle, String> {
+pub fn init_metrics() -> Result<PrometheusHandle, ErrorLine> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(COMMIT_SECONDS.to_owned()), &COMMIT_SECONDS_BUCKETS)
-        .map_err(|error| error.to_string())?
+        .map_err(ErrorLine::from_error)?
         .install_recorder()
-        .map_err(|error| error.to_string())?;
+        .map_err(ErrorLine::from_error)?;
     for definition in names::all() {
         let is_plain = definition.labels.is_empty();
         match definition.kind {

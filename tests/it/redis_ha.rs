@@ -142,7 +142,10 @@ async fn a_slot_that_moves_refuses_batches_whole_and_answers_reads() {
     let by_value = format!("{tag}:bmp:d:{}:ip@geo:de", BUCKET.start);
     assert!(migrate(&by_value).contains("OK"));
     let refused = commit(&mut session, batch(partition, 5, "de")).await;
-    assert!(matches!(&refused, Err(StoreError::Retry(line)) if line.contains("moving the slot")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(StoreError::Retry(line)) if line.to_string().contains("moving the slot")),
+        "{refused:?}"
+    );
     assert_eq!(session.positions().await.unwrap()[&part(partition)].position, 5);
     assert_eq!(counted(&store, lane).await, Ok(5));
     let unique = Read::UniqueBy { bucket: BUCKET, of: pattern("ip"), by: pattern("geo"), value: "de".to_owned() };
@@ -161,7 +164,10 @@ async fn a_slot_that_moves_refuses_batches_whole_and_answers_reads() {
         cli(port, &["CLUSTER", "SETSLOT", &slot, "NODE", &id(target)]);
     }
     let moved = commit(&mut session, batch(partition, 5, "de")).await;
-    assert!(matches!(&moved, Err(StoreError::Reconnect(line)) if line.contains("looking for who has")), "{moved:?}");
+    assert!(
+        matches!(&moved, Err(StoreError::Reconnect(line)) if line.to_string().contains("looking for who has")),
+        "{moved:?}"
+    );
     let (mut session, position) = reopened(&store, lane).await;
     assert_eq!(position, 5);
     assert!(matches!(commit(&mut session, batch(partition, 5, "de")).await, Ok(Outcome::Applied(_))));
@@ -211,7 +217,7 @@ async fn a_cluster_is_used_as_one_and_nothing_else() {
     use_all(&config).await.unwrap();
     let one = Config { lanes: 1, ..config.clone() };
     let error = RedisStore::new(&one).err().unwrap();
-    assert!(error.contains("store.redis.lanes = 1"), "{error}");
+    assert!(error.to_string().contains("store.redis.lanes = 1"), "{error}");
     let node = Config { url: Secret(format!("redis://127.0.0.1:{}", nodes.ports()[0])), lanes: 1, ..config.clone() };
     let all = checks(&node, now()).await;
     let finding = &all.iter().find(|check| check.name == "cluster").unwrap().finding;

@@ -58,7 +58,7 @@ impl Running {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             match self.status.readiness() {
-                Err(why) if why.contains(part) => return why,
+                Err(fault) if fault.reason.contains(part) => return fault.reason,
                 other => assert!(Instant::now() < deadline, "{part:?} is not said: {other:?}"),
             }
             tokio::time::sleep(Duration::from_millis(5)).await;

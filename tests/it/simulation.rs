@@ -95,7 +95,7 @@ impl SimStore {
             let world = self.world();
             (world.incarnation, Instant::now() < world.down_until)
         };
-        let gone = || StoreError::Reconnect("the connection is gone".to_owned());
+        let gone = || StoreError::reconnect("the connection is gone");
         if is_down {
             return Err(gone());
         }
@@ -157,14 +157,14 @@ struct SimSession {
 impl Session for SimSession {
     async fn stored(&mut self) -> StoreResult<Option<(Meta, Positions)>> {
         if *self.is_broken.lock().unwrap() || self.store.world().incarnation != self.incarnation {
-            return Err(StoreError::Reconnect("the connection is gone".to_owned()));
+            return Err(StoreError::reconnect("the connection is gone"));
         }
         let lane = self.lane;
         self.store.ask(async |memory: &MemoryStore| memory.session(lane).await?.stored().await).await
     }
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {
-        let gone = || Err(StoreError::Reconnect("the connection is gone".to_owned()));
+        let gone = || Err(StoreError::reconnect("the connection is gone"));
         if *self.is_broken.lock().unwrap() {
             return futures_util::future::ready(gone()).boxed();
         }
@@ -189,7 +189,7 @@ impl Session for SimSession {
                 }
             }
             if is_refused {
-                let _ = answered.send(Err(StoreError::Retry("out of memory".to_owned())));
+                let _ = answered.send(Err(StoreError::retry("out of memory")));
                 return;
             }
             let mut session = store.memory.session(lane).await.expect("memory has sessions");
@@ -313,7 +313,7 @@ struct SimConsumer {
 impl SimConsumer {
     fn mood(&self, percent: u64) -> BrokerResult<()> {
         if self.world.lock().unwrap().chance(percent) {
-            return Err(BrokerError::Retry("the broker does not answer".to_owned()));
+            return Err(BrokerError::retry("the broker does not answer"));
         }
         Ok(())
     }
@@ -394,7 +394,7 @@ impl Producer for SimProducer {
             (world.delay(), world.chance(10), world.chance(5))
         };
         tokio::time::sleep(delay).await;
-        let failed = || Err(ProduceError::Retry("the destination does not answer".to_owned()));
+        let failed = || Err(ProduceError::retry("the destination does not answer"));
         if is_refused {
             return failed();
         }

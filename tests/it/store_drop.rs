@@ -124,7 +124,7 @@ async fn a_removal_that_was_cut_off_is_done_again() {
         let refused = commit(&mut session, small(0, 1, &["3"])).await;
         assert!(matches!(refused, Ok(Outcome::PlanChanged(_))), "{refused:?}");
         assert!(
-            matches!(store.session(lane).await.err(), Some(StoreError::Stop(text)) if text.contains("is being removed"))
+            matches!(store.session(lane).await.err(), Some(StoreError::Stop(text)) if text.to_string().contains("is being removed"))
         );
         // It is not begun by a worker, nor filled.
         let meta = Meta::new(&plan(RULES).rules, "g", lane_tags(lanes));

@@ -277,7 +277,7 @@ fn every_property_of_this_librdkafka_was_looked_at() {
     names.retain(|name| {
         let properties = [((*name).to_owned(), "x".to_owned())].into();
         let checked = traqq_log::kafka::Config { properties, ..Default::default() }.check_properties();
-        checked.is_err_and(|error| error.contains("no such property"))
+        checked.is_err_and(|error| error.to_string().contains("no such property"))
     });
     assert!(names.is_empty(), "not in src/broker/kafka/config/properties.rs: {names:?}");
 }

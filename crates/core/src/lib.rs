@@ -7,9 +7,11 @@
 //! - `courtesy` long work makes way for short work
 //! - `panics`   panics of libraries over bytes from outside, as errors
 //! - `metric`   what a metric is
+//! - `error`    errors that a person reads, with the error of a library behind them
 
 pub mod courtesy;
 pub mod decode;
+pub mod error;
 pub mod hll;
 pub mod metric;
 pub mod model;

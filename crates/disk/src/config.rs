@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use traqq_core::error::ConfigError;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -60,12 +61,12 @@ impl Default for Config {
 }
 
 impl Config {
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         if self.directory.as_os_str().is_empty() {
-            return Err("data.directory is empty; write a path, for example \"/var/lib/traqq\"".to_owned());
+            return Err("data.directory is empty; write a path, for example \"/var/lib/traqq\"".into());
         }
         if self.reserve_bytes < 1 << 20 {
-            return Err(format!("data.reserve_bytes = {} must be at least 1048576", self.reserve_bytes));
+            return Err(format!("data.reserve_bytes = {} must be at least 1048576", self.reserve_bytes).into());
         }
         Ok(())
     }

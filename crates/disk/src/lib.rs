@@ -33,6 +33,7 @@ pub use age::AgeClock;
 pub use config::{Config, Durability};
 pub use upkeep::Upkeep;
 
+use traqq_core::error::ErrorLine;
 use traqq_core::panics::contained;
 
 /// The version of the directory's layout and of every row in it.
@@ -64,11 +65,21 @@ const STALL_MAX: Duration = Duration::from_secs(10);
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DatabaseError {
     /// It cannot take this now: the disk is full, or it is being opened again.
-    #[error("{0}")]
-    Retry(String),
+    #[error(transparent)]
+    Retry(ErrorLine),
     /// A person must act.
-    #[error("{0}")]
-    Stop(String),
+    #[error(transparent)]
+    Stop(ErrorLine),
+}
+
+impl DatabaseError {
+    pub fn retry(line: impl Into<ErrorLine>) -> Self {
+        Self::Retry(line.into())
+    }
+
+    pub fn stop(line: impl Into<ErrorLine>) -> Self {
+        Self::Stop(line.into())
+    }
 }
 
 pub type DatabaseResult<T> = Result<T, DatabaseError>;
@@ -105,7 +116,7 @@ enum State {
         old: Weak<Open>,
         epoch: u64,
         tried_at: Instant,
-        why: String,
+        why: ErrorLine,
         /// Until a restart.
         is_latched: bool,
     },
@@ -132,7 +143,7 @@ impl Database {
         let open = open(directory, cache_bytes, trees, 1)?;
         private::close_to_others(&directory.join(DATABASE), None)
             .and_then(|()| private::close_to_others(directory, Some(&ENTRIES)))
-            .map_err(|error| DatabaseError::Stop(format!("{}: {error}", directory.display())))?;
+            .map_err(|error| DatabaseError::Stop(at(directory, error)))?;
         let database = Arc::new(Self {
             directory: directory.clone(),
             durability: config.durability,
@@ -167,7 +178,7 @@ impl Database {
             return Ok(None);
         }
         if is_locked(&database) {
-            return Err(DatabaseError::Stop(explain(directory, &fjall::Error::Locked)));
+            return Err(DatabaseError::Stop(explain(directory, fjall::Error::Locked)));
         }
         check_format(directory)?;
         Ok(Some(FORMAT))
@@ -191,7 +202,7 @@ impl Database {
     /// Room on the disk of a directory, or of the nearest one above it that exists.
     pub fn free_bytes(config: &Config) -> DatabaseResult<u64> {
         let directory = std::path::absolute(&config.directory)
-            .map_err(|error| DatabaseError::Stop(format!("{}: {error}", config.directory.display())))?;
+            .map_err(|error| DatabaseError::Stop(at(&config.directory, error)))?;
         let existing = directory.ancestors().find(|place| place.exists()).unwrap_or(&directory);
         free_bytes(existing)
     }
@@ -241,7 +252,7 @@ impl Database {
         if space.1 >= self.reserve_bytes {
             return Ok(());
         }
-        Err(DatabaseError::Retry(format!(
+        Err(DatabaseError::retry(format!(
             "the disk of {} is full: {} MiB are free and {} are kept in reserve; free some space, or lower data.reserve_bytes",
             self.directory.display(),
             space.1 >> 20,
@@ -258,7 +269,7 @@ impl Database {
             (Durability::EveryWrite, true) => Some(PersistMode::SyncData),
             _ => Some(PersistMode::Buffer),
         };
-        batch.durability(mode).commit().map_err(|error| self.write_failed(open, &error))?;
+        batch.durability(mode).commit().map_err(|error| self.write_failed(open, error))?;
         self.is_dirty.store(true, Ordering::Release);
         Ok(())
     }
@@ -267,10 +278,10 @@ impl Database {
     fn wait_for_room(&self, open: &Arc<Open>) -> DatabaseResult<()> {
         let since = Instant::now();
         while open.trees.iter().any(|(_, rows)| rows.sealed_memtable_count() > SEALED_MAX) {
-            open.database.persist(PersistMode::Buffer).map_err(|error| self.write_failed(open, &error))?;
+            open.database.persist(PersistMode::Buffer).map_err(|error| self.write_failed(open, error))?;
             if since.elapsed() > STALL_MAX {
                 let text = format!("the disk of {} is too slow for what is written", self.directory.display());
-                return Err(DatabaseError::Retry(text));
+                return Err(DatabaseError::retry(text));
             }
             std::thread::sleep(STALL);
         }
@@ -281,7 +292,7 @@ impl Database {
     pub fn sync(&self) -> DatabaseResult<()> {
         let open = self.get()?;
         self.is_dirty.store(false, Ordering::Release);
-        open.database.persist(PersistMode::SyncAll).map_err(|error| self.write_failed(&open, &error))
+        open.database.persist(PersistMode::SyncAll).map_err(|error| self.write_failed(&open, error))
     }
 
     fn sync_if_dirty(&self) {
@@ -291,44 +302,50 @@ impl Database {
                 State::Failed { .. } => return,
             };
             if let Err(error) = open.database.persist(PersistMode::SyncData) {
-                self.write_failed(&open, &error);
+                self.write_failed(&open, error);
             }
         }
     }
 
     /// What an error means. Afterwards the database is closed, unless what is on the disk is damaged.
-    pub fn failed(&self, open: &Arc<Open>, error: &fjall::Error) -> DatabaseError {
+    pub fn failed(&self, open: &Arc<Open>, error: fjall::Error) -> DatabaseError {
         self.close(open, error, false)
     }
 
-    fn write_failed(&self, open: &Arc<Open>, error: &fjall::Error) -> DatabaseError {
-        self.close(open, error, leaves_doubt(error))
+    fn write_failed(&self, open: &Arc<Open>, error: fjall::Error) -> DatabaseError {
+        let is_latched = leaves_doubt(&error);
+        self.close(open, error, is_latched)
     }
 
-    fn close(&self, open: &Arc<Open>, error: &fjall::Error, is_latched: bool) -> DatabaseError {
-        let mut text = explain(&self.directory, error);
-        if is_damage(error) {
-            return DatabaseError::Stop(text);
+    fn close(&self, open: &Arc<Open>, error: fjall::Error, is_latched: bool) -> DatabaseError {
+        if is_damage(&error) {
+            return DatabaseError::Stop(explain(&self.directory, error));
         }
+        let mut line = explain(&self.directory, error);
         if is_latched {
-            text += "; writing failed, and nothing is taken until a restart: look at the disk, then restart traqq";
+            line = line.followed_by(
+                "; writing failed, and nothing is taken until a restart: look at the disk, then restart traqq",
+            );
         }
         let mut state = self.lock();
         match &*state {
             State::Open(current) if current.epoch == open.epoch => {
                 if is_latched {
-                    tracing::error!(text, "closing the data directory until a restart");
+                    tracing::error!(text = line.text(), "closing the data directory until a restart");
                 } else {
-                    tracing::error!(text, "closing the data directory; it is opened again as soon as that is possible");
+                    tracing::error!(
+                        text = line.text(),
+                        "closing the data directory; it is opened again as soon as that is possible"
+                    );
                 }
                 let (old, epoch) = (Arc::downgrade(open), open.epoch);
-                *state = State::Failed { old, epoch, tried_at: Instant::now(), why: text.clone(), is_latched };
+                *state = State::Failed { old, epoch, tried_at: Instant::now(), why: line.clone(), is_latched };
             }
             // Others see what the first failure has left behind.
-            State::Failed { why, is_latched: true, .. } => text.clone_from(why),
+            State::Failed { why, is_latched: true, .. } => line.clone_from(why),
             _ => {}
         }
-        DatabaseError::Retry(text)
+        DatabaseError::Retry(line)
     }
 }
 
@@ -356,7 +373,7 @@ impl Open {
 fn open(directory: &Path, cache_bytes: u64, trees: &[Tree], epoch: u64) -> DatabaseResult<Open> {
     contained(|| try_open(directory, cache_bytes, trees, epoch)).unwrap_or_else(|why| {
         let text = damaged(directory, &format!("its journal is not what was written: {why}"));
-        Err(DatabaseError::Stop(text))
+        Err(DatabaseError::Stop(ErrorLine::of(text, why)))
     })
 }
 
@@ -368,14 +385,10 @@ fn damaged(directory: &Path, what: &str) -> String {
 }
 
 fn try_open(directory: &Path, cache_bytes: u64, trees: &[Tree], epoch: u64) -> DatabaseResult<Open> {
-    let failed = |error: &fjall::Error| {
-        let text = explain(directory, error);
-        match error {
-            fjall::Error::Io(_) | fjall::Error::Locked if epoch > 1 && !is_certain_damage(error) => {
-                DatabaseError::Retry(text)
-            }
-            _ => DatabaseError::Stop(text),
-        }
+    let failed = |error: fjall::Error| {
+        let may_pass = matches!(error, fjall::Error::Io(_) | fjall::Error::Locked) && !is_certain_damage(&error);
+        let line = explain(directory, error);
+        if epoch > 1 && may_pass { DatabaseError::Retry(line) } else { DatabaseError::Stop(line) }
     };
     let place = directory.join("database");
     // Whoever has it open changes it under our eyes. Somebody who is closing it is done in a moment.
@@ -384,13 +397,12 @@ fn try_open(directory: &Path, cache_bytes: u64, trees: &[Tree], epoch: u64) -> D
         std::thread::sleep(STALL);
     }
     if is_locked(&place) {
-        let text = explain(directory, &fjall::Error::Locked);
-        return Err(if epoch > 1 { DatabaseError::Retry(text) } else { DatabaseError::Stop(text) });
+        return Err(failed(fjall::Error::Locked));
     }
     verify::verify(&place).map_err(|error| {
-        let text = damaged(directory, &format!("{error}: not what was written"));
         let is_certain = epoch == 1 || error.kind() == std::io::ErrorKind::InvalidData;
-        if is_certain { DatabaseError::Stop(text) } else { DatabaseError::Retry(text) }
+        let line = ErrorLine::of(damaged(directory, &format!("{error}: not what was written")), error);
+        if is_certain { DatabaseError::Stop(line) } else { DatabaseError::Retry(line) }
     })?;
     let database = fjall::Database::builder(place)
         .cache_size(cache_bytes)
@@ -398,10 +410,10 @@ fn try_open(directory: &Path, cache_bytes: u64, trees: &[Tree], epoch: u64) -> D
         // Of two, the first one spins while the second one merges.
         .worker_threads(1)
         .open()
-        .map_err(|error| failed(&error))?;
+        .map_err(failed)?;
     let mut opened = Vec::with_capacity(trees.len());
     for tree in trees {
-        let rows = database.keyspace(tree.name, || options(tree.values)).map_err(|error| failed(&error))?;
+        let rows = database.keyspace(tree.name, || options(tree.values)).map_err(failed)?;
         opened.push((*tree, rows));
     }
     Ok(Open { database, trees: opened, epoch })
@@ -456,9 +468,9 @@ fn says_damage(error: &std::io::Error) -> bool {
     matches!(error.kind(), InvalidData | InvalidInput | NotFound | UnexpectedEof)
 }
 
-fn explain(directory: &Path, error: &fjall::Error) -> String {
+fn explain(directory: &Path, error: fjall::Error) -> ErrorLine {
     let place = directory.display();
-    match error {
+    let text = match &error {
         fjall::Error::Locked => {
             format!("{place} is in use by another traqq; stop it, or set data.directory to another place")
         }
@@ -467,18 +479,23 @@ fn explain(directory: &Path, error: &fjall::Error) -> String {
             format!("{place}: {error}")
         }
         error => damaged(directory, &format!("{error:?}")),
-    }
+    };
+    ErrorLine::of(text, error)
+}
+
+/// An error about a file or a directory.
+fn at(place: &Path, error: impl std::error::Error + Send + Sync + 'static) -> ErrorLine {
+    ErrorLine::of(format!("{}: {error}", place.display()), error)
 }
 
 fn free_bytes(directory: &Path) -> DatabaseResult<u64> {
-    let stat = rustix::fs::statvfs(directory)
-        .map_err(|error| DatabaseError::Retry(format!("{}: {error}", directory.display())))?;
+    let stat = rustix::fs::statvfs(directory).map_err(|error| DatabaseError::Retry(at(directory, error)))?;
     Ok(stat.f_bavail * stat.f_frsize)
 }
 
 /// Refuses a directory of another format, and marks a new one.
 fn check_format(directory: &Path) -> DatabaseResult<()> {
-    let stop = |error: std::io::Error| DatabaseError::Stop(format!("{}: {error}", directory.display()));
+    let stop = |error: std::io::Error| DatabaseError::Stop(at(directory, error));
     let file = directory.join(FORMAT_FILE);
     let is_new = !directory.join("database").exists();
     match fs::read(&file) {
@@ -487,14 +504,14 @@ fn check_format(directory: &Path) -> DatabaseResult<()> {
             let found: Option<u32> = text.trim().strip_prefix(FORMAT_PREFIX).and_then(|number| number.parse().ok());
             match found {
                 Some(FORMAT) => Ok(()),
-                Some(other) => Err(DatabaseError::Stop(format!(
+                Some(other) => Err(DatabaseError::stop(format!(
                     "{} has format {other}, and this version of traqq reads format {FORMAT}; use the version that wrote it, and move its \
                      counts with `traqq store export`",
                     directory.display()
                 ))),
                 // A crash of an earlier version between making the file and filling it.
                 None if is_new && text.is_empty() => mark(&file).map_err(stop),
-                None => Err(DatabaseError::Stop(format!(
+                None => Err(DatabaseError::stop(format!(
                     "{} is not what was written: it should say {FORMAT_PREFIX:?} and a number; is data.directory right?",
                     file.display()
                 ))),
@@ -504,7 +521,7 @@ fn check_format(directory: &Path) -> DatabaseResult<()> {
             private::create_directory(directory).map_err(stop)?;
             mark(&file).map_err(stop)
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(DatabaseError::Stop(format!(
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(DatabaseError::stop(format!(
             "{} is missing though there is a database beside it; restore it, or set data.directory to another place",
             file.display()
         ))),

@@ -1,6 +1,7 @@
 //! The end of the log where events come in.
 
 use async_trait::async_trait;
+use traqq_core::error::ErrorLine;
 
 /// Events of one request on their way into the log, whichever it is.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -85,8 +86,8 @@ pub enum Appended {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AppendError {
     /// The log cannot take it now. Whether it did is known to be "no" unless the text says otherwise.
-    #[error("{0}")]
-    Retry(String),
+    #[error(transparent)]
+    Retry(ErrorLine),
     /// An event that the log will never take.
     #[error("event {index}: {reason}")]
     Refused { index: usize, reason: String },
@@ -100,8 +101,18 @@ pub enum AppendError {
     KeysFull(String),
     /// As this log is configured it takes no events, however often they are sent; the text says
     /// what a person must change.
-    #[error("{0}")]
-    Impossible(String),
+    #[error(transparent)]
+    Impossible(ErrorLine),
+}
+
+impl AppendError {
+    pub fn retry(line: impl Into<ErrorLine>) -> Self {
+        Self::Retry(line.into())
+    }
+
+    pub fn impossible(line: impl Into<ErrorLine>) -> Self {
+        Self::Impossible(line.into())
+    }
 }
 
 /// The end of the log where events come in. Called by many tasks at a time; no call blocks its thread.

@@ -36,6 +36,7 @@ use context::{Context, Rebalance, give_back, lock};
 use lookout::Lookout;
 use record::{UnreadableNames, push};
 use standing::Reading;
+use traqq_core::error::{ConfigError, ErrorLine};
 use traqq_core::model::{RecordBatch, TopicPartition};
 use traqq_core::panics::contained;
 
@@ -77,7 +78,7 @@ fn connect(
     config: &Config,
     buffer_bytes_max: usize,
     topics: &Topics,
-) -> Result<(Arc<BaseConsumer<Context>>, Lookout), String> {
+) -> Result<(Arc<BaseConsumer<Context>>, Lookout), ConfigError> {
     let consumer: BaseConsumer<Context> =
         config.client(buffer_bytes_max)?.create_with_context(Context::default()).map_err(config::invalid)?;
     let consumer = Arc::new(consumer);
@@ -88,7 +89,7 @@ fn connect(
 impl KafkaConsumer {
     /// Subscribes to the topics that are named, and to those that match the pattern when they are known; reaches the broker in
     /// the background.
-    pub fn new(config: &Config, buffer_bytes_max: usize) -> Result<Self, String> {
+    pub fn new(config: &Config, buffer_bytes_max: usize) -> Result<Self, ConfigError> {
         let topics = Topics::new(config)?;
         let (consumer, lookout) = connect(config, buffer_bytes_max, &topics)?;
         let mut this = Self {
@@ -110,7 +111,8 @@ impl KafkaConsumer {
             away_since: None,
             unreadable_names: UnreadableNames::default(),
         };
-        this.subscribe(this.topics.named().clone()).map_err(|error| format!("broker.kafka.topics: {error}"))?;
+        this.subscribe(this.topics.named().clone())
+            .map_err(|error| ConfigError::of(format!("broker.kafka.topics: {error}"), error))?;
         Ok(this)
     }
 
@@ -155,8 +157,8 @@ impl KafkaConsumer {
         }
     }
 
-    fn retry(&self, what: &str, error: &KafkaError) -> BrokerError {
-        BrokerError::Retry(format!("kafka {}: {what}: {error}", self.brokers))
+    fn retry(&self, what: &str, error: KafkaError) -> BrokerError {
+        BrokerError::Retry(ErrorLine::of(format!("kafka {}: {what}: {error}", self.brokers), error))
     }
 
     fn take_rebalances(&mut self) -> Vec<Event> {
@@ -216,7 +218,7 @@ impl KafkaConsumer {
     fn fatal(&self, code: RDKafkaErrorCode) -> BrokerError {
         let (code, text) = self.consumer.client().fatal_error().unwrap_or_else(|| (code, code.to_string()));
         let remedy = standing::group_refusal(code).map(|why| format!("; {why}")).unwrap_or_default();
-        BrokerError::Stop(format!("kafka {}: group {:?}: {text}{remedy}", self.brokers, self.group))
+        BrokerError::stop(format!("kafka {}: group {:?}: {text}{remedy}", self.brokers, self.group))
     }
 
     /// Where the application stands, control records and aborted transactions included, of every open partition.
@@ -234,11 +236,11 @@ impl KafkaConsumer {
         let (topic, partition) = (&opening.partition.topic, opening.partition.partition);
         if self.halted.remove(&opening.partition) && !self.is_paused {
             let resumed = self.consumer.resume(&to_list([&opening.partition]));
-            resumed.map_err(|error| self.retry("resume", &error))?;
+            resumed.map_err(|error| self.retry("resume", error))?;
         }
         self.consumer
             .seek(topic, partition, Offset::Offset(opening.offset), ASK_TIMEOUT)
-            .map_err(|error| self.retry("seek", &error))
+            .map_err(|error| self.retry("seek", error))
     }
 
     /// Adds the partitions of `new` to those that are fetched; `openings` are these and the ones that were sought just before.
@@ -322,14 +324,14 @@ impl Consumer for KafkaConsumer {
                 tracing::debug!(%error, partition = %opening.partition, "seeking; assigning it anew");
                 if matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
                     let list = to_list([&opening.partition]);
-                    self.consumer.incremental_unassign(&list).map_err(|error| self.retry("unassign", &error))?;
+                    self.consumer.incremental_unassign(&list).map_err(|error| self.retry("unassign", error))?;
                 }
                 self.open.remove(&opening.partition);
                 new.push(opening);
             }
         }
         if !new.is_empty() {
-            self.assign(&new, openings).map_err(|error| self.retry("assign", &error))?;
+            self.assign(&new, openings).map_err(|error| self.retry("assign", error))?;
         }
         for opening in openings {
             self.open.insert(opening.partition.clone(), (opening.generation, opening.offset));
@@ -389,7 +391,7 @@ impl Consumer for KafkaConsumer {
         let (low, high) = self
             .consumer
             .fetch_watermarks(&partition.topic, partition.partition, WATERMARKS_TIMEOUT)
-            .map_err(|error| self.retry("watermarks", &error))?;
+            .map_err(|error| self.retry("watermarks", error))?;
         lock(&self.consumer.context().ends).insert(partition.clone(), high);
         Ok(Watermarks { low, high })
     }
@@ -420,24 +422,26 @@ impl Consumer for KafkaConsumer {
         let mut list = TopicPartitionList::new();
         for mark in marks {
             let mut element = list.add_partition(&mark.partition.topic, mark.partition.partition);
-            element.set_offset(Offset::Offset(mark.position)).map_err(|error| self.retry("commit", &error))?;
+            element.set_offset(Offset::Offset(mark.position)).map_err(|error| self.retry("commit", error))?;
             element.set_metadata(&mark.note);
         }
         let mode = if wait { CommitMode::Sync } else { CommitMode::Async };
-        self.consumer.commit(&list, mode).map_err(|error| self.retry("commit", &error))
+        self.consumer.commit(&list, mode).map_err(|error| self.retry("commit", error))
     }
 
     fn partitions(&mut self) -> BrokerResult<Vec<TopicPartition>> {
         let seen = lookout::look(self.consumer.client(), &self.topics, ASK_TIMEOUT)
-            .map_err(|error| BrokerError::Retry(format!("kafka {}: cannot be reached: {error}", self.brokers)))?;
+            .map_err(|error| self.retry("cannot be reached", error))?;
         let found = seen.names();
         if self.topics.named().iter().any(|name| !found.contains(name)) {
-            return Err(BrokerError::Stop(format!("kafka {}: {}", self.brokers, seen.problems.join("; "))));
+            return Err(BrokerError::stop(format!("kafka {}: {}", self.brokers, seen.problems.join("; "))));
         }
         for problem in &seen.problems {
             tracing::warn!(problem, "topics");
         }
-        seen.partitions().map_err(|error| BrokerError::Retry(format!("kafka {}: {error}", self.brokers)))
+        seen.partitions().map_err(|absent| {
+            BrokerError::Retry(ErrorLine::from_error(absent).within(&format!("kafka {}", self.brokers)))
+        })
     }
 
     fn starts(&mut self, start: Start, partitions: &[TopicPartition]) -> BrokerResult<Vec<i64>> {
@@ -446,13 +450,13 @@ impl Consumer for KafkaConsumer {
             Start::Earliest | Start::Latest => HashMap::new(),
             Start::Committed => {
                 let committed = self.consumer.committed_offsets(to_list(partitions), ASK_TIMEOUT);
-                offsets(&committed.map_err(|error| self.retry("committed offsets", &error))?)
+                offsets(&committed.map_err(|error| self.retry("committed offsets", error))?)
             }
             Start::TimeMs(ms) => {
                 let mut list = to_list(partitions);
-                list.set_all_offsets(Offset::Offset(ms)).map_err(|error| self.retry("start time", &error))?;
+                list.set_all_offsets(Offset::Offset(ms)).map_err(|error| self.retry("start time", error))?;
                 let found = self.consumer.offsets_for_times(list, ASK_TIMEOUT);
-                offsets(&found.map_err(|error| self.retry("start time", &error))?)
+                offsets(&found.map_err(|error| self.retry("start time", error))?)
             }
         };
         for partition in partitions {
@@ -470,7 +474,7 @@ impl Consumer for KafkaConsumer {
         let committed = self
             .consumer
             .committed_offsets(to_list(partitions), ASK_TIMEOUT)
-            .map_err(|error| self.retry("committed offsets", &error))?;
+            .map_err(|error| self.retry("committed offsets", error))?;
         let elements = committed.elements();
         let marks = elements.iter().filter_map(|element| match element.offset() {
             Offset::Offset(position) => Some(Mark {

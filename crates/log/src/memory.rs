@@ -48,7 +48,7 @@ struct Inner {
 impl Inner {
     fn answers(&self, partition: &TopicPartition) -> BrokerResult<()> {
         if self.silent.contains(partition) {
-            return Err(BrokerError::Retry(format!("{partition} has no leader")));
+            return Err(BrokerError::retry(format!("{partition} has no leader")));
         }
         Ok(())
     }

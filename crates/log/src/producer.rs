@@ -1,6 +1,7 @@
 //! The end of the log where dead letters go.
 
 use async_trait::async_trait;
+use traqq_core::error::ErrorLine;
 
 /// A record to publish.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,12 +14,22 @@ pub struct Message {
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ProduceError {
-    #[error("{0}")]
-    Retry(String),
+    #[error(transparent)]
+    Retry(ErrorLine),
     /// The destination will never take this message: it is too large, or something in it is not
     /// allowed there. A smaller and plainer one may pass.
-    #[error("{0}")]
-    Refused(String),
+    #[error(transparent)]
+    Refused(ErrorLine),
+}
+
+impl ProduceError {
+    pub fn retry(line: impl Into<ErrorLine>) -> Self {
+        Self::Retry(line.into())
+    }
+
+    pub fn refused(line: impl Into<ErrorLine>) -> Self {
+        Self::Refused(line.into())
+    }
 }
 
 /// Where dead letters go. Called by many tasks at a time.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::projection::CutPolicy;
+use traqq_core::error::ConfigError;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -72,7 +73,7 @@ impl Default for Config {
 }
 
 impl Config {
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         for (name, value, min, max) in [
             ("batch_events", self.batch_events, 1, 10_000_000),
             ("batch_bytes", self.batch_bytes, 1 << 10, 1 << 30),
@@ -86,7 +87,7 @@ impl Config {
             ("broker_commit_ms", self.broker_commit_ms as usize, 50, 3_600_000),
         ] {
             if !(min..=max).contains(&value) {
-                return Err(format!("worker.{name} = {value} must lie in {min} to {max}"));
+                return Err(format!("worker.{name} = {value} must lie in {min} to {max}").into());
             }
         }
         Ok(())

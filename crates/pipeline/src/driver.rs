@@ -97,7 +97,7 @@ impl Driver {
             });
             if catch_unwind(run).is_err() {
                 let text = "the consumer thread panicked; this is a bug, please report it with the log above";
-                let _ = notices.blocking_send(Notice::Failed(BrokerError::Stop(text.to_owned())));
+                let _ = notices.blocking_send(Notice::Failed(BrokerError::stop(text)));
                 consumer.close();
             }
         };
@@ -116,7 +116,7 @@ impl Driver {
     ) -> BrokerResult<T> {
         let (answer, wait) = oneshot::channel();
         self.send(Command::Ask(Box::new(move |consumer| _ = answer.send(question(consumer)))));
-        wait.await.unwrap_or_else(|_| Err(BrokerError::Retry("the consumer is closed".to_owned())))
+        wait.await.unwrap_or_else(|_| Err(BrokerError::retry("the consumer is closed".to_owned())))
     }
 }
 
@@ -212,7 +212,7 @@ fn open(consumer: &mut dyn Consumer, opens: Vec<Open>) -> Vec<Notice> {
         let result = if Instant::now() < deadline {
             consumer.watermarks(&partition)
         } else {
-            Err(BrokerError::Retry("other partitions took too long".to_owned()))
+            Err(BrokerError::retry("other partitions took too long".to_owned()))
         };
         if let Ok(Watermarks { low, high }) = result
             && (low..=high).contains(&checkpoint.position)

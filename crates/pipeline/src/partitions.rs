@@ -14,6 +14,7 @@ use super::cursor::{Arrival, Cursor, Misfit, Opened, Phase};
 use super::driver::Open;
 use super::projection::Remedies;
 use super::status::PartitionStatus;
+use traqq_core::error::ErrorLine;
 use traqq_core::model::{Checkpoint, Part, Positions, RecordBatch, Span, TopicPartition};
 use traqq_log::{BrokerError, Mark, Watermarks};
 
@@ -42,7 +43,7 @@ pub enum Effect {
     /// The record that was applied last cannot be compared.
     Unverified { partition: TopicPartition, offset: i64, why: &'static str },
     /// Opening it failed for now.
-    Unopened(TopicPartition, String),
+    Unopened(TopicPartition, ErrorLine),
     /// Move its stored position to the log's first record, as the operator has chosen.
     Skip { partition: TopicPartition, lane: usize, generation: u64, from: Checkpoint, to: Checkpoint },
     /// So many records were passed over.
@@ -52,7 +53,7 @@ pub enum Effect {
     /// What the lane stands on is not certain.
     Desync { lane: usize, why: &'static str },
     /// An operator must act before anything goes on.
-    Fail(String),
+    Fail(ErrorLine),
 }
 
 /// What became of records that arrived.
@@ -219,12 +220,12 @@ impl Partitions {
         let watermarks = match result {
             _ if !partition.cursor.is_opening(generation) => return Vec::new(),
             Ok(watermarks) => watermarks,
-            Err(BrokerError::Stop(text)) => return vec![Effect::Fail(text)],
-            Err(BrokerError::Retry(text)) => {
-                partition.unopened = Some(text.clone());
+            Err(BrokerError::Stop(line)) => return vec![Effect::Fail(line)],
+            Err(BrokerError::Retry(line)) => {
+                partition.unopened = Some(line.to_string());
                 let after = partition.backoff.next();
                 return vec![
-                    Effect::Unopened(name.clone(), text),
+                    Effect::Unopened(name.clone(), line),
                     Effect::OpenAgain { partition: name.clone(), generation, after },
                 ];
             }
@@ -492,8 +493,8 @@ mod tests {
 
     #[test]
     fn an_opening_leads_to_reading_to_another_attempt_or_to_the_operator() {
-        let retry = || Err(BrokerError::Retry("no leader".to_owned()));
-        let stop = || Err(BrokerError::Stop("no access".to_owned()));
+        let retry = || Err(BrokerError::retry("no leader".to_owned()));
+        let stop = || Err(BrokerError::stop("no access".to_owned()));
         for (on_log_gap, result, expected) in [
             (OnLogGap::Stop, Ok(Watermarks { low: 0, high: 9 }), &["Clear", "Commit"][..]),
             (OnLogGap::Stop, Ok(Watermarks { low: 6, high: 9 }), &["Stopped", "Halt"]),

@@ -27,6 +27,14 @@ pub struct Pulse {
     is_over: AtomicBool,
 }
 
+/// Who hangs, and for how long.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{what} hangs for {seconds} s; restart the process, and report it with its log")]
+pub struct Hang {
+    what: &'static str,
+    seconds: u64,
+}
+
 impl Default for Pulse {
     fn default() -> Self {
         Self {
@@ -57,14 +65,13 @@ impl Pulse {
         self.is_over.store(true, Ordering::Relaxed);
     }
 
-    /// `Err` says who hangs, and for how long.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), Hang> {
         let now = self.ticks.load(Ordering::Relaxed);
         for (who, what) in [(Who::Loop, "the worker's loop"), (Who::Driver, "the thread that reads the log")] {
             let late = self.due[who as usize].load(Ordering::Relaxed);
             if now > late && !self.is_over.load(Ordering::Relaxed) {
                 let seconds = now - self.heard[who as usize].load(Ordering::Relaxed);
-                return Err(format!("{what} hangs for {seconds} s; restart the process, and report it with its log"));
+                return Err(Hang { what, seconds });
             }
         }
         Ok(())
@@ -85,7 +92,7 @@ mod tests {
         (0..60).for_each(|_| pulse.tick());
         assert_eq!(pulse.check(), Ok(()));
         pulse.tick();
-        assert!(pulse.check().unwrap_err().contains("the worker's loop hangs for 61 s"));
+        assert_eq!(pulse.check(), Err(Hang { what: "the worker's loop", seconds: 61 }));
         pulse.expect(Who::Loop, Duration::from_secs(60));
         assert_eq!(pulse.check(), Ok(()), "it is back");
         pulse.end();

@@ -119,8 +119,8 @@ async fn adopted<P: Projection>(
         let asked = [partition.clone()];
         let low = match starter.driver.ask(move |consumer| consumer.starts(Start::Earliest, &asked)).await {
             Ok(lows) => lows[0],
-            Err(BrokerError::Retry(text)) => {
-                silent = Some(text);
+            Err(error @ BrokerError::Retry(_)) => {
+                silent = Some(error);
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -128,8 +128,8 @@ async fn adopted<P: Projection>(
         // A partition that others know of may have been lost by its lane, with all that was counted of it.
         starts.push((partition.clone(), header.starts().get(partition).copied().unwrap_or(low)));
     }
-    if let Some(text) = silent {
-        tracing::warn!(lane, text, projection = P::NAME, "cannot begin with new partitions yet");
+    if let Some(error) = silent {
+        tracing::warn!(lane, %error, projection = P::NAME, "cannot begin with new partitions yet");
         if starts.is_empty() {
             tokio::time::sleep(ASK_AGAIN).await;
         }

@@ -26,9 +26,9 @@ use super::projection::{Header, Observed, Projection};
 use super::pulse::Who;
 use super::repeats::Repeats;
 use super::resync::{self, Skip, View};
-use super::sender::{Committed, DEAD_LETTERS, DeadLetters, LaneSender};
+use super::sender::{Committed, DeadLetters, LaneSender};
 use super::start::{Starter, count_ledger_error, note_of};
-use super::status::Status;
+use super::status::{Part, Status};
 use crate::names;
 use traqq_core::model::{Checkpoint, Positions, RecordBatch, TopicPartition};
 use traqq_log::{BrokerError, Consumer, Event, Start};
@@ -283,9 +283,9 @@ impl<P: Projection> Loop<P> {
                 self.partitions.commit_again();
             }
             Notice::Event(Event::Trouble(text), _) => self.on_trouble(&text),
-            Notice::Failed(BrokerError::Retry(text)) => {
-                self.on_trouble(&text);
-                self.on_away(Some(text));
+            Notice::Failed(BrokerError::Retry(line)) => {
+                self.on_trouble(line.text());
+                self.on_away(Some(line.to_string()));
             }
             Notice::Opened { partition, generation, result } => {
                 let effects = self.partitions.opened(&partition, generation, result);
@@ -353,10 +353,10 @@ impl<P: Projection> Loop<P> {
     fn on_away(&mut self, away: Option<String>) {
         let Some(why) = away else {
             self.away_since = None;
-            return self.status.clear("broker");
+            return self.status.clear(&Part::Broker);
         };
         if self.away_since.get_or_insert_with(Instant::now).elapsed() >= UNREADY_AFTER {
-            self.status.obstruct("broker", &why);
+            self.status.obstruct(Part::Broker, &why);
         }
     }
 
@@ -431,7 +431,7 @@ impl<P: Projection> Loop<P> {
         self.pool.set_epoch(lane, epoch);
         self.running[lane].stop();
         // Whoever said so is gone; the next dead letter will say it again.
-        self.status.clear(DEAD_LETTERS);
+        self.status.clear(&Part::DeadLetters);
         if !self.lanes[lane].is_first_epoch() {
             metrics::counter!(names::RESYNCS, "projection" => P::NAME).increment(1);
             tracing::warn!(lane, why, projection = P::NAME, "going back to the stored positions");
@@ -492,9 +492,9 @@ impl<P: Projection> Loop<P> {
             self.running[lane].batches = Some(batches);
             self.running[lane].tasks.push(tokio::spawn(sender.run(queue)));
             self.lanes[lane].connected();
-            self.status.clear(&lane_name(lane));
+            self.status.clear(&Part::Lane(lane));
             if !self.is_draining && self.lanes.iter().all(Lane::is_connected) {
-                self.status.clear("worker");
+                self.status.clear(&Part::Start);
             }
         }
         let starts = std::mem::take(header.starts_mut());
@@ -517,11 +517,11 @@ impl<P: Projection> Loop<P> {
                 }
                 Effect::Halt(partition) => self.driver.send(Command::Halt(partition)),
                 Effect::Commit(marks) => self.driver.send(Command::Commit(marks)),
-                Effect::Obstruct(partition, why) => self.status.obstruct(&partition.to_string(), &why),
-                Effect::Clear(partition) => self.status.clear(&partition.to_string()),
+                Effect::Obstruct(partition, why) => self.status.obstruct(Part::Partition(partition), &why),
+                Effect::Clear(partition) => self.status.clear(&Part::Partition(partition)),
                 Effect::Stopped(partition, reason) => {
                     tracing::error!(%partition, reason, projection = P::NAME, "partition stopped");
-                    self.status.obstruct(&partition.to_string(), &reason);
+                    self.status.obstruct(Part::Partition(partition), &reason);
                 }
                 Effect::RolledBack { partition, stored, acknowledged } => {
                     metrics::counter!(names::ROLLBACKS, "projection" => P::NAME).increment(1);
@@ -533,8 +533,8 @@ impl<P: Projection> Loop<P> {
                 Effect::Unverified { partition, offset, why } => {
                     tracing::info!(%partition, offset, "the last applied record was {why}; unverified");
                 }
-                Effect::Unopened(partition, text) => {
-                    tracing::warn!(text, %partition, projection = P::NAME, "cannot open a partition yet");
+                Effect::Unopened(partition, error) => {
+                    tracing::warn!(%error, %partition, projection = P::NAME, "cannot open a partition yet");
                 }
                 Effect::Skip { partition, lane, generation, from, to } => {
                     let skip = Skip { partition, generation, lane, epoch: self.lanes[lane].epoch(), from, to };
@@ -546,7 +546,7 @@ impl<P: Projection> Loop<P> {
                 }
                 Effect::Adopt { lane, partitions } => self.adopt(lane, partitions),
                 Effect::Desync { lane, why } => self.resync(lane, why),
-                Effect::Fail(text) => return Err(WorkerError(text.into())),
+                Effect::Fail(error) => return Err(WorkerError(error.into())),
             }
         }
         Ok(())
@@ -639,7 +639,7 @@ impl<P: Projection> Loop<P> {
             self.cut_if_due(lane);
             self.check_positions(lane);
             if let Some(why) = self.lanes[lane].is_down(UNREADY_AFTER) {
-                self.status.obstruct(&lane_name(lane), &format!("cannot commit to the store: {why}"));
+                self.status.obstruct(Part::Lane(lane), &format!("cannot commit to the store: {why}"));
             }
         }
         self.leave_if_drained()?;
@@ -664,7 +664,7 @@ impl<P: Projection> Loop<P> {
     fn drain(&mut self) -> Step {
         tracing::info!(projection = P::NAME, "draining");
         self.is_draining = true;
-        self.status.obstruct("worker", "draining");
+        self.status.obstruct(Part::Drain, "draining");
         // It has a bound of its own.
         self.status.pulse.end();
         self.leave(self.partitions.names())

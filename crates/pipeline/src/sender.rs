@@ -16,10 +16,11 @@ use super::dead_letter::{beginning, whole};
 use super::lane::Turn;
 use super::ledger::{LedgerResult, Outcome, Session};
 use super::projection::{Batch, Intake, Projection};
-use super::status::Status;
+use super::status::{Part, Status};
 use super::uncounted::Tally;
 use crate::names;
 use traqq_core::decode::DeadLetter;
+use traqq_core::error::ErrorLine;
 use traqq_core::model::Span;
 use traqq_log::{ProduceError, Producer};
 
@@ -76,8 +77,6 @@ pub struct LaneSender<P: Projection> {
     pub status: Arc<Status>,
 }
 
-/// The obstacle's name in the status.
-pub(super) const DEAD_LETTERS: &str = "dead letters";
 /// Of the value in the first copy that is shorter than the record; each one after it has half.
 const COPY_BYTES: usize = 64 << 10;
 /// Dead letters handed to the producer at once: this many,
@@ -165,7 +164,7 @@ async fn publish<P: Projection>(producer: &dyn Producer, projection: &P, status:
     let mut copy_bytes: Option<usize> = None;
     loop {
         match producer.send(&message).await {
-            Ok(()) => return status.clear(DEAD_LETTERS),
+            Ok(()) => return status.clear(&Part::DeadLetters),
             // Not even the shortest copy: this is for the operator to mend, and then all may pass.
             Err(ProduceError::Refused(error)) if copy_bytes == Some(0) => {
                 refused(status, letter, &error);
@@ -175,7 +174,7 @@ async fn publish<P: Projection>(producer: &dyn Producer, projection: &P, status:
             Err(ProduceError::Refused(error)) => {
                 metrics::counter!(names::DEAD_LETTERS_SHORTENED, "projection" => status.projection())
                     .increment(u64::from(copy_bytes.is_none()));
-                tracing::debug!(partition = %letter.partition, offset = letter.offset, error, "sending less of a dead letter");
+                tracing::debug!(partition = %letter.partition, offset = letter.offset, %error, "sending less of a dead letter");
                 let whole = letter.value.as_ref().map_or(0, Vec::len);
                 let bytes = copy_bytes.map_or(whole.min(COPY_BYTES), |bytes| bytes / 2);
                 (message, copy_bytes) = (beginning(letter, &detail, bytes), Some(bytes));
@@ -188,11 +187,11 @@ async fn publish<P: Projection>(producer: &dyn Producer, projection: &P, status:
     }
 }
 
-fn refused(status: &Status, letter: &DeadLetter, error: &str) {
+fn refused(status: &Status, letter: &DeadLetter, error: &ErrorLine) {
     metrics::counter!(names::DEAD_LETTER_RETRIES, "projection" => status.projection()).increment(1);
-    status.obstruct(DEAD_LETTERS, error);
+    status.obstruct(Part::DeadLetters, error.text());
     tracing::warn!(
-        error, reason = letter.reason.name(), partition = %letter.partition, offset = letter.offset,
+        %error, reason = letter.reason.name(), partition = %letter.partition, offset = letter.offset,
         "the dead-letter destination refuses; the partition waits"
     );
 }

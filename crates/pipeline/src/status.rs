@@ -1,6 +1,7 @@
 //! What a person may look at while workers run: readiness, partitions, totals, of each projection by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::Serialize;
@@ -8,7 +9,8 @@ use serde::Serialize;
 use super::gauges;
 use super::projection::{Batch, Intake, Observed, Projection};
 use super::pulse::Pulse;
-use super::sender::{DEAD_LETTERS, DeadLetters};
+use super::run::lane_name;
+use super::sender::DeadLetters;
 use super::uncounted::{Line, Sighting, Tally, Uncounted};
 use crate::names;
 use traqq_core::decode::Reason;
@@ -29,10 +31,60 @@ pub struct PartitionStatus {
     pub reason: Option<String>,
 }
 
+/// A part of a worker that may keep it from being ready.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Part {
+    /// It has begun, and not all of its lanes have a session yet.
+    Start,
+    /// It has been asked to stop.
+    Drain,
+    Broker,
+    Lane(usize),
+    DeadLetters,
+    Partition(TopicPartition),
+}
+
+impl Part {
+    /// For those who are not told addresses and topics.
+    const fn class(&self) -> &'static str {
+        match self {
+            Self::Start => "starting",
+            Self::Drain => "draining",
+            Self::Broker => "broker",
+            Self::Lane(_) => "store",
+            Self::DeadLetters => "dead letters",
+            Self::Partition(_) => "partition",
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start | Self::Drain => f.write_str("worker"),
+            Self::Broker => f.write_str("broker"),
+            Self::Lane(lane) => f.write_str(&lane_name(*lane)),
+            Self::DeadLetters => f.write_str("dead letters"),
+            Self::Partition(partition) => partition.fmt(f),
+        }
+    }
+}
+
+/// What keeps a worker from its work.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Fault {
+    /// What is affected, for those who are not told addresses and topics: `starting`, `draining`,
+    /// `broker`, `store`, `partition`, `dead letters` or `worker hangs`, joined by commas.
+    pub affected: String,
+    /// For the operator.
+    pub reason: String,
+}
+
 #[derive(Default)]
 struct Inner {
-    /// Why the worker is not ready, by what is affected.
-    obstacles: BTreeMap<String, String>,
+    /// Why the worker is not ready.
+    obstacles: BTreeMap<Part, String>,
     partitions: BTreeMap<TopicPartition, PartitionStatus>,
     /// What became of records since the process started, by the names of the metrics without `traqq_` and `_total`.
     totals: BTreeMap<&'static str, u64>,
@@ -83,7 +135,7 @@ impl Status {
         let none = [<P::Batch as Batch>::Stats::default().numbers(), P::Report::default().numbers()].concat();
         let all = numbers(Intake::default(), 0).into_iter().chain(none).chain([(names::DEAD_LETTERS, 0)]);
         status.lock().totals.extend(all.map(|(metric, none)| (total_name(metric), none)));
-        status.obstruct("worker", "starting");
+        status.obstruct(Part::Start, "starting");
         status
     }
 
@@ -97,15 +149,15 @@ impl Status {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    pub fn obstruct(&self, what: &str, why: &str) {
+    pub fn obstruct(&self, part: Part, why: &str) {
         let mut inner = self.lock();
-        inner.obstacles.insert(what.to_owned(), why.to_owned());
+        inner.obstacles.insert(part, why.to_owned());
         metrics::gauge!(names::READY, "projection" => self.projection).set(0.0);
     }
 
-    pub fn clear(&self, what: &str) {
+    pub fn clear(&self, part: &Part) {
         let mut inner = self.lock();
-        inner.obstacles.remove(what);
+        inner.obstacles.remove(part);
         metrics::gauge!(names::READY, "projection" => self.projection).set(if inner.obstacles.is_empty() {
             1.0
         } else {
@@ -113,34 +165,19 @@ impl Status {
         });
     }
 
-    pub fn readiness(&self) -> Result<(), String> {
+    pub fn readiness(&self) -> Result<(), Fault> {
         let inner = self.lock();
         if inner.obstacles.is_empty() {
             return Ok(());
         }
-        let lines: Vec<String> = inner.obstacles.iter().map(|(what, why)| format!("{what}: {why}")).collect();
-        Err(lines.join("; "))
+        let classes: BTreeSet<&str> = inner.obstacles.keys().map(Part::class).collect();
+        let lines: Vec<String> = inner.obstacles.iter().map(|(part, why)| format!("{part}: {why}")).collect();
+        Err(Fault { affected: classes.into_iter().collect::<Vec<_>>().join(", "), reason: lines.join("; ") })
     }
 
-    /// The same for those who are not told addresses and topics: what is affected, as `starting`,
-    /// `draining`, `broker`, `store`, `partition` or `dead letters`.
-    pub fn affected(&self) -> String {
-        let inner = self.lock();
-        let class = |(what, why): (&String, &String)| match &**what {
-            "worker" if why == "draining" => "draining",
-            "worker" => "starting",
-            "broker" => "broker",
-            DEAD_LETTERS => DEAD_LETTERS,
-            lane if lane.starts_with("lane ") => "store",
-            _ => "partition",
-        };
-        let classes: BTreeSet<&str> = inner.obstacles.iter().map(class).collect();
-        classes.into_iter().collect::<Vec<_>>().join(", ")
-    }
-
-    /// `Err` says what hangs; only a restart helps.
-    pub fn liveness(&self) -> Result<(), String> {
-        self.pulse.check()
+    /// What hangs; only a restart helps.
+    pub fn liveness(&self) -> Result<(), Fault> {
+        self.pulse.check().map_err(|hang| Fault { affected: "worker hangs".to_owned(), reason: hang.to_string() })
     }
 
     /// Counts the seconds in which this process runs, for [`Status::liveness`].
@@ -216,7 +253,7 @@ impl Status {
 
     /// A partition that was given back is not shown any more.
     pub(super) fn forget(&self, partition: &TopicPartition) {
-        self.clear(&partition.to_string());
+        self.clear(&Part::Partition(partition.clone()));
         self.lock().partitions.remove(partition);
     }
 
@@ -231,7 +268,7 @@ impl Status {
         let lag: i64 = inner.partitions.values().map(|partition| partition.lag_records).sum();
         serde_json::json!({
             "ready": readiness.is_ok(),
-            "not_ready_because": readiness.err(),
+            "not_ready_because": readiness.err().map(|fault| fault.reason),
             "totals": inner.totals,
             "most_uncounted": inner.uncounted.is_most(events, now_ms),
             "dead_letters": { "to": self.dead_letters_to, "reasons": inner.uncounted.to_json() },
@@ -252,28 +289,28 @@ impl Statuses {
     }
 
     /// What is wrong, with the projection's name where there are several.
-    fn faults(&self, fault: impl Fn(&Status) -> Result<(), String>) -> Result<(), String> {
-        let faults = self.0.iter().filter_map(|status| fault(status).err().map(|why| (status.projection, why)));
+    fn faults(&self, fault: impl Fn(&Status) -> Result<(), Fault>) -> Result<(), Fault> {
         let is_alone = self.0.len() == 1;
-        let lines = faults.map(|(name, why)| if is_alone { why } else { format!("{name}: {why}") });
-        let lines: Vec<String> = lines.collect();
-        if lines.is_empty() { Ok(()) } else { Err(lines.join("; ")) }
+        let faults = self.0.iter().filter_map(|status| Some((status.projection, fault(status).err()?)));
+        let (affected, reasons): (Vec<String>, Vec<String>) = faults
+            .map(|(name, Fault { affected, reason })| {
+                (affected, if is_alone { reason } else { format!("{name}: {reason}") })
+            })
+            .unzip();
+        if reasons.is_empty() {
+            return Ok(());
+        }
+        Err(Fault { affected: affected.join(", "), reason: reasons.join("; ") })
     }
 
-    /// `Err` says why it is not ready; all projections must be.
-    pub fn readiness(&self) -> Result<(), String> {
+    /// Ready are all projections, or it is not.
+    pub fn readiness(&self) -> Result<(), Fault> {
         self.faults(Status::readiness)
     }
 
-    /// `Err` says what hangs; only a restart helps.
-    pub fn liveness(&self) -> Result<(), String> {
+    /// What hangs; only a restart helps.
+    pub fn liveness(&self) -> Result<(), Fault> {
         self.faults(Status::liveness)
-    }
-
-    /// What is affected, for those who are not told more; see [`Status::affected`].
-    pub fn affected(&self) -> String {
-        let affected = self.0.iter().map(|status| status.affected()).filter(|affected| !affected.is_empty());
-        affected.collect::<Vec<_>>().join(", ")
     }
 
     /// What is measured of each partition, as `/metrics` has it.
@@ -287,7 +324,7 @@ impl Statuses {
         let mut all = self.0[0].to_json(now_ms);
         let readiness = self.readiness();
         all["ready"] = readiness.is_ok().into();
-        all["not_ready_because"] = readiness.err().into();
+        all["not_ready_because"] = readiness.err().map(|fault| fault.reason).into();
         let others = self.0[1..].iter().map(|status| (status.projection.to_owned(), status.to_json(now_ms)));
         all["projections"] = others.collect::<serde_json::Map<_, _>>().into();
         all

@@ -25,6 +25,7 @@ use super::{Failure, Outcome, block_on};
 use crate::app::{self, now_ms};
 use crate::config::{Config, starter};
 use crate::telemetry;
+use traqq_core::error::{ErrorLine, chain};
 use traqq_disk::Database;
 
 const DAY_MS: i64 = 86_400_000;
@@ -91,7 +92,7 @@ impl Demo {
     /// A server and a store that nothing else is in.
     fn run_alone(&self, config: &Config) -> Outcome {
         let own = self.own(config);
-        own.check_worker().map_err(Failure::Usage)?;
+        own.check_worker()?;
         // Whoever listens there already must not get the events.
         if let Err(error) = TcpListener::bind(&self.listen) {
             let listen = &self.listen;
@@ -117,7 +118,7 @@ impl Demo {
             // Cancel safety: the server ends by itself, with a signal or an error, and then nothing is sent any more. Sending
             // ends with an error only.
             let result = tokio::select! {
-                served = app::run(&own, true, metrics) => served.map_err(|error| format!("{error:#}")),
+                served = app::run(&own, true, metrics) => served.map_err(|error| chain(&*error).into()),
                 sent = self.send(&mut stream, !self.no_history && !has_data) => sent,
             };
             stream.end(result)
@@ -143,7 +144,7 @@ impl Demo {
         Stream { client, shop: Shop::new(seed), line: StatusLine::new(), reached: false.into(), sent: 0 }
     }
 
-    async fn send(&self, stream: &mut Stream, has_history: bool) -> Result<(), String> {
+    async fn send(&self, stream: &mut Stream, has_history: bool) -> Result<(), ErrorLine> {
         if has_history {
             stream.history(self.days.into(), now_ms()).await?;
         }
@@ -164,15 +165,15 @@ struct Stream {
 }
 
 impl Stream {
-    fn end(&mut self, result: Result<(), String>) -> Outcome {
+    fn end(&mut self, result: Result<(), ErrorLine>) -> Outcome {
         self.line.clear();
         if self.sent > 0 {
             say!("sent {}", counted(self.sent, "event"));
         }
-        result.map_err(Failure::Failed)
+        result.map_err(Failure::from)
     }
 
-    async fn history(&mut self, days: i64, now: i64) -> Result<(), String> {
+    async fn history(&mut self, days: i64, now: i64) -> Result<(), ErrorLine> {
         let mut body = String::new();
         let mut in_body = 0;
         for day in (0..days).rev() {
@@ -194,7 +195,7 @@ impl Stream {
         Ok(())
     }
 
-    async fn live(&mut self, rate: f64) -> Result<(), String> {
+    async fn live(&mut self, rate: f64) -> Result<(), ErrorLine> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (begun, before) = (Instant::now(), self.sent);
@@ -217,7 +218,7 @@ impl Stream {
     }
 
     /// Sends what is there, and empties it.
-    async fn send(&mut self, body: &mut String, count: &mut usize) -> Result<(), String> {
+    async fn send(&mut self, body: &mut String, count: &mut usize) -> Result<(), ErrorLine> {
         if *count == 0 {
             return Ok(());
         }
@@ -226,7 +227,7 @@ impl Stream {
         let waiting = |why: String| line.update(|_| format!("waiting: {why}"));
         let taken = post_until_taken(&mut self.client, &bytes, None, &self.reached, waiting).await?;
         if let Some(rejection) = taken.errors.first() {
-            return Err(format!("the server rejects the events of the demo: {}", rejection.text()));
+            return Err(format!("the server rejects the events of the demo: {}", rejection.text()).into());
         }
         self.sent += taken.accepted;
         *count = 0;

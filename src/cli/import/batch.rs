@@ -8,6 +8,7 @@ use super::lines::Lines;
 use super::rows::Rows;
 use super::source::Input;
 use super::times::{Refusal, Times};
+use traqq_core::error::ErrorLine;
 
 /// Changing one of these makes an interrupted import count twice when it is run again.
 const EVENTS_MAX: usize = 1000;
@@ -53,7 +54,7 @@ enum Items {
 }
 
 impl Items {
-    fn next(&mut self, event: &mut Vec<u8>) -> Result<Option<Item>, String> {
+    fn next(&mut self, event: &mut Vec<u8>) -> Result<Option<Item>, ErrorLine> {
         match self {
             Self::Lines(lines) => lines.next(event),
             Self::Rows(rows) => rows.next(event),
@@ -90,22 +91,22 @@ impl Batches {
 
     /// The next batch, and `None` at the end. After an error of the input there is nothing more, and the batch that it fell into
     /// is not cut: a mended file has another one there.
-    pub fn next(&mut self) -> Result<Option<Batch>, String> {
+    pub fn next(&mut self) -> Result<Option<Batch>, ErrorLine> {
         let mut filling = Filling::default();
         match self.fill(&mut filling) {
             Ok(batch) => {
                 self.has_begun = true;
                 Ok(batch)
             }
-            Err(why) => Err(match filling.first_line() {
-                _ if !self.has_begun => format!("{why}; nothing of it was imported"),
-                Some(line) => format!("{why}; nothing from line {line} on was imported"),
-                None => format!("{why}; nothing from there on was imported"),
-            }),
+            Err(why) => Err(why.followed_by(&match filling.first_line() {
+                _ if !self.has_begun => "; nothing of it was imported".to_owned(),
+                Some(line) => format!("; nothing from line {line} on was imported"),
+                None => "; nothing from there on was imported".to_owned(),
+            })),
         }
     }
 
-    fn fill(&mut self, filling: &mut Filling) -> Result<Option<Batch>, String> {
+    fn fill(&mut self, filling: &mut Filling) -> Result<Option<Batch>, ErrorLine> {
         // The batch, and through the chain its place and everything in front of it.
         let mut hash = Xxh3::new();
         hash.update(&self.chain.to_le_bytes());
@@ -118,7 +119,7 @@ impl Batches {
             let Some(Item { line, result }) = item else { break };
             if let Err(why) = result {
                 filling.items += 1;
-                filling.unreadable.push((line, why));
+                filling.unreadable.push((line, why.to_string()));
                 continue;
             }
             event.push(b'\n');
@@ -136,7 +137,7 @@ impl Batches {
         Ok(Some(Batch { body: body.into(), lines, unreadable, key: format!("import-{:032x}", self.chain) }))
     }
 
-    fn add(&mut self, filling: &mut Filling, hash: &mut Xxh3, line: u64, event: Vec<u8>) -> Result<(), String> {
+    fn add(&mut self, filling: &mut Filling, hash: &mut Xxh3, line: u64, event: Vec<u8>) -> Result<(), ErrorLine> {
         hash.update(&event);
         filling.items += 1;
         filling.bytes += event.len();
@@ -153,7 +154,7 @@ impl Batches {
         Ok(())
     }
 
-    fn add_one(&mut self, filling: &mut Filling, line: u64, mut event: Vec<u8>) -> Result<(), String> {
+    fn add_one(&mut self, filling: &mut Filling, line: u64, mut event: Vec<u8>) -> Result<(), ErrorLine> {
         let columns = match &self.items {
             Items::Lines(_) => &[],
             Items::Rows(rows) => rows.columns(),
@@ -166,14 +167,14 @@ impl Batches {
             Err(Refusal::Event(why)) => filling.unreadable.push((line, why)),
             Err(Refusal::File(why)) => {
                 let more = self.broken_later().map(|error| format!("; besides, {error}")).unwrap_or_default();
-                return Err(format!("line {line}: {why}{more}"));
+                return Err(format!("line {line}: {why}{more}").into());
             }
         }
         Ok(())
     }
 
     /// What ends the input before its end: whoever mends the file is told everything at once.
-    fn broken_later(&mut self) -> Option<String> {
+    fn broken_later(&mut self) -> Option<ErrorLine> {
         let mut bytes = 0;
         while bytes < LOOKED_AT_BYTES_MAX {
             let mut event = Vec::new();
@@ -295,9 +296,16 @@ mod tests {
         let mut found = open(&rows, CSV, Mode::Required, 0);
         assert_eq!(found.next().unwrap().unwrap().lines.len(), 1000);
         let why = found.next().unwrap_err();
-        assert!(why.starts_with("line 1502: ") && why.ends_with("; nothing from line 1002 on was imported"), "{why}");
+        assert!(
+            why.to_string().starts_with("line 1502: ")
+                && why.to_string().ends_with("; nothing from line 1002 on was imported"),
+            "{why}"
+        );
         let why = open("event,ts\na,1\na,\"", CSV, Mode::Required, 0).next().unwrap_err();
-        assert!(why.starts_with("line 3: ") && why.ends_with("; nothing of it was imported"), "{why}");
+        assert!(
+            why.to_string().starts_with("line 3: ") && why.to_string().ends_with("; nothing of it was imported"),
+            "{why}"
+        );
     }
 
     #[test]

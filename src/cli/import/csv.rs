@@ -4,6 +4,7 @@
 //! over when it certainly ends on its own line; otherwise nobody can say which rows follow, and reading ends there.
 
 use std::io::BufRead;
+use traqq_core::error::ErrorLine;
 
 const CELLS_MAX: usize = 4096;
 
@@ -27,7 +28,7 @@ pub struct Record {
     /// Where it ends; another line when a line end stands in quotes.
     pub last_line: u64,
     /// Why it cannot be read.
-    pub result: Result<(), String>,
+    pub result: Result<(), ErrorLine>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,13 +52,16 @@ impl<R: BufRead> Records<R> {
     }
 
     /// The next row that is not blank. After an error it is not known where the next row begins.
-    pub fn next(&mut self) -> Result<Option<Record>, String> {
+    pub fn next(&mut self) -> Result<Option<Record>, ErrorLine> {
         self.skip_blank_lines()?;
         self.cells.clear();
         self.ends.clear();
         let mut row = Row { line: self.line, cell: 1, state: State::CellStart, quote_line: 0, fault: None };
         loop {
-            let input = self.input.fill_buf().map_err(|error| format!("after line {}: {error}", row.line))?;
+            let input = self
+                .input
+                .fill_buf()
+                .map_err(|error| ErrorLine::of(format!("after line {}: {error}", row.line), error))?;
             let Some(&byte) = input.first() else { return self.end(row) };
             // All that has no meaning in this state is taken at once.
             let plain = match row.state {
@@ -107,7 +111,8 @@ impl<R: BufRead> Records<R> {
                             "line {}: a quote is opened in cell {cell} and closed on line {}, where text follows it; \
                              a quote inside a quoted cell is written twice",
                             row.quote_line, self.line
-                        ));
+                        )
+                        .into());
                     }
                     let why = "text follows the closing quote of cell";
                     row.fault.get_or_insert(format!("{why} {cell}; a quote inside a quoted cell is written twice"));
@@ -118,12 +123,12 @@ impl<R: BufRead> Records<R> {
         }
     }
 
-    fn end(&mut self, mut row: Row) -> Result<Option<Record>, String> {
+    fn end(&mut self, mut row: Row) -> Result<Option<Record>, ErrorLine> {
         match row.state {
             State::Quoted => Err(format!(
                 "line {}: a quote is opened in cell {} and never closed; a cell that begins with a quote is written \"\"\"so\"",
                 row.quote_line, row.cell
-            )),
+            ).into()),
             State::CellStart if row.cell == 1 => Ok(None),
             _ => {
                 self.end_cell(&mut row);
@@ -143,7 +148,7 @@ impl<R: BufRead> Records<R> {
     }
 
     /// Bounds a row, and ends reading when a bad one goes over its line in quotes.
-    fn check(&mut self, row: &mut Row) -> Result<(), String> {
+    fn check(&mut self, row: &mut Row) -> Result<(), ErrorLine> {
         if row.fault.is_none() && self.cells.len() > self.bytes_max {
             row.fault = Some(format!("longer than {} bytes", self.bytes_max));
             self.cells.clear();
@@ -152,14 +157,18 @@ impl<R: BufRead> Records<R> {
             Some(fault) if row.state == State::Quoted && self.line > row.quote_line => Err(format!(
                 "line {}: {fault}, and the end of line {} stands in quotes; is a quote missing there?",
                 row.line, row.quote_line
-            )),
+            )
+            .into()),
             _ => Ok(()),
         }
     }
 
-    fn skip_blank_lines(&mut self) -> Result<(), String> {
+    fn skip_blank_lines(&mut self) -> Result<(), ErrorLine> {
         loop {
-            let input = self.input.fill_buf().map_err(|error| format!("at line {}: {error}", self.line))?;
+            let input = self
+                .input
+                .fill_buf()
+                .map_err(|error| ErrorLine::of(format!("at line {}: {error}", self.line), error))?;
             let blank = input.iter().take_while(|byte| is_line_end(**byte)).count();
             let is_end = blank == 0;
             self.consume(blank);
@@ -201,7 +210,7 @@ struct Row {
 
 impl Row {
     fn finish(self, last_line: u64) -> Record {
-        Record { line: self.line, last_line, result: self.fault.map_or(Ok(()), Err) }
+        Record { line: self.line, last_line, result: self.fault.map_or(Ok(()), |fault| Err(fault.into())) }
     }
 }
 
@@ -218,7 +227,7 @@ mod tests {
     use super::*;
 
     /// The rows with their lines, whole or with what is wrong, and why reading ended if not with the file.
-    type Read = (Vec<(u64, u64, Result<Vec<String>, String>)>, Option<String>);
+    type Read = (Vec<(u64, u64, Result<Vec<String>, ErrorLine>)>, Option<String>);
 
     fn read(text: &[u8], separator: u8, bytes_max: usize, buffer: usize) -> Read {
         let mut records = Records::new(BufReader::with_capacity(buffer, text), separator, 1, bytes_max);
@@ -230,7 +239,7 @@ mod tests {
                     rows.push((line, last_line, result.map(|()| cells())));
                 }
                 Ok(None) => return (rows, None),
-                Err(why) => return (rows, Some(why)),
+                Err(why) => return (rows, Some(why.to_string())),
             }
         }
     }
@@ -239,7 +248,7 @@ mod tests {
         read(text.as_bytes(), b',', 1000, 3)
     }
 
-    fn row(line: u64, last_line: u64, cells: &[&str]) -> (u64, u64, Result<Vec<String>, String>) {
+    fn row(line: u64, last_line: u64, cells: &[&str]) -> (u64, u64, Result<Vec<String>, ErrorLine>) {
         (line, last_line, Ok(cells.iter().map(|cell| (*cell).to_owned()).collect()))
     }
 
@@ -277,7 +286,9 @@ mod tests {
         assert_eq!((found.len(), &found[3], end), (4, &row(4, 4, &["3", "4"]), None));
         for (at, line) in [(1, 2), (2, 3)] {
             assert_eq!(found[at].0, line);
-            assert!(found[at].2.as_ref().unwrap_err().starts_with("text follows the closing quote of cell 1"));
+            assert!(
+                found[at].2.as_ref().unwrap_err().to_string().starts_with("text follows the closing quote of cell 1")
+            );
         }
         // Where the row ends cannot be told.
         let (found, end) = rows("a,b\nbuy,\"x\nbuy,\"y\"\nbuy,z\n");
@@ -294,13 +305,13 @@ mod tests {
         let long = "x".repeat(5000);
         let (found, end) = rows(&format!("a\n{long}\n\"{long}\"\n1\n"));
         assert_eq!((found.len(), &found[3], end), (4, &row(4, 4, &["1"]), None));
-        assert_eq!(found[1].2, Err("longer than 1000 bytes".to_owned()));
-        assert_eq!(found[2].2, Err("longer than 1000 bytes".to_owned()));
+        assert_eq!(found[1].2, Err("longer than 1000 bytes".into()));
+        assert_eq!(found[2].2, Err("longer than 1000 bytes".into()));
         let (found, end) = rows(&format!("a\n\"x\n{}", "1\n".repeat(5000)));
         assert_eq!(found.len(), 1);
         assert!(end.unwrap().starts_with("line 2: longer than 1000 bytes, and the end of line 2 stands in quotes"));
         let (found, _) = rows(&format!("a\n{}\n1\n", ",".repeat(CELLS_MAX)));
-        assert_eq!((&found[1].2, &found[2]), (&Err("more than 4096 cells".to_owned()), &row(3, 3, &["1"])));
+        assert_eq!((&found[1].2, &found[2]), (&Err("more than 4096 cells".into()), &row(3, 3, &["1"])));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::io::BufRead;
 
 use super::Item;
+use traqq_core::error::ErrorLine;
 
 pub struct Lines<R> {
     input: R,
@@ -19,7 +20,7 @@ impl<R: BufRead> Lines<R> {
     }
 
     /// The next line that is not blank, appended to `body` without its end.
-    pub fn next(&mut self, body: &mut Vec<u8>) -> Result<Option<Item>, String> {
+    pub fn next(&mut self, body: &mut Vec<u8>) -> Result<Option<Item>, ErrorLine> {
         let start = body.len();
         loop {
             self.line += 1;
@@ -28,11 +29,11 @@ impl<R: BufRead> Lines<R> {
                 // All of the file may be in this one.
                 let is_first = !std::mem::replace(&mut self.has_begun, true);
                 if is_first && let Some(what) = is_all(&body[start..]) {
-                    return Err(what.to_owned());
+                    return Err(what.into());
                 }
                 body.truncate(start);
                 let why = format!("longer than {} bytes", self.bytes_max);
-                return Ok(Some(Item { line: self.line, result: Err(why) }));
+                return Ok(Some(Item { line: self.line, result: Err(why.into()) }));
             }
             if body[start..].trim_ascii().is_empty() {
                 body.truncate(start);
@@ -43,20 +44,23 @@ impl<R: BufRead> Lines<R> {
             }
             let is_first = !std::mem::replace(&mut self.has_begun, true);
             if is_first && has_other_ends(&body[start..]) {
-                return Err(OTHER_ENDS.to_owned());
+                return Err(OTHER_ENDS.into());
             }
             if is_first && let Some(what) = is_begun(&body[start..]) {
-                return Err(what.to_owned());
+                return Err(what.into());
             }
             return Ok(Some(Item { line: self.line, result: Ok(()) }));
         }
     }
 
     /// Appends a line, as much of it as is allowed. Says whether that was all, and whether the input ended with it.
-    fn read(&mut self, body: &mut Vec<u8>) -> Result<(bool, bool), String> {
+    fn read(&mut self, body: &mut Vec<u8>) -> Result<(bool, bool), ErrorLine> {
         let mut length = 0_usize;
         loop {
-            let buffer = self.input.fill_buf().map_err(|error| format!("after line {}: {error}", self.line - 1))?;
+            let buffer = self
+                .input
+                .fill_buf()
+                .map_err(|error| ErrorLine::of(format!("after line {}: {error}", self.line - 1), error))?;
             if buffer.is_empty() {
                 return Ok((length <= self.bytes_max, true));
             }
@@ -117,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    fn lines(text: &str, bytes_max: usize) -> Vec<(u64, Result<String, String>)> {
+    fn lines(text: &str, bytes_max: usize) -> Vec<(u64, Result<String, ErrorLine>)> {
         // A small buffer, so that lines go over its end.
         let mut lines = Lines::new(BufReader::with_capacity(3, text.as_bytes()), bytes_max);
         let mut found = Vec::new();
@@ -140,22 +144,22 @@ mod tests {
     #[test]
     fn a_line_that_is_too_long_is_named_and_passed_over() {
         let found = lines("12345678\n1234567\n123456789", 7);
-        let long = || Err("longer than 7 bytes".to_owned());
+        let long = || Err("longer than 7 bytes".into());
         assert_eq!(found, [(1, long()), (2, Ok("1234567".to_owned())), (3, long())]);
     }
 
     #[test]
     fn lines_of_an_old_mac_are_recognised() {
         let error = Lines::new(&b"{\"a\":1}\r{\"a\":2}\r"[..], 99).next(&mut Vec::new()).err().unwrap();
-        assert!(error.contains("tr '\\r' '\\n'"), "{error}");
+        assert!(error.to_string().contains("tr '\\r' '\\n'"), "{error}");
     }
 
     #[test]
     fn an_array_is_recognised() {
         let error = Lines::new(&b"\n [\n{}]"[..], 9).next(&mut Vec::new()).err().unwrap();
-        assert!(error.contains("jq -c '.[]'"), "{error}");
+        assert!(error.to_string().contains("jq -c '.[]'"), "{error}");
         let error = Lines::new(&b"{\r\n\"event\": 5}\r\n"[..], 9).next(&mut Vec::new()).err().unwrap();
-        assert!(error.contains("jq -c ."), "{error}");
+        assert!(error.to_string().contains("jq -c ."), "{error}");
         assert_eq!(lines("[{}]\n{\n", 9), [(1, Ok("[{}]".to_owned())), (2, Ok("{".to_owned()))]);
     }
 
@@ -163,8 +167,8 @@ mod tests {
     #[test]
     fn a_first_line_that_is_all_of_the_file_is_named() {
         let next = |text: &str| Lines::new(text.as_bytes(), 8).next(&mut Vec::new()).map(|_| ());
-        assert!(next("[{\"a\":1},{\"a\":2}]\n").unwrap_err().contains("jq -c '.[]'"));
-        assert!(next("{}\r{}\r{}\r{}\r").unwrap_err().contains("tr '\\r'"));
+        assert!(next("[{\"a\":1},{\"a\":2}]\n").unwrap_err().to_string().contains("jq -c '.[]'"));
+        assert!(next("{}\r{}\r{}\r{}\r").unwrap_err().to_string().contains("tr '\\r'"));
         assert_eq!(next("{\"a\":\"long\"}\n[1]\n"), Ok(()));
     }
 }

@@ -34,6 +34,7 @@ use super::status_line::StatusLine;
 use super::{Failure, Outcome, block_on};
 use crate::config::Config;
 use traqq_core::decode::EventRules;
+use traqq_core::error::ErrorLine;
 
 /// Send events from files, each of them once
 ///
@@ -96,18 +97,18 @@ pub struct Item {
     /// From 1, where it begins.
     pub line: u64,
     /// Why it is none.
-    pub result: Result<(), String>,
+    pub result: Result<(), ErrorLine>,
 }
 
 /// A batch of the file with that number, or why a file can be read no further.
-type Read = Result<(usize, Batch), String>;
+type Read = Result<(usize, Batch), ErrorLine>;
 
 enum Message {
     Sent(usize, Batch, Taken),
     /// Why something must be sent again.
     Waiting(String),
-    Unreadable(String),
-    Refused(String),
+    Unreadable(ErrorLine),
+    Refused(ErrorLine),
 }
 
 impl Import {
@@ -189,14 +190,15 @@ impl Import {
                 }),
                 _ = &mut interrupt => {
                     let again = if self.at_least_once || self.again { "" } else { "; the same command goes on from here" };
-                    failure = Some(format!("interrupted{again}"));
+                    failure = Some(format!("interrupted{again}").into());
                     break;
                 }
             }
         }
         line.clear();
         if is_unreadable && tally.events() > 0 && !self.at_least_once && !self.again {
-            failure = failure.map(|why| format!("{why}; mend it, and the same command skips what was imported"));
+            failure = failure
+                .map(|why: ErrorLine| why.followed_by("; mend it, and the same command skips what was imported"));
         }
         self.report(&tally, failure)
     }
@@ -209,7 +211,7 @@ impl Import {
         }
     }
 
-    fn report(&self, tally: &Tally, failure: Option<String>) -> Outcome {
+    fn report(&self, tally: &Tally, failure: Option<ErrorLine>) -> Outcome {
         for rejection in tally.rejections(&self.files) {
             complain!("{rejection}");
         }
@@ -220,7 +222,7 @@ impl Import {
             complain!("{}: there are no events in it", named(file));
         }
         match (failure, tally.rejected()) {
-            (Some(why), _) => Err(Failure::Failed(why)),
+            (Some(why), _) => Err(why.into()),
             (None, 0) => Ok(()),
             (None, rejected) => {
                 let lines = super::chart::counted(rejected, "line");
@@ -238,8 +240,9 @@ impl Import {
         std::thread::spawn(move || {
             for (index, file) in files.iter().enumerate() {
                 let rest = if index + 1 < files.len() { ", nor of the files behind it" } else { "" };
-                let explain = |error: String| format!("{}: {error}{rest}", named(file));
-                let opened = source::open(file, &read).map_err(|error| format!("{error}; nothing of it was imported"));
+                let explain = |error: ErrorLine| error.within(named(file)).followed_by(rest);
+                let opened = source::open(file, &read)
+                    .map_err(|error| ErrorLine::of(format!("{error}; nothing of it was imported"), error));
                 let opened = opened.and_then(|Source { input, start }| {
                     let layout = layout(file, format, separator, &start)?;
                     Ok(Batches::new(input, layout, Times::new(mode.clone(), &rules), run))
@@ -267,17 +270,17 @@ fn named(file: &str) -> &str {
     if file == "-" { "standard input" } else { file }
 }
 
-fn separator(text: &str) -> Result<u8, String> {
+fn separator(text: &str) -> Result<u8, ErrorLine> {
     match text.as_bytes() {
         b"tab" | b"\\t" => Ok(b'\t'),
         [byte] if byte.is_ascii() && !matches!(byte, b'"' | b'\r' | b'\n') => Ok(*byte),
-        _ => Err("it is one ASCII character, or tab".to_owned()),
+        _ => Err("it is one ASCII character, or tab".into()),
     }
 }
 
 /// How a file holds its events: as it is said to, or else by its name in front of what says how it is compressed. A file that
 /// does not begin so is not read.
-fn layout(file: &str, format: Option<Format>, separator: Option<u8>, start: &[u8]) -> Result<Layout, String> {
+fn layout(file: &str, format: Option<Format>, separator: Option<u8>, start: &[u8]) -> Result<Layout, ErrorLine> {
     let name = file.to_ascii_lowercase();
     let name = [".gz", ".zst", ".gzip", ".zstd"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
@@ -293,12 +296,10 @@ fn layout(file: &str, format: Option<Format>, separator: Option<u8>, start: &[u8
         (Some(Format::Ndjson), _) => Ok(Layout::Lines),
         (None, Layout::Lines) if is_json == Some(false) => {
             Err("it does not begin with a JSON object; --format csv reads CSV, and --format ndjson reads its lines all the same; \
-                 nothing of it was imported"
-                .to_owned())
+                 nothing of it was imported".into())
         }
         (None, Layout::Rows(_)) if is_json == Some(true) => {
-            Err("it begins like JSON and not like CSV; say --format ndjson, or --format csv; nothing of it was imported"
-                .to_owned())
+            Err("it begins like JSON and not like CSV; say --format ndjson, or --format csv; nothing of it was imported".into())
         }
         (None, layout) => Ok(layout),
     }
@@ -308,7 +309,7 @@ fn layout(file: &str, format: Option<Format>, separator: Option<u8>, start: &[u8
 async fn send(
     mut client: Client,
     with_keys: bool,
-    refused: Option<String>,
+    refused: Option<ErrorLine>,
     queue: Arc<Mutex<mpsc::Receiver<Read>>>,
     reached: Arc<AtomicBool>,
     messages: mpsc::Sender<Message>,
@@ -358,8 +359,8 @@ mod tests {
     /// Every line of a CSV on standard input was rejected, one by one, as no JSON.
     #[test]
     fn a_file_that_begins_otherwise_is_not_read() {
-        assert!(layout("-", None, None, b"\nevent,geo\n").unwrap_err().contains("--format csv"));
-        assert!(layout("a.csv", None, None, b" {\"event\"").unwrap_err().contains("--format ndjson"));
+        assert!(layout("-", None, None, b"\nevent,geo\n").unwrap_err().to_string().contains("--format csv"));
+        assert!(layout("a.csv", None, None, b" {\"event\"").unwrap_err().to_string().contains("--format ndjson"));
         assert_eq!(layout("-", Some(Format::Csv), None, b"event,geo"), Ok(Layout::Rows(None)));
         assert_eq!(layout("a.csv", Some(Format::Ndjson), None, b"x"), Ok(Layout::Lines));
         assert_eq!(layout("-", None, None, b"\n{"), Ok(Layout::Lines));

@@ -5,6 +5,7 @@ use std::io::{BufRead, Chain, Cursor, Read};
 
 use super::Item;
 use super::csv::{Record, Records};
+use traqq_core::error::ErrorLine;
 
 /// What may stand between cells, if nobody says what does.
 const SEPARATORS: [u8; 4] = [b',', b';', b'\t', b'|'];
@@ -39,7 +40,7 @@ impl<R: BufRead> Rows<R> {
     }
 
     /// The next row, appended to `body` as an object.
-    pub fn next(&mut self, body: &mut Vec<u8>) -> Result<Option<Item>, String> {
+    pub fn next(&mut self, body: &mut Vec<u8>) -> Result<Option<Item>, ErrorLine> {
         if let Some(input) = self.input.take() {
             self.table = open(input, self.separator, self.bytes_max)?;
         }
@@ -50,14 +51,14 @@ impl<R: BufRead> Rows<R> {
             body.truncate(start);
             // More may be missing than one row if the quote should not be there.
             let rest = format!("; the row goes on to line {last_line}, for a quote is open at the end of line");
-            if last_line > line { format!("{why}{rest} {}", last_line - 1) } else { why }
+            if last_line > line { why.followed_by(&format!("{rest} {}", last_line - 1)) } else { why }
         });
         Ok(Some(Item { line, result }))
     }
 }
 
 /// `None` if there is no header.
-fn open<R: BufRead>(mut input: R, separator: Option<u8>, bytes_max: usize) -> Result<Option<Table<R>>, String> {
+fn open<R: BufRead>(mut input: R, separator: Option<u8>, bytes_max: usize) -> Result<Option<Table<R>>, ErrorLine> {
     let (mut head, mut line) = (first_line(&mut input, bytes_max)?, 1);
     let mut separator = separator;
     // What Excel writes and reads in front of the header.
@@ -72,7 +73,7 @@ fn open<R: BufRead>(mut input: R, separator: Option<u8>, bytes_max: usize) -> Re
     let mut records = Records::new(Cursor::new(head).chain(input), separator, line, bytes_max);
     let columns = match records.next()? {
         None => return Ok(None),
-        Some(Record { line, result: Err(why), .. }) => return Err(format!("line {line}, the header: {why}")),
+        Some(Record { line, result: Err(why), .. }) => return Err(format!("line {line}, the header: {why}").into()),
         Some(_) => columns(records.cells())?,
     };
     let names = columns.iter().map(|name| if name.is_empty() { String::new() } else { string(name) }).collect();
@@ -80,17 +81,17 @@ fn open<R: BufRead>(mut input: R, separator: Option<u8>, bytes_max: usize) -> Re
 }
 
 /// Blank lines, and a line with as many others as quotes go over.
-fn first_line(input: &mut impl BufRead, bytes_max: usize) -> Result<Vec<u8>, String> {
+fn first_line(input: &mut impl BufRead, bytes_max: usize) -> Result<Vec<u8>, ErrorLine> {
     let (mut head, mut is_quoted, mut is_blank) = (Vec::new(), false, true);
     while head.len() <= bytes_max {
-        let buffer = input.fill_buf().map_err(|error| format!("the header: {error}"))?;
+        let buffer = input.fill_buf().map_err(|error| ErrorLine::of(format!("the header: {error}"), error))?;
         let Some(&byte) = buffer.first() else { break };
         head.push(byte);
         input.consume(1);
         is_quoted ^= byte == b'"';
         let is_end = matches!(byte, b'\r' | b'\n');
         if is_end && !is_quoted && !is_blank {
-            let rest = input.fill_buf().map_err(|error| format!("the header: {error}"))?;
+            let rest = input.fill_buf().map_err(|error| ErrorLine::of(format!("the header: {error}"), error))?;
             if byte == b'\r' && rest.first() == Some(&b'\n') {
                 head.push(b'\n');
                 input.consume(1);
@@ -102,7 +103,7 @@ fn first_line(input: &mut impl BufRead, bytes_max: usize) -> Result<Vec<u8>, Str
     Ok(head)
 }
 
-fn separator_of(head: &[u8]) -> Result<u8, String> {
+fn separator_of(head: &[u8]) -> Result<u8, ErrorLine> {
     let (mut is_quoted, mut found) = (false, Vec::new());
     for byte in head {
         is_quoted ^= *byte == b'"';
@@ -117,31 +118,34 @@ fn separator_of(head: &[u8]) -> Result<u8, String> {
             "the header has both {:?} and {:?}; say with --separator which of them stands between cells",
             char::from(one),
             char::from(other)
-        )),
+        )
+        .into()),
     }
 }
 
-fn columns<'c>(cells: impl Iterator<Item = &'c [u8]>) -> Result<Vec<String>, String> {
+fn columns<'c>(cells: impl Iterator<Item = &'c [u8]>) -> Result<Vec<String>, ErrorLine> {
     let mut columns: Vec<String> = Vec::new();
     for (index, cell) in cells.enumerate() {
         let name = str::from_utf8(cell);
-        let name = name.map_err(|_| format!("the name of column {} is not UTF-8; {RECODE}", index + 1))?.trim();
+        let name = name
+            .map_err(|error| ErrorLine::of(format!("the name of column {} is not UTF-8; {RECODE}", index + 1), error))?
+            .trim();
         if !name.is_empty() && columns.iter().any(|other| other == name) {
-            return Err(format!("the header has the column {} twice; rename one", string(name)));
+            return Err(format!("the header has the column {} twice; rename one", string(name)).into());
         }
         columns.push(name.to_owned());
     }
     if columns.iter().all(String::is_empty) {
-        return Err("the header names no column; the first row must have the names of the members".to_owned());
+        return Err("the header names no column; the first row must have the names of the members".into());
     }
     Ok(columns)
 }
 
 impl<R: BufRead> Table<R> {
-    fn write(&self, body: &mut Vec<u8>, bytes_max: usize) -> Result<(), String> {
+    fn write(&self, body: &mut Vec<u8>, bytes_max: usize) -> Result<(), ErrorLine> {
         let cells = self.records.cells();
         if cells.len() != self.names.len() {
-            return Err(format!("the row has {} cells, the header {}", cells.len(), self.names.len()));
+            return Err(format!("the row has {} cells, the header {}", cells.len(), self.names.len()).into());
         }
         body.push(b'{');
         let start = body.len();
@@ -149,7 +153,8 @@ impl<R: BufRead> Table<R> {
             if name.is_empty() || cell.is_empty() {
                 continue;
             }
-            let text = str::from_utf8(cell).map_err(|_| format!("the cell of {name} is not UTF-8; {RECODE}"))?;
+            let text = str::from_utf8(cell)
+                .map_err(|error| ErrorLine::of(format!("the cell of {name} is not UTF-8; {RECODE}"), error))?;
             if body.len() > start {
                 body.push(b',');
             }
@@ -163,7 +168,7 @@ impl<R: BufRead> Table<R> {
         }
         body.push(b'}');
         if body.len() - start > bytes_max {
-            return Err(format!("longer than {bytes_max} bytes as JSON"));
+            return Err(format!("longer than {bytes_max} bytes as JSON").into());
         }
         Ok(())
     }
@@ -202,9 +207,9 @@ mod tests {
 
     use super::*;
 
-    type Event = (u64, Result<String, String>);
+    type Event = (u64, Result<String, ErrorLine>);
 
-    fn rows(text: &[u8], bytes_max: usize) -> Result<Vec<Event>, String> {
+    fn rows(text: &[u8], bytes_max: usize) -> Result<Vec<Event>, ErrorLine> {
         let mut rows = Rows::new(BufReader::with_capacity(3, text), None, bytes_max);
         let mut found = Vec::new();
         loop {
@@ -236,7 +241,8 @@ mod tests {
         let found = rows(text, 20).unwrap();
         let lines: Vec<u64> = found.iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, [2, 3, 4, 5, 6]);
-        let errors: Vec<String> = found.iter().filter_map(|(_, result)| result.clone().err()).collect();
+        let errors: Vec<String> =
+            found.iter().filter_map(|(_, result)| Some(result.as_ref().err()?.to_string())).collect();
         assert_eq!(errors[0], "the row has 1 cells, the header 2");
         assert!(errors[2].contains("\"a\" is not UTF-8") && errors[3].contains("longer than 20 bytes"), "{errors:?}");
         assert_eq!(found[4].1, Ok(r#"{"a":5,"b":6}"#.to_owned()));
@@ -244,8 +250,8 @@ mod tests {
 
     #[test]
     fn a_header_must_be_clear() {
-        assert!(rows(b"a,b,a\n", 100).unwrap_err().contains("\"a\" twice"));
-        assert!(rows(b",,\n1,2,3\n", 100).unwrap_err().contains("names no column"));
+        assert!(rows(b"a,b,a\n", 100).unwrap_err().to_string().contains("\"a\" twice"));
+        assert!(rows(b",,\n1,2,3\n", 100).unwrap_err().to_string().contains("names no column"));
         assert_eq!(rows(b",a\n0,5\n", 100).unwrap()[0].1, Ok(r#"{"a":5}"#.to_owned()));
     }
 
@@ -262,7 +268,7 @@ mod tests {
         }
         assert_eq!(rows(b"\"a;b\",c\n1,2\n", 100).unwrap(), [(2, Ok(r#"{"a;b":1,"c":2}"#.to_owned()))]);
         assert_eq!(rows(b"sep=|\na\n1\n", 100).unwrap()[0].0, 3);
-        assert!(rows(b"a;b,c\n1,2\n", 100).unwrap_err().contains("both ';' and ','; say with --separator"));
+        assert!(rows(b"a;b,c\n1,2\n", 100).unwrap_err().to_string().contains("both ';' and ','; say with --separator"));
         let mut given = Rows::new(&b"a;b,c\n1,2\n"[..], Some(b','), 100);
         let mut body = Vec::new();
         given.next(&mut body).unwrap();
@@ -275,7 +281,7 @@ mod tests {
         let found = rows(b"a,b,c\n1,\"2,3\n4,5,6\n7,8\",9,0\n1,2,3\n", 100).unwrap();
         let why = found[0].1.as_ref().unwrap_err();
         assert_eq!(
-            why,
+            why.text(),
             "the row has 4 cells, the header 3; the row goes on to line 4, for a quote is open at the end of line 3"
         );
         assert_eq!((found[0].0, found[1].0, found.len()), (2, 5, 2));

@@ -6,6 +6,7 @@ use traqq_core::decode::EventRules;
 use traqq_core::decode::{
     CLOUD_EVENT_TIME, Decoded, EventReader, Raw, Reason, Shape, TimeSource, for_each_event, trim,
 };
+use traqq_core::error::ErrorLine;
 use traqq_core::model::Record;
 
 /// Names that are told when none of them is a time.
@@ -88,7 +89,7 @@ impl Times {
                 event.extend_from_slice(format!(",{member}}}\n").as_bytes());
                 return Ok(());
             }
-            Err(why) if has_begun => return Err(Refusal::Event(why)),
+            Err(why) if has_begun => return Err(Refusal::Event(why.to_string())),
             Err(why) => why,
         };
         let members: Map<String, Value> = serde_json::from_slice(event).unwrap_or_default();
@@ -103,13 +104,13 @@ impl Times {
         // It is there, and only this event has nothing in it.
         let is_wanted = |name: &&str| wanted.iter().any(|field| field == name || field.split('.').next() == Some(name));
         if names.iter().any(is_wanted) {
-            return Err(Refusal::Event(why));
+            return Err(Refusal::Event(why.to_string()));
         }
         Err(Refusal::File(refusal(&self.mode, wanted, &names, &members)))
     }
 
     /// The member that the event needs to have its time, if it needs one.
-    fn judge(&mut self, event: &[u8]) -> Result<Option<String>, String> {
+    fn judge(&mut self, event: &[u8]) -> Result<Option<String>, ErrorLine> {
         let record = Record::of_value(event.trim_ascii(), 0);
         let mut slots = vec![Raw::Absent; self.reader.slots()];
         // What is wrong with one that cannot be read is for the server to say.
@@ -123,7 +124,11 @@ impl Times {
         let Mode::Field(name) = &self.mode else {
             let has_time = self.reader.time_source(is_cloud_event, &slots) != TimeSource::Record;
             let fields = self.time_fields.join(", ");
-            return if has_time { Ok(None) } else { Err(format!("the event has no time; it would be in {fields}")) };
+            return if has_time {
+                Ok(None)
+            } else {
+                Err(format!("the event has no time; it would be in {fields}").into())
+            };
         };
         let cloud_event_time = is_cloud_event && is_there(value(CLOUD_EVENT_TIME));
         let is_its_own = is_cloud_event && (name == CLOUD_EVENT_MEMBER || name == CLOUD_EVENT_TIME);
@@ -133,14 +138,14 @@ impl Times {
         let time = match value(name) {
             Raw::Number(text) => text.clone().into_owned(),
             Raw::Text(text) if is_there(value(name)) => serde_json::to_string(text).expect("a string is JSON"),
-            Raw::Absent | Raw::Null | Raw::Text(_) => return Err(format!("the event has no {name}")),
-            Raw::Bool(_) | Raw::Container => return Err(format!("{name} is no time")),
+            Raw::Absent | Raw::Null | Raw::Text(_) => return Err(format!("the event has no {name}").into()),
+            Raw::Bool(_) | Raw::Container => return Err(format!("{name} is no time").into()),
         };
         if time.len() > TIME_BYTES_MAX {
-            return Err(format!("{name} is no time: it has more than {TIME_BYTES_MAX} bytes"));
+            return Err(format!("{name} is no time: it has more than {TIME_BYTES_MAX} bytes").into());
         }
         if self.time_fields.is_empty() && !is_cloud_event {
-            return Err("this server looks at no field for the time (events.time_fields is empty)".to_owned());
+            return Err("this server looks at no field for the time (events.time_fields is empty)".into());
         }
         // The field that is looked at before all others, so that no other one decides.
         let first = self.time_fields.first().map_or(CLOUD_EVENT_MEMBER, String::as_str);
@@ -150,7 +155,7 @@ impl Times {
             false => (first, is_there(value(first))),
         };
         if is_taken {
-            return Err(format!("the event has a time in {target} already, besides {name}"));
+            return Err(format!("the event has a time in {target} already, besides {name}").into());
         }
         let target = serde_json::to_string(target).expect("a string is JSON");
         Ok(Some(format!("{target}:{time}")))

@@ -1,5 +1,7 @@
 //! Addresses of servers, as people write them: perhaps with credentials, which belong elsewhere and are never shown.
 
+use crate::error::ConfigError;
+
 /// An address, a URL or a list of them for a message: nothing of it if there may be credentials in it.
 pub fn shown(address: &str) -> &str {
     if has_credentials(address) { "********" } else { address }
@@ -11,13 +13,15 @@ pub fn has_credentials(address: &str) -> bool {
 }
 
 /// Refuses what none of our clients would look at; `keys` are where credentials belong.
-pub fn refuse_more_than_hosts(key: &str, address: &str, keys: &str) -> Result<(), String> {
+pub fn refuse_more_than_hosts(key: &str, address: &str, keys: &str) -> Result<(), ConfigError> {
     if address.contains('@') {
-        return Err(format!("{key}: credentials do not belong into an address; set {keys}"));
+        return Err(format!("{key}: credentials do not belong into an address; set {keys}").into());
     }
     let place = address.split_once("://").map_or(address, |(_, place)| place);
     if place.trim_end_matches('/').contains(['/', '?', '#']) {
-        return Err(format!("{key}: an address is a host and a port; what stands behind them would not be looked at"));
+        return Err(
+            format!("{key}: an address is a host and a port; what stands behind them would not be looked at").into()
+        );
     }
     Ok(())
 }
@@ -42,7 +46,7 @@ mod tests {
             assert_eq!(shown(address) == address, is_shown, "{address}");
             let checked = refuse_more_than_hosts("key", address, "keys");
             assert_eq!(checked.is_ok(), is_good, "{address}: {checked:?}");
-            assert!(!checked.err().unwrap_or_default().contains("secret"), "{address}");
+            assert!(!checked.is_err_and(|error| error.to_string().contains("secret")), "{address}");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What `traqq doctor` finds.
 
+use crate::error::ConfigError;
+
 /// One thing that was looked at.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Check {
@@ -23,6 +25,12 @@ pub enum Finding {
     Unavailable(String),
     /// Counting must not start; the text says how to mend it.
     Bad(String),
+}
+
+impl From<ConfigError> for Finding {
+    fn from(error: ConfigError) -> Self {
+        Self::Bad(error.to_string())
+    }
 }
 
 impl std::fmt::Display for Finding {

@@ -11,7 +11,7 @@ mod secret;
 
 pub use bucket::{Bucket, BucketKind, BucketSpan, Zone};
 pub use check::{Check, Finding};
-pub use position::{Checkpoint, Fingerprint, Positions, Span, TopicPartition, TopicPartitionError};
+pub use position::{Checkpoint, CheckpointError, Fingerprint, Positions, Span, TopicPartition, TopicPartitionError};
 pub use record::{Header, Part, Record, RecordBatch, RecordLengths, are_headers, put_header};
 pub use retention::Retention;
 pub use secret::Secret;

@@ -98,11 +98,15 @@ impl fmt::Display for Checkpoint {
     }
 }
 
-impl FromStr for Checkpoint {
-    type Err = String;
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("checkpoint {0:?} is malformed")]
+pub struct CheckpointError(String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let malformed = || format!("checkpoint {text:?} is malformed");
+impl FromStr for Checkpoint {
+    type Err = CheckpointError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let malformed = || CheckpointError(text.to_owned());
         let parts: Vec<&str> = text.split(' ').collect();
         let number = |part: &str| part.parse::<i64>().map_err(|_| malformed());
         let checkpoint = match parts[..] {

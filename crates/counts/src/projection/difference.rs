@@ -30,7 +30,7 @@ pub fn plan_difference(meta: &Meta, rules: &ValidRules) -> Option<String> {
     let what = match (added.is_empty(), removed.is_empty()) {
         (true, true) => match stored_rules {
             Ok(stored) => format!("in {}", settings_that_differ(&stored.rules, &rules.rules).join(", ")),
-            Err(error) => error,
+            Err(error) => error.to_string(),
         },
         (false, true) => format!("only here: {added}"),
         (true, false) => format!("only in the store: {removed}"),

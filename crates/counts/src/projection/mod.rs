@@ -73,7 +73,7 @@ impl Projection for Counts {
             Compared::Identity => stored.other_zone(rules),
             Compared::Everything => {
                 if let Err(unfinished) = stored.refuse_unfinished() {
-                    return Some(unfinished);
+                    return Some(unfinished.to_string());
                 }
                 plan_difference(stored, rules)
             }

@@ -462,5 +462,5 @@ fn ranked(mut values: Vec<(String, i128)>, ask: Ask<'_>) -> Vec<(String, i128)> 
 }
 
 pub(super) fn unexpected() -> QueryError {
-    QueryError::Unavailable("the store answered with something else than was asked for".to_owned())
+    QueryError::Unavailable("the store answered with something else than was asked for".into())
 }

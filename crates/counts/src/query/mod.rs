@@ -26,6 +26,8 @@
 //! the counts. Reads of one question are not one snapshot: a batch that is applied meanwhile may show in some of its buckets
 //! and not yet in others.
 
+use traqq_core::error::ErrorLine;
+
 mod answer;
 mod catalog;
 mod cell;
@@ -67,7 +69,7 @@ use self::run::{READS_AT_ONCE, Run, VALUES_AT_ONCE};
 use self::threads::Threads;
 use crate::mapping::{Metric, ValidRules};
 use crate::mapping::{metric_name, metrics_of};
-use crate::store::{Meta, Store, StoreError, kind_name};
+use crate::store::{Meta, MetaError, Store, StoreError, kind_name};
 use traqq_core::hll::murmur64a;
 use traqq_core::model::{BucketKind, BucketSpan};
 
@@ -119,15 +121,21 @@ pub enum QueryError {
     #[error("{0}")]
     Busy(String),
     /// The store does not answer, or holds what this version can not read.
-    #[error("{0}")]
-    Unavailable(String),
+    #[error(transparent)]
+    Unavailable(ErrorLine),
 }
 
 pub type QueryResult<T> = Result<T, QueryError>;
 
+impl From<MetaError> for QueryError {
+    fn from(error: MetaError) -> Self {
+        Self::Unavailable(ErrorLine::from_error(error))
+    }
+}
+
 impl From<StoreError> for QueryError {
     fn from(error: StoreError) -> Self {
-        Self::Unavailable(error.to_string())
+        Self::Unavailable(ErrorLine::from_error(error))
     }
 }
 
@@ -369,8 +377,8 @@ impl Known {
                     .to_owned(),
             ));
         };
-        meta.check(store.lanes()).map_err(QueryError::Unavailable)?;
-        let rules = meta.valid_rules().map_err(QueryError::Unavailable)?;
+        meta.check(store.lanes())?;
+        let rules = meta.valid_rules()?;
         let metrics = metrics_of(&rules.rules);
         Ok(Self { meta, rules, metrics })
     }

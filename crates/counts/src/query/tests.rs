@@ -404,7 +404,7 @@ fn an_empty_store_and_one_of_other_lanes_are_refused() {
     let other = MemoryStore::new(3);
     block_on(other.create(&meta_of(&default_rules(), 1))).unwrap();
     let error = block_on(Engine::new(Arc::new(other), Limits::default()).ask(&request, NOW)).unwrap_err();
-    assert!(matches!(&error, QueryError::Unavailable(message) if message.contains("lanes")));
+    assert!(matches!(&error, QueryError::Unavailable(line) if line.text().contains("lanes")));
 }
 
 #[test]

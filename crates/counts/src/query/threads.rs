@@ -12,6 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
 use super::{QueryError, QueryResult};
+use traqq_core::error::ErrorLine;
 
 /// More than there are places for large questions, so that small ones find one; the system shares
 /// the processors among them.
@@ -62,7 +63,7 @@ impl Threads {
         }
         let runtime = self.runtime.as_ref().expect("it is there until it is dropped");
         let mut task = Ending(runtime.spawn(work));
-        (&mut task.0).await.unwrap_or_else(|error| Err(QueryError::Unavailable(error.to_string())))
+        (&mut task.0).await.unwrap_or_else(|error| Err(QueryError::Unavailable(ErrorLine::from_error(error))))
     }
 }
 

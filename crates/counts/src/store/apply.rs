@@ -23,19 +23,19 @@ pub struct AppliedRules {
 pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<AppliedRules> {
     let Some(stored) = fitting_meta(store).await? else { return Ok(AppliedRules::default()) };
     if let Some(difference) = stored.other_zone(rules) {
-        return Err(StoreError::Stop(difference));
+        return Err(StoreError::stop(difference));
     }
     let is_new = rules.plan_hash() != stored.plan;
-    let before = stored.valid_rules().map_err(StoreError::Stop)?;
+    let before = stored.valid_rules()?;
     let mut expiries = Vec::with_capacity(store.lanes());
     for lane in 0..store.lanes() {
         expiries.push(match store.lane_meta(lane).await? {
             // A lane that went back behind the change before this one went back with the ends of its keys.
-            Some(meta) => longer_lives(&meta.valid_rules().map_err(StoreError::Stop)?, rules),
+            Some(meta) => longer_lives(&meta.valid_rules()?, rules),
             // A worker begins it again.
             None if !is_new => Vec::new(),
             None => {
-                return Err(StoreError::Stop(format!(
+                return Err(StoreError::stop(format!(
                     "the store has nothing in lane {lane}: its data is gone; start a worker with the mapping of before, and apply this \
                      one when it counts again"
                 )));
@@ -149,7 +149,7 @@ pub async fn meta_of_other_rules(store: &dyn Store, rules: &ValidRules) -> Store
 pub async fn fitting_meta(store: &dyn Store) -> StoreResult<Option<Meta>> {
     let meta = store.meta().await?;
     if let Some(meta) = &meta {
-        meta.check(store.lanes()).map_err(StoreError::Stop)?;
+        meta.check(store.lanes())?;
     }
     Ok(meta)
 }

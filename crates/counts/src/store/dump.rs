@@ -18,8 +18,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Meta, Positions, Quarantined, Read, Reply, Store, StoreError, StoreResult, fitting_meta};
 use crate::mapping::{Metric, metric_name, metrics_of};
+use traqq_core::error::ErrorLine;
 use traqq_core::hll::{Hll, murmur64a};
 use traqq_core::model::{Bucket, BucketKind, TopicPartition};
+use traqq_core::model::{CheckpointError, TopicPartitionError};
 
 const VERSION: u32 = 1;
 const CUT_SHORT: &str = "the file is cut short: its end is missing";
@@ -105,8 +107,12 @@ fn unique_id() -> String {
     format!("{}-{}", now.timestamp_nanos_opt().unwrap_or(now.timestamp()), std::process::id())
 }
 
-fn stop(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Stop(error.to_string())
+fn stop(line: impl Into<ErrorLine>) -> StoreError {
+    StoreError::stop(line)
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
+    StoreError::Stop(ErrorLine::from_error(error))
 }
 
 /// Writes all of a store; fails if somebody counts into it meanwhile.
@@ -198,7 +204,7 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
         line.map(|line| (number + 1, line)).map_err(|error| match error.kind() {
             // What is compressed ends in the middle of a frame.
             ErrorKind::UnexpectedEof => stop(CUT_SHORT),
-            _ => stop(format!("line {}: {error}", number + 1)),
+            _ => StoreError::Stop(ErrorLine::from_error(error).within(&format!("line {}", number + 1))),
         })
     });
     let mut next = || lines.next().unwrap_or_else(|| Err(stop(CUT_SHORT)));
@@ -214,19 +220,17 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
             store.lanes()
         )));
     }
-    let meta = Meta::of_fields(&head.meta).map_err(stop)?;
-    meta.check(store.lanes()).map_err(|error| stop(format!("the file: {error}")))?;
-    let metrics: BTreeMap<String, Metric> = metrics_of(&meta.valid_rules().map_err(stop)?.rules)
-        .into_iter()
-        .map(|metric| (metric_name(&metric), metric))
-        .collect();
+    let meta = Meta::of_fields(&head.meta)?;
+    meta.check(store.lanes()).map_err(|error| StoreError::Stop(ErrorLine::from_error(error).within("the file")))?;
+    let metrics: BTreeMap<String, Metric> =
+        metrics_of(&meta.valid_rules()?.rules).into_iter().map(|metric| (metric_name(&metric), metric)).collect();
     let begun = begin_import(store, &meta, murmur64a(line.as_bytes(), 0)).await?;
     let (mut positions, mut moved) = (Positions::new(), Moved::default());
     let mut waiting: Vec<KeyDump> = Vec::new();
     let mut lane = 0;
     loop {
         let (number, line) = next()?;
-        let at = |error: &dyn std::fmt::Display| stop(format!("line {number}: {error}"));
+        let at = |line: ErrorLine| StoreError::Stop(line.within(&format!("line {number}")));
         if let Ok(End { keys }) = serde_json::from_str(&line) {
             if keys != moved.keys {
                 return Err(stop(format!("the file has {} keys of {keys}: some are missing", moved.keys)));
@@ -235,14 +239,14 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
         }
         if let Ok(LaneLine { lane: next_lane, positions: texts, quarantined }) = serde_json::from_str(&line) {
             if next_lane >= head.lanes {
-                return Err(at(&format_args!("there is no lane {next_lane}, the first of {} is 0", head.lanes)));
+                return Err(at(format!("there is no lane {next_lane}, the first of {} is 0", head.lanes).into()));
             }
             store.restore_keys(lane, &std::mem::take(&mut waiting)).await?;
             lane = next_lane;
             for (name, checkpoint) in texts {
                 positions.insert(
-                    name.parse().map_err(|error| at(&error))?,
-                    checkpoint.parse().map_err(|error: String| at(&error))?,
+                    name.parse().map_err(|error: TopicPartitionError| at(ErrorLine::from_error(error)))?,
+                    checkpoint.parse().map_err(|error: CheckpointError| at(ErrorLine::from_error(error)))?,
                 );
             }
             let quarantined: Vec<Quarantined> =
@@ -250,8 +254,8 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
             store.restore_quarantine(lane, &quarantined).await?;
             continue;
         }
-        let line: KeyLine = serde_json::from_str(&line).map_err(|error| at(&error))?;
-        let dump = line.dump(&metrics).map_err(|error| at(&error))?;
+        let line: KeyLine = serde_json::from_str(&line).map_err(|error| at(ErrorLine::from_error(error)))?;
+        let dump = line.dump(&metrics).map_err(at)?;
         moved.keys += 1;
         moved.values += dump.contents.len();
         waiting.push(dump);
@@ -296,7 +300,7 @@ async fn begin_import(store: &dyn Store, meta: &Meta, file: u64) -> StoreResult<
         }
         for there in there.iter().flatten().filter(|there| there.plan != ours.plan) {
             if there.is_dropped() {
-                there.refuse_unfinished().map_err(stop)?;
+                there.refuse_unfinished()?;
             }
             if there.is_import() {
                 return Err(stop(
@@ -344,11 +348,11 @@ impl KeyLine {
         }
     }
 
-    fn dump(self, metrics: &BTreeMap<String, Metric>) -> Result<KeyDump, String> {
+    fn dump(self, metrics: &BTreeMap<String, Metric>) -> Result<KeyDump, ErrorLine> {
         let kind = BucketKind::parse(self.bucket.encode_utf8(&mut [0; 4]));
         let kind = kind.ok_or_else(|| format!("there is no bucket {:?}", self.bucket))?;
         let metric = metrics.get(&self.metric).ok_or_else(|| format!("the mapping has no {}", self.metric))?;
-        let registers = |text: &str| Hll::decode(&of_hex(text)?).map_err(|error| error.to_string());
+        let registers = |text: &str| Hll::decode(&of_hex(text)?).map_err(ErrorLine::from_error);
         let contents = match (self.counts, self.sums.zip(self.totals), self.registers, self.registers_by) {
             (Some(values), None, None, None) => Contents::Counts(values),
             (None, Some((values, totals)), None, None) => Contents::Sums(values, totals),
@@ -357,9 +361,9 @@ impl KeyLine {
                 values
                     .into_iter()
                     .map(|(label, text)| Ok((label, registers(&text)?)))
-                    .collect::<Result<Vec<_>, String>>()?,
+                    .collect::<Result<Vec<_>, ErrorLine>>()?,
             ),
-            _ => return Err("a key has counts, sums with totals, registers or registers_by".to_owned()),
+            _ => return Err("a key has counts, sums with totals, registers or registers_by".into()),
         };
         let fits = matches!(
             (metric, &contents),
@@ -369,7 +373,7 @@ impl KeyLine {
                 | (Metric::UniqueBy { .. }, Contents::UniqueBy(_))
         );
         if !fits {
-            return Err(format!("{} holds what is not its kind", self.metric));
+            return Err(format!("{} holds what is not its kind", self.metric).into());
         }
         let bucket = Bucket { kind, start: self.start };
         Ok(KeyDump { key: StoredKey { bucket, metric: metric.clone(), expires_at: self.expires_at }, contents })
@@ -383,16 +387,16 @@ fn to_hex(bytes: &[u8]) -> String {
     text
 }
 
-fn of_hex(text: &str) -> Result<Vec<u8>, String> {
+fn of_hex(text: &str) -> Result<Vec<u8>, ErrorLine> {
     let digits = text.as_bytes().as_chunks::<2>();
     let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let bytes: Option<Vec<u8>> = digits.0.iter().map(byte).collect();
-    bytes.filter(|_| digits.1.is_empty()).ok_or_else(|| "registers are not in hexadecimal digits".to_owned())
+    bytes.filter(|_| digits.1.is_empty()).ok_or_else(|| "registers are not in hexadecimal digits".into())
 }
 
 fn write_line(out: &mut (dyn Write + Send), line: &impl Serialize) -> StoreResult<()> {
-    serde_json::to_writer(&mut *out, line).map_err(stop)?;
-    out.write_all(b"\n").map_err(stop)
+    serde_json::to_writer(&mut *out, line).map_err(failed)?;
+    out.write_all(b"\n").map_err(failed)
 }
 
 #[cfg(test)]

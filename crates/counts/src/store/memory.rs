@@ -131,8 +131,8 @@ impl MemoryStore {
         let mut inner = self.lock();
         let fault = (!inner.faults.is_empty()).then(|| inner.faults.remove(0));
         match fault {
-            Some(Fault::Break) => return Err(StoreError::Reconnect("connection broken by request".to_owned())),
-            Some(Fault::Refuse) => return Err(StoreError::Retry("refused by request".to_owned())),
+            Some(Fault::Break) => return Err(StoreError::reconnect("connection broken by request")),
+            Some(Fault::Refuse) => return Err(StoreError::retry("refused by request")),
             Some(Fault::LoseReply) | None => {}
         }
         let now = inner.now;
@@ -158,7 +158,7 @@ impl MemoryStore {
             }
         }
         match fault {
-            Some(Fault::LoseReply) => Err(StoreError::Reconnect("reply lost by request".to_owned())),
+            Some(Fault::LoseReply) => Err(StoreError::reconnect("reply lost by request")),
             _ => Ok(Outcome::Applied(applied)),
         }
     }
@@ -283,7 +283,7 @@ impl Store for MemoryStore {
         for (partition, start) in starts {
             let lane = &mut state.lanes[partition.lane(self.lanes)];
             for meta in [&mut lane.meta, &mut state.meta] {
-                let Some(meta) = meta else { return Err(StoreError::Reconnect("the store is empty".to_owned())) };
+                let Some(meta) = meta else { return Err(StoreError::reconnect("the store is empty")) };
                 meta.starts.entry(partition.clone()).or_insert(*start);
             }
             lane.positions.entry(partition.clone()).or_insert(Checkpoint::start(*start));
@@ -304,7 +304,7 @@ impl Store for MemoryStore {
                 }
                 Ok(changed)
             }
-            _ => Err(StoreError::Stop("the mapping was changed by somebody else meanwhile".to_owned())),
+            _ => Err(StoreError::stop("the mapping was changed by somebody else meanwhile")),
         }
     }
 
@@ -488,7 +488,7 @@ impl Session for MemorySession {
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {
         let answer = if self.broken {
-            Err(StoreError::Reconnect("the connection is broken".to_owned()))
+            Err(StoreError::reconnect("the connection is broken"))
         } else {
             self.store.commit_now(self.lane, &batch)
         };

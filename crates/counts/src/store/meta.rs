@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::Positions;
+use super::StoreError;
 use crate::mapping::{Rules, VALUE_SCALE, ValidRules};
+use traqq_core::error::ErrorLine;
+use traqq_core::model::TopicPartitionError;
 use traqq_core::model::{BucketKind, Checkpoint, TopicPartition};
 
 const START: &str = "start:";
@@ -55,6 +58,44 @@ pub struct Meta {
     pub gone: BTreeMap<BucketKind, Vec<(i64, i64)>>,
 }
 
+/// What is wrong with the meta of a store, and what to do about it.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MetaError {
+    #[error(
+        "this store is being removed; run `traqq store drop` again to have it empty, or use another store.redis.prefix or \
+         data.directory"
+    )]
+    Dropped,
+    #[error(
+        "an import into this store was not finished; run `traqq store import` again with the same file, or use another \
+         store.redis.prefix or data.directory"
+    )]
+    Importing,
+    #[error("the {what} is {stored} in the store and {ours} here; {mend}")]
+    Other { what: &'static str, stored: i64, ours: i64, mend: String },
+    #[error("meta has no field {0:?}; was it written by traqq?")]
+    Missing(String),
+    #[error("meta's field {name:?} {what}")]
+    Malformed { name: String, what: &'static str },
+    #[error("meta: {0}")]
+    Partition(#[from] TopicPartitionError),
+    #[error("meta's rules: {0}")]
+    Rules(#[source] ErrorLine),
+}
+
+impl MetaError {
+    fn malformed(name: &str, what: &'static str) -> Self {
+        Self::Malformed { name: name.to_owned(), what }
+    }
+}
+
+/// Another attempt would find the same.
+impl From<MetaError> for StoreError {
+    fn from(error: MetaError) -> Self {
+        Self::Stop(ErrorLine::from_error(error))
+    }
+}
+
 impl Meta {
     pub fn new(rules: &ValidRules, group: &str, tags: Vec<String>) -> Self {
         Self {
@@ -89,36 +130,32 @@ impl Meta {
     }
 
     /// A store that is being filled or removed, or was left so, is nobody's to use.
-    pub fn refuse_unfinished(&self) -> Result<(), String> {
+    pub fn refuse_unfinished(&self) -> Result<(), MetaError> {
         if self.is_dropped() {
-            return Err("this store is being removed; run `traqq store drop` again to have it empty, or use another \
-                        store.redis.prefix or data.directory"
-                .to_owned());
+            return Err(MetaError::Dropped);
         }
         if self.is_import() {
-            return Err("an import into this store was not finished; run `traqq store import` again with the same file, or use \
-                        another store.redis.prefix or data.directory"
-                .to_owned());
+            return Err(MetaError::Importing);
         }
         Ok(())
     }
 
-    /// Why a store of so many lanes that has this meta cannot be used here, and what to do about it.
-    pub fn check(&self, lanes: usize) -> Result<(), String> {
+    /// Whether a store of so many lanes that has this meta can be used here.
+    pub fn check(&self, lanes: usize) -> Result<(), MetaError> {
         self.refuse_unfinished()?;
-        let other = |what: &str, stored: i64, ours: i64, mend: &str| {
-            Err(format!("{what} is {stored} in the store and {ours} here; {mend}"))
+        let other = |what: &'static str, stored: i64, ours: i64, mend: String| {
+            Err(MetaError::Other { what, stored, ours, mend })
         };
-        let wrote = "use the version of traqq that wrote it";
+        let wrote = || "use the version of traqq that wrote it".to_owned();
         if self.layout != LAYOUT {
-            return other("the layout version", self.layout.into(), LAYOUT.into(), wrote);
+            return other("layout version", self.layout.into(), LAYOUT.into(), wrote());
         }
         if self.value_scale != VALUE_SCALE {
-            return other("the value scale", self.value_scale, VALUE_SCALE, wrote);
+            return other("value scale", self.value_scale, VALUE_SCALE, wrote());
         }
         if self.lanes != lanes {
             let mend = format!("set store.redis.lanes = {}", self.lanes);
-            return other("the number of lanes", self.lanes as i64, lanes as i64, &mend);
+            return other("number of lanes", self.lanes as i64, lanes as i64, mend);
         }
         Ok(())
     }
@@ -140,14 +177,14 @@ impl Meta {
         self.starts.iter().map(|(partition, start)| (partition.clone(), Checkpoint::start(*start))).collect()
     }
 
-    pub fn valid_rules(&self) -> Result<ValidRules, String> {
-        let wrong = |error: &dyn std::fmt::Display| format!("meta's rules: {error}");
-        let mut rules: serde_json::Value = serde_json::from_str(&self.rules).map_err(|error| wrong(&error))?;
+    pub fn valid_rules(&self) -> Result<ValidRules, MetaError> {
+        let malformed = |error: serde_json::Error| MetaError::Rules(ErrorLine::from_error(error));
+        let mut rules: serde_json::Value = serde_json::from_str(&self.rules).map_err(malformed)?;
         if let Some(events) = rules.get_mut("events").and_then(serde_json::Value::as_object_mut) {
             before_names(events);
         }
-        let rules: Rules = serde_json::from_value(rules).map_err(|error| wrong(&error))?;
-        rules.validate().map_err(|error| wrong(&error))
+        let rules: Rules = serde_json::from_value(rules).map_err(malformed)?;
+        rules.validate().map_err(|error| MetaError::Rules(ErrorLine::from_error(error)))
     }
 
     /// What differs from `other` in a way that forbids counting together, one line each.
@@ -191,13 +228,11 @@ impl Meta {
         fields
     }
 
-    /// `Err` says which field is missing or malformed.
-    pub fn of_fields(fields: &BTreeMap<String, String>) -> Result<Self, String> {
-        let field = |name: &str| {
-            fields.get(name).ok_or_else(|| format!("meta has no field {name:?}; was it written by traqq?"))
-        };
+    pub fn of_fields(fields: &BTreeMap<String, String>) -> Result<Self, MetaError> {
+        let field = |name: &str| fields.get(name).ok_or_else(|| MetaError::Missing(name.to_owned()));
         let number = |name: &str| {
-            field(name)?.parse::<u32>().map_err(|_| format!("meta's field {name:?} is not a number from 0 to 2^32 - 1"))
+            let malformed = |_| MetaError::malformed(name, "is not a number from 0 to 2^32 - 1");
+            field(name)?.parse::<u32>().map_err(malformed)
         };
         let mut meta = Self {
             layout: number("layout")?,
@@ -215,10 +250,10 @@ impl Meta {
             gone: BTreeMap::new(),
         };
         for (name, value) in fields {
-            let malformed = || format!("meta's field {name:?} is malformed");
+            let malformed = || MetaError::malformed(name, "is malformed");
             if let Some(partition) = name.strip_prefix(START) {
-                let partition = partition.parse().map_err(|error| format!("meta: {error}"))?;
-                let start = value.parse().map_err(|_| format!("meta's field {name:?} is not a number"))?;
+                let partition = partition.parse()?;
+                let start = value.parse().map_err(|_| MetaError::malformed(name, "is not a number"))?;
                 meta.starts.insert(partition, start);
             } else if let Some(metric) = name.strip_prefix(SINCE) {
                 meta.since.insert(metric.to_owned(), Since::parse(value).ok_or_else(malformed)?);
@@ -300,7 +335,7 @@ mod tests {
         for (name, value) in [("lanes", "-1"), ("layout", "4294967297"), ("layout", "-1"), ("value_scale", "x")] {
             let mut fields = fields.clone();
             fields.insert(name.to_owned(), value.to_owned());
-            assert!(Meta::of_fields(&fields).unwrap_err().contains(name), "{name}={value}");
+            assert!(Meta::of_fields(&fields).unwrap_err().to_string().contains(name), "{name}={value}");
         }
     }
 }

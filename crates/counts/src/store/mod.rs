@@ -22,12 +22,14 @@ use futures_util::future::BoxFuture;
 
 pub use apply::{AppliedRules, apply_rules, fitting_meta, meta_of_other_rules};
 pub use dump::{Contents, KeyDump, StoredKey};
-pub use meta::{LAYOUT, Meta, Since, kind_name};
+pub use meta::{LAYOUT, Meta, MetaError, Since, kind_name};
 pub use read::{Quarantined, Read, Reply};
 
 use crate::mapping::{Metric, WriteBatch};
+use traqq_core::error::ErrorLine;
 pub use traqq_core::model::Positions;
 use traqq_core::model::{Bucket, Checkpoint, Finding, TopicPartition};
+use traqq_core::model::{CheckpointError, TopicPartitionError};
 
 /// Values added up by label.
 pub type Sums = HashMap<String, i128, hashbrown::DefaultHashBuilder>;
@@ -68,17 +70,29 @@ pub struct Applied {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum StoreError {
     /// The store refuses for now (out of memory, loading, busy): the same again after a pause.
-    #[error("{0}")]
-    Retry(String),
+    #[error(transparent)]
+    Retry(ErrorLine),
     /// The connection is gone or not to be trusted: a new one, then positions.
-    #[error("{0}")]
-    Reconnect(String),
+    #[error(transparent)]
+    Reconnect(ErrorLine),
     /// Trying again cannot help; a person must act.
-    #[error("{0}")]
-    Stop(String),
+    #[error(transparent)]
+    Stop(ErrorLine),
 }
 
 impl StoreError {
+    pub fn retry(line: impl Into<ErrorLine>) -> Self {
+        Self::Retry(line.into())
+    }
+
+    pub fn reconnect(line: impl Into<ErrorLine>) -> Self {
+        Self::Reconnect(line.into())
+    }
+
+    pub fn stop(line: impl Into<ErrorLine>) -> Self {
+        Self::Stop(line.into())
+    }
+
     /// The label of the metric that counts it.
     pub const fn class(&self) -> &'static str {
         match self {
@@ -89,11 +103,24 @@ impl StoreError {
     }
 }
 
+/// A position that is not one was written by nobody of ours.
+impl From<CheckpointError> for StoreError {
+    fn from(error: CheckpointError) -> Self {
+        Self::Stop(ErrorLine::from_error(error))
+    }
+}
+
+impl From<TopicPartitionError> for StoreError {
+    fn from(error: TopicPartitionError) -> Self {
+        Self::Stop(ErrorLine::from_error(error).within("checkpoint"))
+    }
+}
+
 impl From<StoreError> for Finding {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Stop(text) => Self::Bad(text),
-            StoreError::Retry(text) | StoreError::Reconnect(text) => Self::Unavailable(text),
+            StoreError::Stop(line) => Self::Bad(line.to_string()),
+            StoreError::Retry(line) | StoreError::Reconnect(line) => Self::Unavailable(line.to_string()),
         }
     }
 }
@@ -198,7 +225,7 @@ pub trait Store: Send + Sync {
 
 /// One in memory ends with its process.
 fn not_removable() -> StoreError {
-    StoreError::Stop("this store cannot be removed".to_owned())
+    StoreError::stop("this store cannot be removed")
 }
 
 /// The write side of one lane: one ordered connection. What it promises is that of a

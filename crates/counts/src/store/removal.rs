@@ -19,7 +19,7 @@ pub async fn size(store: &dyn Store) -> StoreResult<Option<u64>> {
         let (stored, ours) = (meta.lanes, store.lanes());
         let text =
             format!("the number of lanes is {stored} in the store and {ours} here; set store.redis.lanes = {stored}");
-        return Err(StoreError::Stop(text));
+        return Err(StoreError::stop(text));
     }
     let keys = store.size().await?;
     Ok((meta.is_some() || keys > 0).then_some(keys))
@@ -45,7 +45,7 @@ pub async fn remove(store: &dyn Store, watch: Duration) -> StoreResult<u64> {
             } else {
                 continue;
             };
-            return Err(StoreError::Stop(format!("{what}; stop it, and try again")));
+            return Err(StoreError::stop(format!("{what}; stop it, and try again")));
         }
     }
     store.begin_removal().await?;

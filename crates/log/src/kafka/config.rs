@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::topics::Topics;
 use crate::Start;
+use traqq_core::error::ConfigError;
 use traqq_core::model::address::refuse_more_than_hosts;
 use traqq_core::panics::contained;
 
@@ -93,19 +94,16 @@ const CONSUMER_ONLY: [&str; 15] = [
 ];
 
 impl Config {
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         if self.brokers.trim().is_empty() {
-            return Err("broker.kafka.brokers is empty; write host:port".to_owned());
+            return Err("broker.kafka.brokers is empty; write host:port".into());
         }
         self.check_brokers()?;
         if self.group.is_empty() {
-            return Err("broker.kafka.group is empty; name the consumer group".to_owned());
+            return Err("broker.kafka.group is empty; name the consumer group".into());
         }
         if self.dead_letter_topic.is_empty() {
-            return Err(
-                "broker.kafka.dead_letter_topic is empty; name a topic that exists, or write \"discard\" to drop what cannot be counted"
-                    .to_owned(),
-            );
+            return Err("broker.kafka.dead_letter_topic is empty; name a topic that exists, or write \"discard\" to drop what cannot be counted".into());
         }
         self.check_properties()?;
         Topics::new(self)?;
@@ -114,17 +112,17 @@ impl Config {
     }
 
     /// Whether the addresses may be used and shown.
-    pub fn check_brokers(&self) -> Result<(), String> {
+    pub fn check_brokers(&self) -> Result<(), ConfigError> {
         let keys = "sasl.username and sasl.password in broker.kafka.properties";
         let mut brokers = self.brokers.split(',');
         brokers.try_for_each(|broker| refuse_more_than_hosts("broker.kafka.brokers", broker.trim(), keys))
     }
 
     /// Whether every property may be passed on; before that no client is made of them.
-    pub fn check_properties(&self) -> Result<(), String> {
+    pub fn check_properties(&self) -> Result<(), ConfigError> {
         for name in self.properties.keys() {
             if let Some((_, instead)) = OWNED.iter().find(|(owned, _)| owned == name) {
-                return Err(format!("broker.kafka.properties.\"{name}\" belongs to traqq: {instead}"));
+                return Err(format!("broker.kafka.properties.\"{name}\" belongs to traqq: {instead}").into());
             }
             properties::check(name)?;
         }
@@ -149,7 +147,7 @@ impl Config {
         })
     }
 
-    pub fn start(&self) -> Result<Start, String> {
+    pub fn start(&self) -> Result<Start, ConfigError> {
         Start::parse(&self.start, "broker.kafka.start")
     }
 
@@ -179,7 +177,7 @@ impl Config {
     }
 
     /// `buffer_bytes_max`: what librdkafka may fetch ahead.
-    pub fn client(&self, buffer_bytes_max: usize) -> Result<ClientConfig, String> {
+    pub fn client(&self, buffer_bytes_max: usize) -> Result<ClientConfig, ConfigError> {
         self.check_properties()?;
         let mut client = new_client();
         client.set("client.id", "traqq");
@@ -263,11 +261,12 @@ fn bound_waiting(config: &Config, client: &mut ClientConfig) {
 }
 
 /// An error over a property, without its value: it may be a secret.
-pub(super) fn invalid(error: KafkaError) -> String {
-    match error {
+pub(super) fn invalid(error: KafkaError) -> ConfigError {
+    let text = match &error {
         KafkaError::ClientConfig(_, why, name, _) => format!("broker.kafka.properties: {why} ({name})"),
         error => format!("broker.kafka.properties: {error}"),
-    }
+    };
+    ConfigError::of(text, error)
 }
 
 /// Properties that librdkafka takes and ignores.
@@ -316,6 +315,7 @@ mod tests {
             let mut config = Config { topics: vec!["t".to_owned()], ..Config::default() };
             config.properties.insert(name.to_owned(), value.clone());
             for error in [config.check().unwrap_err(), config.client(1 << 20).unwrap_err()] {
+                let error = error.to_string();
                 assert!(error.contains(name) && error.contains("it would ") && !error.contains(&value), "{error}");
             }
             assert_eq!(config.producer_client().get(name), None);
@@ -327,7 +327,7 @@ mod tests {
     fn an_error_over_a_property_does_not_show_its_value() {
         let mut config = Config { topics: vec!["t".to_owned()], ..Config::default() };
         config.properties.insert("sasl.pasword".to_owned(), "hush".to_owned());
-        let error = config.check().unwrap_err();
+        let error = config.check().unwrap_err().to_string();
         assert!(error.contains("sasl.pasword") && !error.contains("hush"), "{error}");
     }
 }

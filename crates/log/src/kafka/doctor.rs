@@ -14,8 +14,9 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::config::{Config, ignored, invalid};
 use super::context::{failure, is_reason, lock, log};
-use super::lookout::{Seen, absence, look};
+use super::lookout::{Seen, look, partition_count};
 use super::topics::Topics;
+use traqq_core::error::ErrorLine;
 use traqq_core::model::escape::shell;
 use traqq_core::model::{Check, Finding};
 use traqq_core::panics::contained;
@@ -106,8 +107,8 @@ fn looked_at(config: &Config) -> (Vec<Check>, Option<(Client, Seen)>) {
     let made = config.producer_client().create_with_context::<_, Client>(Reasons::default()).map_err(invalid);
     let (client, topics) = match made.and_then(|client| Ok((client, Topics::new(config)?))) {
         Ok(made) => made,
-        Err(text) => {
-            checks.push(Check { name: "connection", finding: Finding::Bad(text) });
+        Err(error) => {
+            checks.push(Check { name: "connection", finding: error.into() });
             return (checks, None);
         }
     };
@@ -195,9 +196,9 @@ fn confirmed(client: &Client, topics: &Topics) -> KafkaResult<Seen> {
     Ok(seen)
 }
 
-fn exists(client: &Client, topic: &str) -> Result<(), String> {
-    let metadata = client.fetch_metadata(Some(topic), TIMEOUT).map_err(|error| error.to_string())?;
-    absence(&metadata, topic).map(|_| ())
+fn exists(client: &Client, topic: &str) -> Result<(), ErrorLine> {
+    let metadata = client.fetch_metadata(Some(topic), TIMEOUT).map_err(ErrorLine::from_error)?;
+    partition_count(&metadata, topic).map(|_| ()).map_err(ErrorLine::from_error)
 }
 
 fn topics_finding(brokers: &str, topics: &Topics, seen: &Seen) -> Finding {
@@ -269,7 +270,7 @@ fn reading(client: &Client, config: &Config, seen: &Seen) -> Finding {
     });
     let consumer = match consumer {
         Ok(consumer) => consumer,
-        Err(text) => return Finding::Bad(text),
+        Err(error) => return error.into(),
     };
     let deadline = Instant::now() + TIMEOUT;
     for (topic, partitions) in &seen.counted {

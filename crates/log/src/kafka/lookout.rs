@@ -33,9 +33,9 @@ impl Seen {
     }
 
     /// A topic that is being made has no partitions for a moment; where it begins is not known yet.
-    pub fn partitions(&self) -> Result<Vec<TopicPartition>, String> {
+    pub fn partitions(&self) -> Result<Vec<TopicPartition>, Absent> {
         if let Some((topic, _)) = self.counted.iter().find(|(_, partitions)| *partitions == 0) {
-            return Err(format!("topic {topic:?} has no partitions yet"));
+            return Err(Absent::Empty(topic.clone()));
         }
         let each = |(topic, partitions): &(String, i32)| -> Vec<TopicPartition> {
             (0..*partitions).map(|partition| TopicPartition::new(topic, partition)).collect()
@@ -61,7 +61,7 @@ pub fn look<C: ClientContext>(client: &Client<C>, topics: &Topics, timeout: Dura
         }
     }
     for name in topics.named() {
-        match absence(&client.fetch_metadata(Some(name), timeout)?, name) {
+        match partition_count(&client.fetch_metadata(Some(name), timeout)?, name) {
             Ok(partitions) => seen.counted.push((name.clone(), partitions)),
             Err(why) => seen.problems.push(format!("{why}, or correct broker.kafka.topics")),
         }
@@ -70,19 +70,28 @@ pub fn look<C: ClientContext>(client: &Client<C>, topics: &Topics, timeout: Dura
     Ok(seen)
 }
 
-/// How many partitions a topic has, or why it cannot be used and what to do.
-pub fn absence(metadata: &Metadata, name: &str) -> Result<i32, String> {
+/// Why a topic cannot be used, and what to do.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Absent {
+    #[error("there is no topic {0:?}; create it")]
+    Missing(String),
+    #[error("this user may not see topic {0:?}; grant it DESCRIBE and READ")]
+    Hidden(String),
+    #[error("topic {0:?} has no partitions yet")]
+    Empty(String),
+}
+
+/// How many partitions a topic has.
+pub fn partition_count(metadata: &Metadata, name: &str) -> Result<i32, Absent> {
     let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
-        return Err(format!("there is no topic {name:?}; create it"));
+        return Err(Absent::Missing(name.to_owned()));
     };
     match topic.error() {
         Some(
             RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
             | RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID,
-        ) => Err(format!("there is no topic {name:?}; create it")),
-        Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED) => {
-            Err(format!("this user may not see topic {name:?}; grant it DESCRIBE and READ"))
-        }
+        ) => Err(Absent::Missing(name.to_owned())),
+        Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED) => Err(Absent::Hidden(name.to_owned())),
         // It has no leader for a moment, which is not for a person to mend.
         Some(_) | None => Ok(topic.partitions().len() as i32),
     }
@@ -140,7 +149,7 @@ mod tests {
             problems: Vec::new(),
         };
         assert_eq!(seen(&[("a", 1), ("b", 2)]).partitions().unwrap().len(), 3);
-        assert!(seen(&[("a", 1), ("b", 0)]).partitions().unwrap_err().contains("\"b\" has no partitions yet"));
+        assert_eq!(seen(&[("a", 1), ("b", 0)]).partitions(), Err(Absent::Empty("b".to_owned())));
         assert_eq!(seen(&[]).partitions().unwrap(), []);
     }
 }

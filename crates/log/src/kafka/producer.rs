@@ -13,8 +13,9 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _, PurgeConfig
 use tokio::time::Instant;
 
 use super::config::{Config, invalid};
-use super::lookout::absence;
+use super::lookout::partition_count;
 use crate::{AppendError, Appended, Appender, Events, Idempotency, Message, ProduceError, Producer};
+use traqq_core::error::{ConfigError, ErrorLine};
 
 /// How long a dead letter may wait for room in the queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -60,16 +61,16 @@ impl LastLook {
 
 impl KafkaProducer {
     /// `None` when dead letters are discarded.
-    pub fn dead_letters(config: &Config) -> Result<Option<Self>, String> {
+    pub fn dead_letters(config: &Config) -> Result<Option<Self>, ConfigError> {
         config.dead_letters().map(|topic| Self::to(config, topic, None)).transpose()
     }
 
     /// `None` when it is not clear which topic events go to.
-    pub fn ingest(config: &Config) -> Result<Option<Self>, String> {
+    pub fn ingest(config: &Config) -> Result<Option<Self>, ConfigError> {
         config.ingest_topic().map(|topic| Self::to(config, topic, config.key_field.clone())).transpose()
     }
 
-    fn to(config: &Config, topic: String, key_field: Option<String>) -> Result<Self, String> {
+    fn to(config: &Config, topic: String, key_field: Option<String>) -> Result<Self, ConfigError> {
         let client = config.producer_client();
         let producer = Mutex::new(client.create().map_err(invalid)?);
         Ok(Self {
@@ -103,7 +104,8 @@ impl KafkaProducer {
     async fn look(&self) -> Option<String> {
         let (producer, topic) = (self.lock().clone(), self.topic.clone());
         let looked = tokio::task::spawn_blocking(move || {
-            absence(&producer.client().fetch_metadata(Some(&topic), LOOK_TIMEOUT).ok()?, &topic).err()
+            let metadata = producer.client().fetch_metadata(Some(&topic), LOOK_TIMEOUT).ok()?;
+            partition_count(&metadata, &topic).err().map(|absent| absent.to_string())
         });
         looked.await.ok().flatten()
     }
@@ -155,7 +157,7 @@ impl KafkaProducer {
         tracing::warn!(%error, topic = self.topic, "a producer failed for good; making another");
         match self.client.create() {
             Ok(fresh) => *producer = fresh,
-            Err(error) => tracing::error!(error = invalid(error), "cannot make a producer"),
+            Err(error) => tracing::error!(error = %invalid(error), "cannot make a producer"),
         }
     }
 }
@@ -178,7 +180,7 @@ impl Producer for KafkaProducer {
                 Ok(sent) => break sent,
                 Err(_) => {
                     if let Some(why) = self.missing().await {
-                        return Err(ProduceError::Retry(format!("dead-letter topic {}: {why}", self.topic)));
+                        return Err(ProduceError::retry(format!("dead-letter topic {}: {why}", self.topic)));
                     }
                 }
             }
@@ -193,11 +195,11 @@ impl Producer for KafkaProducer {
                     | RDKafkaErrorCode::InvalidRecord
                     | RDKafkaErrorCode::InvalidTimestamp
                     | RDKafkaErrorCode::PolicyViolation,
-                ) => ProduceError::Refused(error.to_string()),
+                ) => ProduceError::Refused(ErrorLine::from_error(error)),
                 _ => {
                     self.renew(&error);
                     let why = self.explained(&error).await;
-                    ProduceError::Retry(format!("dead-letter topic {}: {why}", self.topic))
+                    ProduceError::Retry(ErrorLine::of(format!("dead-letter topic {}: {why}", self.topic), error))
                 }
             }),
         }
@@ -218,7 +220,7 @@ impl Appender for KafkaProducer {
         if self.is_missing.load(Ordering::Relaxed)
             && let Some(why) = self.missing().await
         {
-            return Err(AppendError::Retry(format!("topic {}: {why}", self.topic)));
+            return Err(AppendError::retry(format!("topic {}: {why}", self.topic)));
         }
         let producer = self.lock().clone();
         // A send in flight is larger than a small event, and beyond what the client's queue takes it only waits.
@@ -235,7 +237,7 @@ impl Appender for KafkaProducer {
                 Ok(Some(sent)) => sent,
                 Ok(None) => return Ok(Appended::New),
                 Err(_) => match self.missing().await {
-                    Some(why) => return Err(in_part(&self.topic, &why)),
+                    Some(why) => return Err(AppendError::retry(in_part(&self.topic, &why))),
                     None => continue,
                 },
             };
@@ -250,15 +252,16 @@ impl Appender for KafkaProducer {
                 ) => AppendError::Refused { index, reason: format!("topic {}: {error}", self.topic) },
                 _ => {
                     self.renew(&error);
-                    in_part(&self.topic, &self.explained(&error).await)
+                    let text = in_part(&self.topic, &self.explained(&error).await);
+                    AppendError::Retry(ErrorLine::of(text, error))
                 }
             });
         }
     }
 }
 
-fn in_part(topic: &str, why: &str) -> AppendError {
-    AppendError::Retry(format!("topic {topic}: {why}; some of these events may be in it"))
+fn in_part(topic: &str, why: &str) -> String {
+    format!("topic {topic}: {why}; some of these events may be in it")
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use super::assignment::to_list;
 use super::context::{give_back, lock};
 use super::{Config, KafkaConsumer, connect};
 use crate::Event;
+use traqq_core::error::ErrorLine;
 
 /// Longer than a session lasts by default: a member that was away for so long has lost its partitions in any case.
 const RENEW_AFTER: Duration = Duration::from_secs(15);
@@ -39,12 +40,12 @@ impl KafkaConsumer {
             .unwrap_or_else(|error| Some(Event::Trouble(format!("kafka {}: another client: {error}", self.brokers))))
     }
 
-    fn renew(&mut self) -> Result<Option<Event>, String> {
+    fn renew(&mut self) -> Result<Option<Event>, ErrorLine> {
         let (consumer, lookout) = connect(&self.config, self.buffer_bytes_max, &self.topics)?;
         // First what may fail: until then this client is what it was.
         if !self.subscribed.is_empty() {
             let names: Vec<&str> = self.subscribed.iter().map(String::as_str).collect();
-            consumer.subscribe(&names).map_err(|error| error.to_string())?;
+            consumer.subscribe(&names).map_err(ErrorLine::from_error)?;
         }
         tracing::warn!(brokers = self.brokers, "no broker could be reached for long; trying with another client");
         let old = std::mem::replace(&mut self.consumer, consumer);

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use regex::Regex;
 
 use super::config::Config;
+use traqq_core::error::ConfigError;
 
 /// Topics that the brokers write themselves. Whoever counts the committed offsets writes one for
 /// every batch, and so has always something to count.
@@ -25,11 +26,11 @@ pub struct Topics {
 }
 
 impl Topics {
-    pub fn new(config: &Config) -> Result<Self, String> {
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
         let pattern = pattern(&config.topic_pattern)?;
         let named: BTreeSet<String> = config.topics.iter().cloned().collect();
         if named.is_empty() && pattern.is_none() {
-            return Err("broker.kafka.topics is empty; name the topics to count, or set topic_pattern".to_owned());
+            return Err("broker.kafka.topics is empty; name the topics to count, or set topic_pattern".into());
         }
         for name in &named {
             check_name("topics", name)?;
@@ -42,12 +43,12 @@ impl Topics {
         }
         let dead_letters = config.dead_letters();
         if dead_letters.as_ref().is_some_and(|topic| named.contains(topic)) {
-            return Err("broker.kafka.dead_letter_topic is one of broker.kafka.topics; name another".to_owned());
+            return Err("broker.kafka.dead_letter_topic is one of broker.kafka.topics; name another".into());
         }
         if dead_letters.is_some() && dead_letters == config.ingest_topic {
             return Err(
                 "broker.kafka.ingest_topic is broker.kafka.dead_letter_topic, which is not counted; name another"
-                    .to_owned(),
+                    .into(),
             );
         }
         Ok(Self { named, pattern, dead_letters })
@@ -82,18 +83,18 @@ fn is_internal(name: &str) -> bool {
     name.starts_with("__")
 }
 
-fn pattern(text: &str) -> Result<Option<Regex>, String> {
+fn pattern(text: &str) -> Result<Option<Regex>, ConfigError> {
     if text.is_empty() {
         return Ok(None);
     }
     if !text.starts_with('^') {
-        return Err(format!("broker.kafka.topic_pattern = {text:?} must begin with ^"));
+        return Err(format!("broker.kafka.topic_pattern = {text:?} must begin with ^").into());
     }
-    Regex::new(text).map(Some).map_err(|error| format!("broker.kafka.topic_pattern: {error}"))
+    Regex::new(text).map(Some).map_err(|error| ConfigError::of(format!("broker.kafka.topic_pattern: {error}"), error))
 }
 
 /// What brokers accept as a topic's name, and we as one to count.
-fn check_name(key: &str, name: &str) -> Result<(), String> {
+fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let wrong = if name.starts_with('^') {
         "is a pattern; it belongs in broker.kafka.topic_pattern"
@@ -106,7 +107,7 @@ fn check_name(key: &str, name: &str) -> Result<(), String> {
     } else {
         return Ok(());
     };
-    Err(format!("broker.kafka.{key}: {name:?} {wrong}"))
+    Err(format!("broker.kafka.{key}: {name:?} {wrong}").into())
 }
 
 #[cfg(test)]
@@ -176,11 +177,11 @@ mod tests {
                 ingest_topic: ingest.map(str::to_owned),
                 ..Config::default()
             };
-            let error = Topics::new(&config).unwrap_err();
+            let error = Topics::new(&config).unwrap_err().to_string();
             assert!(error.contains(part), "{topics:?}: {error}");
         }
         let config = |pattern: &str| Config { topic_pattern: pattern.to_owned(), ..Config::default() };
-        assert!(Topics::new(&config("ev.*")).unwrap_err().contains("must begin with ^"));
-        assert!(Topics::new(&config("^ev(")).unwrap_err().contains("topic_pattern"));
+        assert!(Topics::new(&config("ev.*")).unwrap_err().to_string().contains("must begin with ^"));
+        assert!(Topics::new(&config("^ev(")).unwrap_err().to_string().contains("topic_pattern"));
     }
 }

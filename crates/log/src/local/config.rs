@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use traqq_core::error::ConfigError;
 use traqq_core::model::Retention;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -33,17 +34,17 @@ impl Default for Config {
 }
 
 impl Config {
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         if !(1..=1024).contains(&self.partitions) {
-            return Err(format!("broker.local.partitions = {} must lie in 1 to 1024", self.partitions));
+            return Err(format!("broker.local.partitions = {} must lie in 1 to 1024", self.partitions).into());
         }
         if self.partitions > 1 && self.partition_by.is_none() {
             return Err("broker.local.partitions is more than 1, but not by which field events are spread: set \
                         broker.local.partition_by, for example \"user_id\""
-                .to_owned());
+                .into());
         }
         if self.group.is_empty() {
-            return Err("broker.local.group is empty; write a name, for example \"traqq\"".to_owned());
+            return Err("broker.local.group is empty; write a name, for example \"traqq\"".into());
         }
         Ok(())
     }

@@ -83,7 +83,7 @@ impl LocalConsumer {
     fn read(&self, open: &Arc<Open>, number: i32, offset: i64) -> DatabaseResult<Option<(i64, Block)>> {
         let range = rows::block(number, offset)..=rows::block(number, i64::MAX);
         let Some(row) = open.tree(rows::TREE).range(range).next() else { return Ok(None) };
-        let (key, value) = row.into_inner().map_err(|error| self.shared.database.failed(open, &error))?;
+        let (key, value) = row.into_inner().map_err(|error| self.shared.database.failed(open, error))?;
         let block = Block::decode(&value).ok_or_else(|| self.shared.damaged())?;
         let last = rows::block_last(&key).ok_or_else(|| self.shared.damaged())?;
         Ok(Some((last + 1 - i64::from(block.count), block)))
@@ -95,7 +95,7 @@ impl LocalConsumer {
         let end = inner.partitions[number as usize].next;
         drop(inner);
         for row in open.tree(rows::TREE).prefix(rows::block_prefix(number)) {
-            let (key, value) = row.into_inner().map_err(|error| self.shared.database.failed(&open, &error))?;
+            let (key, value) = row.into_inner().map_err(|error| self.shared.database.failed(&open, error))?;
             let (arrival, count) = Block::head(&value).ok_or_else(|| self.shared.damaged())?;
             if arrival >= ms {
                 return Ok(rows::block_last(&key).ok_or_else(|| self.shared.damaged())? + 1 - i64::from(count));
@@ -112,7 +112,7 @@ impl LocalConsumer {
     fn stored_mark(&self, partition: &TopicPartition) -> DatabaseResult<Option<Mark>> {
         let open = self.shared.database.get()?;
         let row = open.tree(rows::TREE).get(self.mark_key(partition));
-        let row = row.map_err(|error| self.shared.database.failed(&open, &error))?;
+        let row = row.map_err(|error| self.shared.database.failed(&open, error))?;
         row.map(|row| {
             let (position, note) = rows::parse_mark(&row).ok_or_else(|| self.shared.damaged())?;
             let note = String::from_utf8_lossy(note).into_owned();

@@ -15,6 +15,7 @@ use super::{LocalConsumer, writer};
 use crate::{
     AppendError, Appended, Appender, BrokerError, Events, Idempotency, Message, ProduceError, Producer, RequestCounts,
 };
+use traqq_core::error::ErrorLine;
 use traqq_core::model::{RecordBatch, TopicPartition};
 use traqq_disk::{Database, DatabaseError, DatabaseResult};
 
@@ -54,7 +55,7 @@ impl LocalLog {
     ) -> DatabaseResult<Self> {
         let directory = database.directory();
         let (watermark, acknowledged) = Watermark::open(directory)
-            .map_err(|error| DatabaseError::Stop(format!("{}: {error}", directory.display())))?;
+            .map_err(|error| DatabaseError::Stop(ErrorLine::of(format!("{}: {error}", directory.display()), error)))?;
         let inner = Inner::default();
         let shared = Arc::new(Shared {
             database: Arc::clone(database),
@@ -99,7 +100,7 @@ impl LocalLog {
     /// that it has not committed, whether or not it runs, until [`Self::forget_reader`].
     pub fn reader(&self, name: &str) -> DatabaseResult<LocalConsumer> {
         if name.is_empty() || name.contains('\0') {
-            return Err(DatabaseError::Stop(format!("{name:?} is no name for a reader of the log")));
+            return Err(DatabaseError::stop(format!("{name:?} is no name for a reader of the log")));
         }
         let open = self.shared.database.get()?;
         let mut batch = open.batch();
@@ -113,7 +114,7 @@ impl LocalLog {
         let open = self.shared.database.get()?;
         let mut batch = open.batch();
         for row in open.tree(rows::TREE).prefix(rows::reader(name)) {
-            let key = row.key().map_err(|error| self.shared.database.failed(&open, &error))?;
+            let key = row.key().map_err(|error| self.shared.database.failed(&open, error))?;
             batch.remove(open.tree(rows::TREE), key);
         }
         self.shared.database.commit(&open, batch, true)
@@ -129,7 +130,7 @@ impl LocalLog {
         let open = self.shared.database.get()?;
         let end = before.map_or(u64::MAX, |before| before.max(0) as u64);
         for row in open.tree(rows::TREE).range(rows::letter(0)..rows::letter(end)).rev() {
-            let (key, value) = row.into_inner().map_err(|error| self.shared.database.failed(&open, &error))?;
+            let (key, value) = row.into_inner().map_err(|error| self.shared.database.failed(&open, error))?;
             let number = rows::block_last(&key).ok_or_else(|| self.shared.damaged())?;
             let block = Block::decode(&value).ok_or_else(|| self.shared.damaged())?;
             if take(block.into_batch(TopicPartition::new(DEAD_LETTERS, 0), 0, number)).is_break() {
@@ -167,7 +168,7 @@ impl LocalLog {
         request: impl FnOnce(oneshot::Sender<Result<T, AppendError>>) -> writer::Request,
     ) -> Result<T, AppendError> {
         let (done, answer) = oneshot::channel();
-        let gone = || AppendError::Retry("the log is closed".to_owned());
+        let gone = || AppendError::retry("the log is closed");
         self.requests.send(request(done)).map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
@@ -176,15 +177,17 @@ impl LocalLog {
 impl From<DatabaseError> for BrokerError {
     fn from(error: DatabaseError) -> Self {
         match error {
-            DatabaseError::Retry(text) => Self::Retry(text),
-            DatabaseError::Stop(text) => Self::Stop(text),
+            DatabaseError::Retry(line) => Self::Retry(line),
+            DatabaseError::Stop(line) => Self::Stop(line),
         }
     }
 }
 
 impl From<DatabaseError> for AppendError {
     fn from(error: DatabaseError) -> Self {
-        Self::Retry(error.to_string())
+        match error {
+            DatabaseError::Retry(line) | DatabaseError::Stop(line) => Self::Retry(line),
+        }
     }
 }
 
@@ -210,6 +213,6 @@ impl Producer for LocalLog {
         let message = message.clone();
         self.ask(|done| writer::Request::Letter { message, done })
             .await
-            .map_err(|error| ProduceError::Retry(format!("dead letters: {error}")))
+            .map_err(|error| ProduceError::Retry(ErrorLine::from_error(error).within("dead letters")))
     }
 }

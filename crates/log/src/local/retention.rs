@@ -51,7 +51,7 @@ fn remove_blocks(shared: &Shared, number: i32, oldest_ms: i64) -> DatabaseResult
     let (open, inner) = shared.current()?;
     let bytes = inner.bytes();
     drop(inner);
-    let failed = |error| shared.database.failed(&open, &error);
+    let failed = |error| shared.database.failed(&open, error);
     // Never what a reader has not had: what it commits follows the position that its result is stored with, also back.
     let (_, Some(counted)) = shared.slowest(&open, number)? else { return Ok(false) };
     let mut too_much = bytes.saturating_sub(shared.config.retention_bytes);
@@ -93,7 +93,7 @@ fn oldest_ms(shared: &Shared, now: i64) -> i64 {
 
 fn remove_letters(shared: &Shared, now: i64) -> DatabaseResult<bool> {
     let open = shared.database.get()?;
-    let failed = |error| shared.database.failed(&open, &error);
+    let failed = |error| shared.database.failed(&open, error);
     let oldest_ms = oldest_ms(shared, now);
     let (mut bytes, mut first_kept) = (0, 0);
     for (kept, row) in open.tree(rows::TREE).prefix(rows::LETTERS).rev().enumerate() {
@@ -125,7 +125,7 @@ fn remove_keys(shared: &Shared, now: i64) -> DatabaseResult<bool> {
     let (open, inner) = shared.current()?;
     let counted_after_ms = inner.keys_after_ms;
     drop(inner);
-    let failed = |error| shared.database.failed(&open, &error);
+    let failed = |error| shared.database.failed(&open, error);
     let (mut batch, mut removed, mut freed) = (open.batch(), 0, 0);
     for row in open.tree(rows::TREE).prefix(rows::EXPIRIES).take(STEP) {
         let row = row.key().map_err(failed)?;

@@ -111,14 +111,14 @@ impl Shared {
 
     pub fn settle_partitions(&self) -> DatabaseResult<()> {
         let open = self.database.get()?;
-        let failed = |error| self.database.failed(&open, &error);
+        let failed = |error| self.database.failed(&open, error);
         let stored = open.tree(rows::TREE).get(rows::PARTITIONS).map_err(failed)?;
         let stored = stored.and_then(|bytes| Some(i32::from_be_bytes(bytes[..].try_into().ok()?)));
         let wanted = self.config.partitions;
         match stored {
             Some(stored) if stored == wanted => return Ok(()),
             Some(stored) if stored > wanted => {
-                return Err(DatabaseError::Stop(format!(
+                return Err(DatabaseError::stop(format!(
                     "the log in {} has {stored} partitions, and broker.local.partitions = {wanted}; they cannot become fewer: set it to {stored}",
                     self.database.directory().display()
                 )));
@@ -131,7 +131,7 @@ impl Shared {
     }
 
     fn load(&self, open: &Arc<Open>) -> DatabaseResult<Inner> {
-        let failed = |error| self.database.failed(open, &error);
+        let failed = |error| self.database.failed(open, error);
         let mut partitions = Vec::new();
         for number in 0..self.config.partitions {
             let mut partition = Partition::default();
@@ -177,7 +177,7 @@ impl Shared {
     fn count_keys(&self, open: &Arc<Open>, after_ms: i64) -> DatabaseResult<u64> {
         let mut bytes = 0;
         for row in open.tree(rows::TREE).prefix(rows::KEYS) {
-            let (key, value) = row.into_inner().map_err(|error| self.database.failed(open, &error))?;
+            let (key, value) = row.into_inner().map_err(|error| self.database.failed(open, error))?;
             let key = key.strip_prefix(rows::KEYS).and_then(|key| std::str::from_utf8(key).ok());
             // One that cannot be read expires like the others, and only who uses its key is told.
             let (Some(key), Some(row)) = (key, KeyRow::decode(&value)) else { continue };
@@ -192,7 +192,7 @@ impl Shared {
     pub fn readers(&self, open: &Arc<Open>) -> DatabaseResult<Vec<String>> {
         let mut names = Vec::new();
         for row in open.tree(rows::TREE).prefix(rows::READERS) {
-            let key = row.key().map_err(|error| self.database.failed(open, &error))?;
+            let key = row.key().map_err(|error| self.database.failed(open, error))?;
             names.extend(rows::reader_of(&key).map(str::to_owned));
         }
         Ok(names)
@@ -201,7 +201,7 @@ impl Shared {
     /// The position that a reader has committed; `None` names the first one.
     pub fn committed(&self, open: &Arc<Open>, reader: Option<&str>, number: i32) -> DatabaseResult<Option<i64>> {
         let key = reader.map_or_else(|| rows::mark(number), |name| rows::reader_mark(name, number));
-        let row = open.tree(rows::TREE).get(key).map_err(|error| self.database.failed(open, &error))?;
+        let row = open.tree(rows::TREE).get(key).map_err(|error| self.database.failed(open, error))?;
         row.map(|row| rows::parse_mark(&row).map(|(position, _)| position).ok_or_else(|| self.damaged())).transpose()
     }
 
@@ -209,7 +209,7 @@ impl Shared {
     pub fn bytes_from(&self, open: &Arc<Open>, number: i32, offset: i64) -> DatabaseResult<u64> {
         let mut bytes = 0;
         for row in open.tree(rows::TREE).range(rows::block(number, offset)..=rows::block(number, i64::MAX)) {
-            bytes += u64::from(row.size().map_err(|error| self.database.failed(open, &error))?);
+            bytes += u64::from(row.size().map_err(|error| self.database.failed(open, error))?);
         }
         Ok(bytes)
     }
@@ -228,7 +228,7 @@ impl Shared {
     }
 
     pub fn damaged(&self) -> DatabaseError {
-        DatabaseError::Stop(format!(
+        DatabaseError::stop(format!(
             "{}: a row of the log is not what was written; restore the directory from a backup, or begin anew with another data.directory",
             self.database.directory().display()
         ))
@@ -286,7 +286,7 @@ impl Inner {
     pub fn watermarks(&self, partition: &TopicPartition) -> Result<Watermarks, BrokerError> {
         let known = usize::try_from(partition.partition).ok().and_then(|index| self.partitions.get(index));
         known.filter(|_| &*partition.topic == TOPIC).map_or_else(
-            || Err(BrokerError::Stop(format!("the local log has no partition {partition}"))),
+            || Err(BrokerError::stop(format!("the local log has no partition {partition}"))),
             |known| Ok(Watermarks { low: known.low, high: known.next }),
         )
     }

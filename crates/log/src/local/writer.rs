@@ -197,7 +197,7 @@ impl Group {
 pub fn replayed(shared: &Shared, key: &str, fingerprint: u64) -> Result<Option<RequestCounts>, AppendError> {
     let open = shared.database.get()?;
     let row =
-        open.tree(rows::TREE).get(rows::idempotency(key)).map_err(|error| shared.database.failed(&open, &error))?;
+        open.tree(rows::TREE).get(rows::idempotency(key)).map_err(|error| shared.database.failed(&open, error))?;
     let Some(row) = row else { return Ok(None) };
     let row = KeyRow::decode(&row).ok_or_else(|| shared.damaged())?;
     if row.fingerprint == fingerprint { Ok(Some(row.counts)) } else { Err(AppendError::KeyReused) }
@@ -219,7 +219,7 @@ fn check_room(shared: &Shared) -> DatabaseResult<()> {
         (inner.looked_for_room_at, inner.full_of) = (Some(Instant::now()), behind);
     }
     let Some(who) = &inner.full_of else { return Ok(()) };
-    Err(DatabaseError::Retry(format!(
+    Err(DatabaseError::retry(format!(
         "the log is full: {who:?} has not read {} MiB of it, and broker.local.retention_bytes allows no more; see what keeps it from \
          going on, or raise the limit",
         max >> 20
@@ -320,7 +320,7 @@ fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> Da
 fn key_time(shared: &Shared, open: &Arc<Open>, now_ms: i64) -> DatabaseResult<i64> {
     let ahead = rows::expiry(now_ms, "")..rows::expiry(now_ms.saturating_add(CLOCK_BACK_MS_MAX), "");
     let Some(row) = open.tree(rows::TREE).range(ahead).next_back() else { return Ok(now_ms) };
-    let key = row.key().map_err(|error| shared.database.failed(open, &error))?;
+    let key = row.key().map_err(|error| shared.database.failed(open, error))?;
     rows::parse_expiry(&key).map(|(used_ms, _)| used_ms).ok_or_else(|| shared.damaged())
 }
 

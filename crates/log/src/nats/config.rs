@@ -7,6 +7,7 @@ use async_nats::ConnectOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::Start;
+use traqq_core::error::ConfigError;
 use traqq_core::model::Secret;
 use traqq_core::model::address::refuse_more_than_hosts;
 
@@ -92,52 +93,52 @@ impl Default for Config {
 }
 
 impl Config {
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         let is_name = |text: &str| {
             !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
         };
         if self.servers.is_empty() {
-            return Err("broker.nats.servers is empty; write nats://host:port".to_owned());
+            return Err("broker.nats.servers is empty; write nats://host:port".into());
         }
         self.check_servers()?;
         for server in &self.servers {
             let address = server.parse::<async_nats::ServerAddr>();
-            address.map_err(|error| format!("broker.nats.servers: {server:?}: {error}; write nats://host:port"))?;
+            address.map_err(|error| {
+                ConfigError::of(format!("broker.nats.servers: {server:?}: {error}; write nats://host:port"), error)
+            })?;
         }
         if self.stream.is_empty() {
-            return Err("broker.nats.stream is empty; name the stream to count".to_owned());
+            return Err("broker.nats.stream is empty; name the stream to count".into());
         }
         for (key, name) in [("stream", &self.stream), ("group", &self.group)] {
             if !is_name(name) {
-                return Err(format!("broker.nats.{key} = {name:?} must be letters, digits, - and _"));
+                return Err(format!("broker.nats.{key} = {name:?} must be letters, digits, - and _").into());
             }
         }
         if self.dead_letter_subject.is_empty() {
-            return Err(
-                "broker.nats.dead_letter_subject is empty; name a subject that a stream takes, or write \"discard\" to drop what cannot be counted"
-                    .to_owned(),
-            );
+            return Err("broker.nats.dead_letter_subject is empty; name a subject that a stream takes, or write \"discard\" to drop what cannot be counted".into());
         }
         if !(1..=1024).contains(&self.partitions) {
-            return Err(format!("broker.nats.partitions = {} must lie in 1 to 1024", self.partitions));
+            return Err(format!("broker.nats.partitions = {} must lie in 1 to 1024", self.partitions).into());
         }
         if self.partition_subject.as_ref().is_some_and(|subject| !subject.contains("{}")) {
             return Err(
-                "broker.nats.partition_subject has no {} for the partition's number, as in \"events.{}.>\"".to_owned()
+                "broker.nats.partition_subject has no {} for the partition's number, as in \"events.{}.>\"".into()
             );
         }
         if self.dead_letter_subject.contains(['*', '>']) {
             return Err(format!(
                 "broker.nats.dead_letter_subject = {:?} has a wildcard; name one subject that a stream takes",
                 self.dead_letter_subject
-            ));
+            )
+            .into());
         }
         if self.ingest_subject.as_ref() == Some(&self.dead_letter_subject) {
-            return Err(super::doctor::feeds_itself(&self.dead_letter_subject, &self.stream));
+            return Err(super::doctor::feeds_itself(&self.dead_letter_subject, &self.stream).into());
         }
         let subjects = [Some(&self.dead_letter_subject), self.ingest_subject.as_ref()];
         if let Some(subject) = subjects.into_iter().flatten().find(|subject| subject.contains(char::is_whitespace)) {
-            return Err(format!("broker.nats: a subject has no white space: {subject:?}"));
+            return Err(format!("broker.nats: a subject has no white space: {subject:?}").into());
         }
         let ways = [
             !self.username.is_empty(),
@@ -146,24 +147,22 @@ impl Config {
             self.credentials_file.is_some(),
         ];
         if ways.into_iter().filter(|is_set| *is_set).count() > 1 {
-            return Err(
-                "broker.nats has more than one of username, token, nkey and credentials_file; keep one".to_owned()
-            );
+            return Err("broker.nats has more than one of username, token, nkey and credentials_file; keep one".into());
         }
         if self.tls_cert_file.is_some() != self.tls_key_file.is_some() {
-            return Err("broker.nats.tls_cert_file and tls_key_file belong together; set both or none".to_owned());
+            return Err("broker.nats.tls_cert_file and tls_key_file belong together; set both or none".into());
         }
         self.start().map(|_| ())
     }
 
     /// Whether the addresses may be used and shown.
-    pub fn check_servers(&self) -> Result<(), String> {
+    pub fn check_servers(&self) -> Result<(), ConfigError> {
         let keys = "username and password, token, nkey or credentials_file";
         let mut servers = self.servers.iter();
         servers.try_for_each(|server| refuse_more_than_hosts("broker.nats.servers", server, keys))
     }
 
-    pub fn start(&self) -> Result<Start, String> {
+    pub fn start(&self) -> Result<Start, ConfigError> {
         Start::parse(&self.start, "broker.nats.start")
     }
 
@@ -182,7 +181,7 @@ impl Config {
         format!("traqq-{}-{}", self.group, self.stream)
     }
 
-    pub(super) async fn connect_options(&self) -> Result<ConnectOptions, String> {
+    pub(super) async fn connect_options(&self) -> Result<ConnectOptions, ConfigError> {
         let mut options = ConnectOptions::new()
             .name("traqq")
             .ping_interval(Duration::from_secs(5))
@@ -200,7 +199,9 @@ impl Config {
         }
         if let Some(file) = &self.credentials_file {
             let read = options.credentials_file(file).await;
-            options = read.map_err(|error| format!("broker.nats.credentials_file: {}: {error}", file.display()))?;
+            options = read.map_err(|error| {
+                ConfigError::of(format!("broker.nats.credentials_file: {}: {error}", file.display()), error)
+            })?;
         }
         if let Some(file) = &self.tls_ca_file {
             options = options.add_root_certificates(file.clone());

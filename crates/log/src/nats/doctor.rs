@@ -10,6 +10,7 @@ use super::config::Config;
 use super::link::{
     Link, confirmed, ingest_subject, is_missing, nobody_takes, origins, partition_filters, takes_nothing,
 };
+use crate::{BrokerError, BrokerResult};
 use traqq_core::model::{Check, Finding};
 
 /// The first version with subject transforms in streams and metadata on consumers.
@@ -64,7 +65,7 @@ pub fn feeds_itself(subject: &str, stream: &str) -> String {
 async fn ingestion(link: &Link, counted: &stream::Config) -> Finding {
     let subject = match ingest_subject(counted, &link.config) {
         Ok(subject) => subject,
-        Err(text) => return Finding::Warning(text),
+        Err(error) => return Finding::Warning(error.to_string()),
     };
     let good = Finding::Good(format!("events that come in go to {subject}"));
     // A mapping of the server may lead elsewhere.
@@ -164,7 +165,7 @@ fn stream_checks(stream: &stream::Config, config: &Config) -> Vec<Check> {
             label(&filters[0]),
             label(&filters[filters.len() - 1])
         )),
-        Err(text) => Finding::Bad(text),
+        Err(error) => error.into(),
     };
     checks.push(Check { name: "partitions", finding: partitions });
     let replicas = if stream.num_replicas < 3 {
@@ -182,8 +183,8 @@ fn label(filter: &Option<String>) -> &str {
 }
 
 /// Makes the stream and the one of dead letters, where they are missing; returns what was made.
-pub async fn create(config: &Config) -> Result<Vec<String>, String> {
-    let link = Link::reach(config).await.map_err(|finding| finding.to_string())?;
+pub async fn create(config: &Config) -> BrokerResult<Vec<String>> {
+    let link = Link::reach(config).await.map_err(|finding| BrokerError::retry(finding.to_string()))?;
     let mut made = Vec::new();
     let name = &config.stream;
     let jetstream = link.jetstream();
@@ -191,10 +192,10 @@ pub async fn create(config: &Config) -> Result<Vec<String>, String> {
         Ok(_) => {}
         Err(error) if is_missing(&error) => {
             let created = jetstream.create_stream(new_stream(config)).await;
-            created.map_err(|error| format!("stream {name} cannot be created: {error}"))?;
+            created.map_err(|error| link.failed(&format!("stream {name} cannot be created"), error))?;
             made.push(format!("stream {name}: {} partitions, events to {name}.<key>", config.partitions));
         }
-        Err(error) => return Err(format!("stream {name}: {error}")),
+        Err(error) => return Err(link.failed(&format!("stream {name}"), error)),
     }
     if let Some(subject) = config.dead_letters()
         && jetstream.stream_by_subject(subject.clone()).await.is_err()
@@ -207,7 +208,7 @@ pub async fn create(config: &Config) -> Result<Vec<String>, String> {
         };
         let dead = stream.name.clone();
         let created = jetstream.create_stream(stream).await;
-        created.map_err(|error| format!("stream {dead} cannot be created: {error}"))?;
+        created.map_err(|error| link.failed(&format!("stream {dead} cannot be created"), error))?;
         made.push(format!("stream {dead}: {subject}"));
     }
     Ok(made)

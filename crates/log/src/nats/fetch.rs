@@ -120,6 +120,13 @@ impl Unreadable {
     }
 }
 
+/// A stream that is gone may come back while it is read.
+fn passing(error: BrokerError) -> BrokerError {
+    match error {
+        BrokerError::Stop(line) | BrokerError::Retry(line) => BrokerError::Retry(line),
+    }
+}
+
 /// The name of a partition's consumer.
 pub fn consumer_name(group: &str, partition: i32) -> String {
     format!("{group}-{partition}")
@@ -163,14 +170,14 @@ impl Reader {
         let Some(last) = self.last else { return Ok(()) };
         match self.link.stored(last.offset, None).await? {
             Some(stored) if self.batch_of(&stored).get(0).fingerprint() == last => Ok(()),
-            Some(_) => Err(BrokerError::Stop(format!("message {} is not the one that was read", last.offset))),
+            Some(_) => Err(BrokerError::stop(format!("message {} is not the one that was read", last.offset))),
             // Trimmed, or another stream: the position says which.
             None => {
                 let first = stream.cached_info().state.first_sequence as i64;
                 if last.offset < first && self.next() >= first {
                     return Ok(());
                 }
-                Err(BrokerError::Stop(format!("message {}, which was read last, is gone", last.offset)))
+                Err(BrokerError::stop(format!("message {}, which was read last, is gone", last.offset)))
             }
         }
     }
@@ -205,7 +212,7 @@ impl Reader {
             };
             if !stored.is_readable() {
                 if self.own_link.is_none() {
-                    let link = self.link.another().await.map_err(|error| self.link.retry("client", &error))?;
+                    let link = self.link.another().await.map_err(|error| self.link.failed("client", error))?;
                     self.own_link = Some(Arc::new(link));
                 }
                 left = *crowd.get_or_insert_with(|| self.crowd.meet(Instant::now()));
@@ -225,8 +232,7 @@ impl Reader {
 
     async fn read(&mut self) -> BrokerResult<Infallible> {
         let link = Arc::clone(&self.link);
-        let failed = |what: &str, error: &dyn std::fmt::Display| link.retry(what, error);
-        let stream = link.stream().await.map_err(|error| BrokerError::Retry(error.to_string()))?;
+        let stream = link.stream().await.map_err(passing)?;
         // Should the connection end from here on, all of this is done again.
         let compared = self.session();
         self.compare(&stream).await?;
@@ -246,7 +252,7 @@ impl Reader {
         let (session, stream) = match &self.own_link {
             None => (compared, stream),
             Some(own) => {
-                let stream = own.stream().await.map_err(|error| BrokerError::Retry(error.to_string()))?;
+                let stream = own.stream().await.map_err(passing)?;
                 let session = self.session();
                 self.compare(&stream).await?;
                 (session, stream)
@@ -259,7 +265,7 @@ impl Reader {
         let client = reading.client();
         let inbox = client.new_inbox();
         let subscribed = client.subscribe(format!("{inbox}.*")).await;
-        let mut messages = subscribed.map_err(|error| failed("consumer", &error))?;
+        let mut messages = subscribed.map_err(|error| link.failed("consumer", error))?;
         let mut average = Average::of(&stream);
         let (mut delivered, mut next) = (0, self.next());
         let (mut batch, mut last_reply) = (self.batch(), None);
@@ -282,7 +288,7 @@ impl Reader {
                 idle_heartbeat: HEARTBEAT,
                 ..pull::BatchConfig::default()
             };
-            consumer.request_batch(pull, here.clone()).await.map_err(|error| failed("pull", &error))?;
+            consumer.request_batch(pull, here.clone()).await.map_err(|error| link.failed("pull", error))?;
             is_alone = false;
             while left > 0 {
                 let message = match messages.next().now_or_never() {
@@ -294,7 +300,7 @@ impl Reader {
                     }
                     None => match tokio::time::timeout(HEARTBEAT * 2, messages.next()).await {
                         Ok(message) => message,
-                        Err(_) => return Err(failed("pull", &"neither a message nor a heartbeat; reading again")),
+                        Err(_) => return Err(link.retry("pull", "neither a message nor a heartbeat; reading again")),
                     },
                 };
                 let Some(message) = message else {
@@ -303,11 +309,11 @@ impl Reader {
                         self.hand_over(batch, last_reply.take()).await?;
                     }
                     self.cut_off_at = Some(self.next());
-                    return Err(failed("pull", &"the subscription ended"));
+                    return Err(link.retry("pull", "the subscription ended"));
                 };
                 if batch.is_empty() && self.session() != session {
                     self.cut_off_at = Some(self.next());
-                    return Err(failed("pull", &"connected again; comparing what was read last"));
+                    return Err(link.retry("pull", "connected again; comparing what was read last"));
                 }
                 let place = message.reply.as_ref().and_then(|reply| Place::parse(reply));
                 match message.status {
@@ -328,17 +334,17 @@ impl Reader {
                     }
                     Some(status) => {
                         let text = format!("{status} {}", message.description.unwrap_or_default());
-                        return Err(failed("pull", &text));
+                        return Err(link.retry("pull", &text));
                     }
                 }
                 quiet_since = None;
                 self.trouble.clear();
-                let place = place.ok_or_else(|| failed("pull", &"a message without coordinates"))?;
+                let place = place.ok_or_else(|| link.retry("pull", "a message without coordinates"))?;
                 delivered += 1;
                 if place.delivery != delivered {
                     let text =
                         format!("delivery {} came for {delivered}; reading again from {}", place.delivery, self.next());
-                    return Err(failed("a message was lost on its way", &text));
+                    return Err(link.retry("a message was lost on its way", &text));
                 }
                 left -= 1;
                 average.add(message.length);
@@ -352,7 +358,7 @@ impl Reader {
                 {
                     let (came, due) = (place.sequence, first.sequence);
                     let text = format!("{came} came before {due}; reading again from {}", self.next());
-                    return Err(failed("somebody else made the consumer anew", &text));
+                    return Err(link.retry("somebody else made the consumer anew", &text));
                 }
                 next = place.sequence + 1;
                 push(&mut batch, place.sequence, place.published_ms, &message.payload, message.headers.as_ref());
@@ -401,16 +407,16 @@ impl Reader {
                      (`nats consumer ls {}`)",
                     shell(place)
                 );
-                return self.link.retry("consumer", &text);
+                return self.link.failed_because("consumer", &text, error);
             }
             if is(&error.kind(), ErrorCode::CONSUMER_MAX_PENDING_ACK_EXCESS) {
                 let text = format!(
                     "{error}; stream {place} removes what is acknowledged: give it retention by limits, or raise max_ack_pending of stream, \
                      account and server to {ACK_PENDING_MAX}"
                 );
-                return self.link.retry("consumer", &text);
+                return self.link.failed_because("consumer", &text, error);
             }
-            self.link.retry("consumer", &error)
+            self.link.failed("consumer", error)
         })
     }
 
@@ -433,7 +439,7 @@ impl Reader {
             }
         }
         let sent = self.out.send(Arrival::Records(batch, reply)).await;
-        sent.map_err(|_| self.link.retry("consumer", &"closed"))
+        sent.map_err(|_| self.link.retry("consumer", "closed"))
     }
 
     /// Nothing has come for a while. Either there is nothing: other partitions fill the stream

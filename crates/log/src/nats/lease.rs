@@ -198,9 +198,8 @@ impl Group {
         let link = Arc::clone(&self.link);
         let stream = link.stream().await?;
         let bucket = link.bucket(stream.cached_info().config.num_replicas).await?;
-        let failed = |error: &dyn std::fmt::Display| link.retry("leases", error);
         let own = format!("worker.{}", self.view.me);
-        let mut watch = bucket.watch_with_history(">").await.map_err(|error| failed(&error))?;
+        let mut watch = bucket.watch_with_history(">").await.map_err(|error| link.failed("leases", error))?;
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut written, mut unheard) = (0, 0);
@@ -208,7 +207,9 @@ impl Group {
             // Cancel safety: nothing is taken from a branch that loses.
             tokio::select! {
                 entry = watch.next() => {
-                    let entry = entry.ok_or_else(|| failed(&"the watch ended"))?.map_err(|error| failed(&error))?;
+                    let entry = entry
+                        .ok_or_else(|| link.retry("leases", "the watch ended"))?
+                        .map_err(|error| link.failed("leases", error))?;
                     self.view.hear(&entry);
                     if entry.key == own && entry.revision >= written {
                         self.view.beat += 1;
@@ -224,9 +225,9 @@ impl Group {
                 _ = beats.tick() => {
                     unheard += 1;
                     if unheard > UNHEARD_MAX {
-                        return Err(failed(&"what is written to the bucket does not come back; watching it again"));
+                        return Err(link.retry("leases", "what is written to the bucket does not come back; watching it again"));
                     }
-                    written = bucket.put(&own, "".into()).await.map_err(|error| failed(&error))?;
+                    written = bucket.put(&own, "".into()).await.map_err(|error| link.failed("leases", error))?;
                 }
                 command = commands.recv() => match command {
                     Some(Command::Release(partitions)) => {

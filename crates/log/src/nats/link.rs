@@ -20,6 +20,8 @@ use super::config::Config;
 use super::trouble::Complaints;
 use crate::throttle::Throttle;
 use crate::{BrokerError, BrokerResult};
+use std::error::Error;
+use traqq_core::error::{ConfigError, ErrorLine};
 use traqq_core::model::Finding;
 
 /// Publishes that wait for the server's answer at the same time.
@@ -49,16 +51,16 @@ struct Connection {
 impl Link {
     /// Reaches a server in the background; what is asked before waits for it. Called on a runtime,
     /// where a task replaces the client should it end.
-    pub async fn new(config: &Config) -> Result<Self, String> {
+    pub async fn new(config: &Config) -> Result<Self, ConfigError> {
         Self::start(config, Arc::default()).await
     }
 
     /// Another client of the same, for what may end it: this one goes on.
-    pub async fn another(&self) -> Result<Self, String> {
+    pub async fn another(&self) -> Result<Self, ConfigError> {
         Self::start(&self.config, Arc::clone(&self.complaints)).await
     }
 
-    async fn start(config: &Config, complaints: Arc<Complaints>) -> Result<Self, String> {
+    async fn start(config: &Config, complaints: Arc<Complaints>) -> Result<Self, ConfigError> {
         let first = begin(config, &complaints, 0).await?;
         let link = Self::of(first, config, complaints);
         tokio::spawn(replace(Arc::downgrade(&link.current), config.clone(), Arc::clone(&link.complaints)));
@@ -67,7 +69,7 @@ impl Link {
 
     /// Reaches a server now, or says why not.
     pub async fn reach(config: &Config) -> Result<Self, Finding> {
-        let options = config.connect_options().await.map_err(Finding::Bad)?;
+        let options = config.connect_options().await?;
         let complaints = Arc::new(Complaints::default());
         let connected = connect(config, options, &complaints, 0).await;
         connected.map(|connection| Self::of(connection, config, complaints)).map_err(|error| {
@@ -78,7 +80,7 @@ impl Link {
                 ));
             }
             // The innermost reason is the one that says something.
-            let mut reason: &dyn std::error::Error = &error;
+            let mut reason: &dyn Error = &error;
             while let Some(source) = reason.source() {
                 reason = source;
             }
@@ -122,8 +124,22 @@ impl Link {
         format!("{error}{}", said.unwrap_or_default())
     }
 
-    pub fn retry(&self, what: &str, error: &dyn std::fmt::Display) -> BrokerError {
-        BrokerError::Retry(format!("{}: {what}: {}", self.config.place(), self.explain(error)))
+    pub fn retry(&self, what: &str, why: &str) -> BrokerError {
+        BrokerError::retry(self.line(what, why))
+    }
+
+    /// The same, with the client's error behind it.
+    pub fn failed(&self, what: &str, error: impl Error + Send + Sync + 'static) -> BrokerError {
+        self.failed_because(what, &error.to_string(), error)
+    }
+
+    /// The same, where there is more to say of it.
+    pub fn failed_because(&self, what: &str, why: &str, error: impl Error + Send + Sync + 'static) -> BrokerError {
+        BrokerError::Retry(ErrorLine::of(self.line(what, why), error))
+    }
+
+    fn line(&self, what: &str, why: &str) -> String {
+        format!("{}: {what}: {}", self.config.place(), self.explain(&why))
     }
 
     /// The stream as its leader has it now.
@@ -131,12 +147,12 @@ impl Link {
         let (name, jetstream) = (&self.config.stream, self.jetstream());
         confirmed(|| jetstream.get_stream(name), is_missing).await.map_err(|error| {
             if is_missing(&error) {
-                return BrokerError::Stop(format!(
+                return BrokerError::stop(format!(
                     "{}: there is no stream {name:?}; create it with `traqq doctor --create`, or correct broker.nats.stream",
                     self.config.place()
                 ));
             }
-            self.retry(&format!("stream {name}: cannot be reached"), &error)
+            self.failed(&format!("stream {name}: cannot be reached"), error)
         })
     }
 
@@ -154,14 +170,16 @@ impl Link {
             ..kv::Config::default()
         };
         let created = jetstream.create_key_value(config).await;
-        created.map_err(|error| self.retry(&format!("key-value bucket {bucket}"), &error))
+        created.map_err(|error| self.failed(&format!("key-value bucket {bucket}"), error))
     }
 }
 
 /// A client that reaches a server in the background.
-async fn begin(config: &Config, complaints: &Arc<Complaints>, number: u64) -> Result<Connection, String> {
+async fn begin(config: &Config, complaints: &Arc<Complaints>, number: u64) -> Result<Connection, ConfigError> {
     let options = config.connect_options().await?.retry_on_initial_connect();
-    connect(config, options, complaints, number).await.map_err(|error| format!("{}: {error}", config.place()))
+    connect(config, options, complaints, number)
+        .await
+        .map_err(|error| ConfigError::of(format!("{}: {error}", config.place()), error))
 }
 
 async fn connect(
@@ -212,12 +230,12 @@ async fn replace(current: Weak<RwLock<Connection>>, config: Config, complaints: 
             if current.strong_count() == 0 {
                 return;
             }
-            let text = match begin(&config, &complaints, number + 1).await {
+            let error = match begin(&config, &complaints, number + 1).await {
                 Ok(fresh) => break fresh,
                 Err(error) => error,
             };
-            if complaints.hear(&text) {
-                tracing::error!(error = text, "no client of NATS can be made in place of one that ended");
+            if complaints.hear(&error.to_string()) {
+                tracing::error!(%error, "no client of NATS can be made in place of one that ended");
             }
             tokio::time::sleep(REPLACE_PAUSE).await;
         };
@@ -255,7 +273,7 @@ pub fn is_missing(error: &GetStreamError) -> bool {
 ///
 /// A stream that spreads its subjects itself says how: `{{partition(n,...)}}` in its transform. One behind a mapping of the server needs
 /// `partition_subject`. Any other is one partition.
-pub fn partition_filters(stream: &stream::Config, config: &Config) -> Result<Vec<Option<String>>, String> {
+pub fn partition_filters(stream: &stream::Config, config: &Config) -> Result<Vec<Option<String>>, ConfigError> {
     let spread = match (&config.partition_subject, &stream.subject_transform) {
         (Some(template), _) => Some((config.partitions, template.clone())),
         (None, Some(transform)) => parse_transform(&transform.destination)?,
@@ -266,11 +284,11 @@ pub fn partition_filters(stream: &stream::Config, config: &Config) -> Result<Vec
 }
 
 /// How many partitions a transform makes, and the subjects of one with `{}` for its number.
-fn parse_transform(destination: &str) -> Result<Option<(i32, String)>, String> {
+fn parse_transform(destination: &str) -> Result<Option<(i32, String)>, ConfigError> {
     let malformed = || {
-        format!(
+        ConfigError::from(format!(
             "the stream's subject transform to {destination:?} is not understood; set broker.nats.partition_subject"
-        )
+        ))
     };
     let mut partitions = None;
     let mut tokens = Vec::new();
@@ -316,9 +334,9 @@ pub fn takes_nothing(stream: &stream::Config) -> Option<String> {
 
 /// Where events go that come in here: a subject, or one whose last token is their key. An error is
 /// for good: as stream and configuration are, no event can come in.
-pub fn ingest_subject(stream: &stream::Config, config: &Config) -> Result<String, String> {
+pub fn ingest_subject(stream: &stream::Config, config: &Config) -> Result<String, ConfigError> {
     if let Some(reason) = takes_nothing(stream) {
-        return Err(reason);
+        return Err(reason.into());
     }
     if let Some(subject) = &config.ingest_subject {
         return Ok(subject.clone());
@@ -327,12 +345,12 @@ pub fn ingest_subject(stream: &stream::Config, config: &Config) -> Result<String
     if let Some(origin) = stream.mirror.as_ref().map(|mirror| &mirror.name) {
         return Err(format!(
             "stream {name} is a mirror of {origin} and takes no messages itself: set broker.nats.ingest_subject to a subject of {origin}"
-        ));
+        ).into());
     }
     if stream.subjects.is_empty() {
         return Err(format!(
             "stream {name} takes messages from other streams only: set broker.nats.ingest_subject to a subject of one of them"
-        ));
+        ).into());
     }
     let subject = match (&stream.subject_transform, &stream.subjects[..]) {
         (Some(transform), _) if !transform.source.is_empty() => Some(&transform.source),
@@ -349,6 +367,7 @@ pub fn ingest_subject(stream: &stream::Config, config: &Config) -> Result<String
             name,
             stream.subjects.join(", ")
         )
+        .into()
     })
 }
 
@@ -386,7 +405,7 @@ mod tests {
         assert_eq!(to(stream(&["e.*"], Some(("e.*", "e.{{partition(2,1)}}.{{wildcard(1)}}")))).unwrap(), "e.*");
         assert_eq!(to(stream(&["events"], None)).unwrap(), "events");
         assert_eq!(to(stream(&["events.>"], None)).unwrap(), "events.>");
-        assert!(to(stream(&["a", "b"], None)).unwrap_err().contains("ingest_subject"));
+        assert!(to(stream(&["a", "b"], None)).unwrap_err().to_string().contains("ingest_subject"));
         assert!(to(stream(&["a.*.b"], None)).is_err());
     }
 
@@ -400,11 +419,11 @@ mod tests {
         let sourced = stream::Config { sources: Some(vec![origin()]), ..stream(&[], None) };
         let named = Config { ingest_subject: Some("elsewhere.*".to_owned()), ..Config::default() };
         for (stream, reason) in [(&sealed, "is sealed"), (&silent, "no_ack")] {
-            assert!(ingest_subject(stream, &Config::default()).unwrap_err().contains(reason), "{reason}");
-            assert!(ingest_subject(stream, &named).unwrap_err().contains(reason), "{reason}");
+            assert!(ingest_subject(stream, &Config::default()).unwrap_err().to_string().contains(reason), "{reason}");
+            assert!(ingest_subject(stream, &named).unwrap_err().to_string().contains(reason), "{reason}");
         }
         for (stream, reason) in [(&mirror, "mirror of origin"), (&sourced, "other streams only")] {
-            assert!(ingest_subject(stream, &Config::default()).unwrap_err().contains(reason), "{reason}");
+            assert!(ingest_subject(stream, &Config::default()).unwrap_err().to_string().contains(reason), "{reason}");
             assert_eq!(ingest_subject(stream, &named).unwrap(), "elsewhere.*");
         }
     }

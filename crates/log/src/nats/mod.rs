@@ -41,6 +41,7 @@ use self::link::Link;
 use self::look::{End, Look, REGRESSION_MAX, watermarks};
 use self::trouble::Trouble;
 use super::{BrokerError, BrokerResult, Consumer, Event, Mark, Opening, Start, Watermarks};
+use traqq_core::error::ConfigError;
 use traqq_core::model::{RecordBatch, TopicPartition};
 
 /// Acknowledgements of one partition that wait until what they are for is counted.
@@ -121,7 +122,7 @@ pub struct NatsConsumer {
 
 impl NatsConsumer {
     /// Reaches the server in the background. Called on a runtime, which its tasks stay on.
-    pub async fn new(config: &Config, buffer_bytes_max: usize) -> Result<Self, String> {
+    pub async fn new(config: &Config, buffer_bytes_max: usize) -> Result<Self, ConfigError> {
         let (out, arrivals) = mpsc::channel(ARRIVALS_MAX);
         Ok(Self {
             runtime: Handle::current(),
@@ -154,7 +155,7 @@ impl NatsConsumer {
     /// then none until it is connected again: the thread that reads must not wait for that.
     fn wait<T>(&self, what: &str, asked: impl Future<Output = BrokerResult<T>>) -> BrokerResult<T> {
         let answer = self.runtime.block_on(async { tokio::time::timeout(ANSWER_MAX, asked).await });
-        answer.unwrap_or_else(|_| Err(self.link.retry(what, &"no answer")))
+        answer.unwrap_or_else(|_| Err(self.link.retry(what, "no answer")))
     }
 
     fn stream(&self) -> BrokerResult<stream::Stream> {
@@ -166,13 +167,12 @@ impl NatsConsumer {
         if self.filters.is_empty() {
             let stream = self.stream()?;
             let filters = link::partition_filters(&stream.cached_info().config, &self.link.config);
-            self.filters =
-                filters.map_err(|error| BrokerError::Stop(format!("{}: {error}", self.link.config.place())))?;
+            self.filters = filters.map_err(|error| error.within(&self.link.config.place()))?;
         }
         if self.group.is_none() {
             let (commands, queue) = mpsc::unbounded_channel();
             // With a client of its own: anybody who may write to the bucket can end it.
-            let link = Arc::new(self.runtime.block_on(self.link.another()).map_err(BrokerError::Retry)?);
+            let link = Arc::new(self.runtime.block_on(self.link.another()).map_err(BrokerError::retry)?);
             let trouble = Arc::clone(&self.group_trouble);
             let group = Group::new(link, self.id.clone(), self.filters.len() as i32, self.out.clone(), trouble);
             self.runtime.spawn(group.run(queue));
@@ -276,7 +276,7 @@ impl Consumer for NatsConsumer {
         for opening in openings {
             let number = opening.partition.partition;
             let Some(filter) = self.filters.get(number as usize).cloned() else {
-                return Err(BrokerError::Stop(format!(
+                return Err(BrokerError::stop(format!(
                     "{}: the stream has {} partitions",
                     opening.partition,
                     self.filters.len()
@@ -380,7 +380,7 @@ impl Consumer for NatsConsumer {
 
     fn commit(&mut self, marks: &[Mark], wait: bool) -> BrokerResult<()> {
         if !self.link.is_connected() {
-            return Err(self.link.retry("acknowledging", &"no server can be reached"));
+            return Err(self.link.retry("acknowledging", "no server can be reached"));
         }
         let mut replies = Vec::new();
         for mark in marks {
@@ -395,7 +395,7 @@ impl Consumer for NatsConsumer {
         self.wait("acknowledging", async {
             for reply in replies {
                 let acked = self.link.client().publish(reply, "+ACK".into()).await;
-                acked.map_err(|error| self.link.retry("acknowledging", &error))?;
+                acked.map_err(|error| self.link.failed("acknowledging", error))?;
             }
             Ok(())
         })?;

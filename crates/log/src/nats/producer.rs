@@ -18,6 +18,7 @@ use super::config::Config;
 use super::headers::put;
 use super::link::{Link, confirmed, ingest_subject, nobody_takes, origins};
 use crate::{AppendError, Appended, Appender, Events, Idempotency, Message, ProduceError, Producer};
+use traqq_core::error::{ConfigError, ErrorLine};
 use traqq_core::hll::murmur64a;
 
 const MESSAGE_ID: &str = "Nats-Msg-Id";
@@ -77,12 +78,12 @@ enum To {
 
 impl NatsProducer {
     /// `None` when dead letters are discarded.
-    pub async fn dead_letters(config: &Config) -> Result<Option<Self>, String> {
+    pub async fn dead_letters(config: &Config) -> Result<Option<Self>, ConfigError> {
         let Some(subject) = config.dead_letters() else { return Ok(None) };
         Ok(Some(Self { link: Link::new(config).await?, to: To::DeadLetters { subject, is_apart: Mutex::new(false) } }))
     }
 
-    pub async fn ingest(config: &Config) -> Result<Self, String> {
+    pub async fn ingest(config: &Config) -> Result<Self, ConfigError> {
         let to = To::Events { target: OnceCell::new(), run: nuid(), ids: AtomicU64::new(0) };
         Ok(Self { link: Link::new(config).await?, to })
     }
@@ -106,7 +107,7 @@ impl NatsProducer {
 
     /// All of them, those that failed again unless that is in vain; why the last ones did not go.
     async fn publish_all(&self, target: &Target, mut left: Vec<Outgoing>) -> Result<(), AppendError> {
-        let mut failure = String::new();
+        let mut failure = None;
         let counted = &self.link.config.stream;
         let astray = OnceCell::new();
         for attempt in 0..ATTEMPTS {
@@ -127,28 +128,32 @@ impl NatsProducer {
             let failed: Vec<(Outgoing, PublishError)> =
                 stream::iter(sends).buffered(EVENTS_IN_FLIGHT).filter_map(future::ready).collect().await;
             if let Some((subject, taker)) = astray.get() {
-                return Err(AppendError::Impossible(format!(
+                return Err(AppendError::impossible(format!(
                     "subject {subject} is taken by stream {taker}, and {counted} is counted: correct broker.nats.ingest_subject; \
                      events of this request are in {taker}"
                 )));
             }
             let Some((event, error)) = failed.last() else { return Ok(()) };
-            failure = full(error);
             if let Some((event, error)) = failed.iter().find(|(_, error)| self.is_too_large(error)) {
                 return Err(AppendError::Refused { index: event.index, reason: full(error) });
             }
             if let Some(refusal) = self.link.complaints.refusal(&event.subject) {
                 let (place, subject) = (self.link.config.place(), &event.subject);
-                return Err(AppendError::Impossible(format!("{place}: {refusal}; let this user publish to {subject}")));
+                return Err(AppendError::impossible(format!("{place}: {refusal}; let this user publish to {subject}")));
             }
             if attempt + 1 == ATTEMPTS
                 && let Some(reason) = self.never(&event.subject, error).await
             {
-                return Err(AppendError::Impossible(reason));
+                return Err(AppendError::impossible(reason));
             }
-            left = failed.into_iter().map(|(event, _)| event).collect();
+            left = Vec::with_capacity(failed.len());
+            for (event, error) in failed {
+                left.push(event);
+                failure = Some(error);
+            }
         }
-        Err(AppendError::Retry(failure))
+        let error = failure.expect("there is an attempt, and it failed");
+        Err(AppendError::Retry(ErrorLine::of(full(&error), error)))
     }
 
     /// Why no event will ever go this way, should that be what an error comes from.
@@ -157,7 +162,7 @@ impl NatsProducer {
         let stream = self.link.stream().await.ok()?;
         let stream = &stream.cached_info().config;
         if let Err(reason) = ingest_subject(stream, &self.link.config) {
-            return Some(reason);
+            return Some(reason.to_string());
         }
         // A mapping of the server may lead from a subject that no stream takes to one that the
         // stream does.
@@ -196,7 +201,7 @@ impl NatsProducer {
     }
 
     fn feeds_itself(&self, subject: &str) -> ProduceError {
-        ProduceError::Retry(super::doctor::feeds_itself(subject, &self.link.config.stream))
+        ProduceError::retry(super::doctor::feeds_itself(subject, &self.link.config.stream))
     }
 }
 
@@ -242,7 +247,7 @@ impl Producer for NatsProducer {
         let payload = Bytes::from(message.value.clone().unwrap_or_default());
         let bytes = payload.len() + header_bytes(&headers);
         if bytes > self.bytes_max() {
-            return Err(ProduceError::Refused(format!(
+            return Err(ProduceError::refused(format!(
                 "{bytes} bytes with headers, and the server takes {}",
                 self.bytes_max()
             )));
@@ -253,11 +258,14 @@ impl Producer for NatsProducer {
         }
         let sent = self.publish(subject.clone(), headers, payload).await;
         let ack = sent.map_err(|error| match error.kind() {
-            _ if self.is_too_large(&error) => ProduceError::Refused(full(&error)),
-            PublishErrorKind::StreamNotFound => ProduceError::Retry(format!(
+            _ if self.is_too_large(&error) => ProduceError::Refused(ErrorLine::of(full(&error), error)),
+            PublishErrorKind::StreamNotFound => ProduceError::retry(format!(
                 "no stream takes dead-letter subject {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
             )),
-            _ => ProduceError::Retry(self.link.explain(&format!("dead-letter subject {subject}: {}", full(&error)))),
+            _ => {
+                let text = self.link.explain(&format!("dead-letter subject {subject}: {}", full(&error)));
+                ProduceError::Retry(ErrorLine::of(text, error))
+            }
         })?;
         // Subjects of streams may change at any time.
         let is_astray = ack.stream == self.link.config.stream;
@@ -298,9 +306,10 @@ impl Appender for NatsProducer {
         let To::Events { target, run, ids } = &self.to else { unreachable!("dead letters are sent") };
         let target = target
             .get_or_try_init(|| async {
-                let stream = self.link.stream().await.map_err(|error| AppendError::Retry(error.to_string()))?;
+                let stream =
+                    self.link.stream().await.map_err(|error| AppendError::Retry(ErrorLine::from_error(error)))?;
                 let stream = &stream.cached_info().config;
-                let subject = ingest_subject(stream, &self.link.config).map_err(AppendError::Impossible)?;
+                let subject = ingest_subject(stream, &self.link.config).map_err(AppendError::impossible)?;
                 Ok::<_, AppendError>(Target { subject, has_origins: origins(stream).next().is_some() })
             })
             .await?;
@@ -327,10 +336,11 @@ impl Appender for NatsProducer {
         match tokio::time::timeout(APPEND_TIMEOUT, self.publish_all(target, rest)).await {
             Ok(Ok(())) => Ok(Appended::New),
             Ok(Err(AppendError::Retry(failure))) => {
-                Err(AppendError::Retry(format!("stream {place}: {failure}; {in_part}")))
+                let line = failure.within(&format!("stream {place}")).followed_by(&format!("; {in_part}"));
+                Err(AppendError::Retry(line))
             }
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(AppendError::Retry(format!(
+            Err(_) => Err(AppendError::retry(format!(
                 "stream {place}: not all events were acknowledged in {} s; {in_part}",
                 APPEND_TIMEOUT.as_secs()
             ))),

@@ -85,26 +85,24 @@ impl Link {
     }
 
     async fn purge(&self, stream: &str, subject: &str) -> BrokerResult<()> {
-        let failed = |error: &dyn std::fmt::Display| self.retry("purging", error);
         let question = serde_json::json!({ "filter": subject });
         let asked = self.jetstream().request(format!("STREAM.PURGE.{stream}"), &question).await;
-        match asked.map_err(|error| failed(&error))? {
+        match asked.map_err(|error| self.failed("purging", error))? {
             Response::Ok(serde_json::Value::Object(_)) => Ok(()),
-            Response::Ok(_) => Err(failed(&"an answer that is none")),
-            Response::Err { error } => Err(failed(&error)),
+            Response::Ok(_) => Err(self.retry("purging", "an answer that is none")),
+            Response::Err { error } => Err(self.failed("purging", error)),
         }
     }
 
     async fn message<Q: Serialize>(&self, stream: &str, what: &str, question: &Q) -> BrokerResult<Option<Stored>> {
-        let failed = |error: &dyn std::fmt::Display| self.retry(what, error);
         let subject = format!("STREAM.MSG.GET.{stream}");
         let message: RawMessage =
-            match self.jetstream().request(subject, question).await.map_err(|error| failed(&error))? {
+            match self.jetstream().request(subject, question).await.map_err(|error| self.failed(what, error))? {
                 Response::Ok(Found { message }) => message,
                 Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => return Ok(None),
-                Response::Err { error } => return Err(failed(&error)),
+                Response::Err { error } => return Err(self.failed(what, error)),
             };
-        let decode = |text: &str| STANDARD.decode(text).map_err(|error| failed(&error));
+        let decode = |text: &str| STANDARD.decode(text).map_err(|error| self.failed(what, error));
         Ok(Some(Stored {
             sequence: message.sequence as i64,
             published_ms: (message.time.unix_timestamp_nanos() / 1_000_000) as i64,

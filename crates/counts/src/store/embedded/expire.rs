@@ -60,7 +60,7 @@ impl Inner {
         let open = self.database.get()?;
         let (mut batch, mut keys) = (open.batch(), 0);
         for row in open.tree(rows::TREE).iter() {
-            let name = row.key().map_err(|error| self.failed(&open, &error))?;
+            let name = row.key().map_err(|error| self.failed(&open, error))?;
             if &*name == rows::META {
                 continue;
             }
@@ -84,7 +84,7 @@ impl Inner {
         let number = key.lock().row.number;
         let mut batch = open.batch();
         for row in open.tree(rows::TREE).prefix(rows::values(number)) {
-            batch.remove(open.tree(rows::TREE), row.key().map_err(|error| self.failed(open, &error))?);
+            batch.remove(open.tree(rows::TREE), row.key().map_err(|error| self.failed(open, error))?);
             if batch.len() >= STEP {
                 self.write(open, std::mem::replace(&mut batch, open.batch()))?;
             }

@@ -105,8 +105,8 @@ impl EmbeddedStore {
 impl From<DatabaseError> for StoreError {
     fn from(error: DatabaseError) -> Self {
         match error {
-            DatabaseError::Retry(text) => Self::Reconnect(text),
-            DatabaseError::Stop(text) => Self::Stop(text),
+            DatabaseError::Retry(line) => Self::Reconnect(line),
+            DatabaseError::Stop(line) => Self::Stop(line),
         }
     }
 }
@@ -136,25 +136,25 @@ impl Inner {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).epoch = 0;
     }
 
-    fn failed(&self, open: &Arc<Open>, error: &fjall::Error) -> StoreError {
+    fn failed(&self, open: &Arc<Open>, error: fjall::Error) -> StoreError {
         self.database.failed(open, error).into()
     }
 
     fn damaged(&self, what: &str) -> StoreError {
-        StoreError::Stop(format!(
+        StoreError::stop(format!(
             "{}: {what} is not what was written; restore the directory from a backup, or begin anew with another data.directory",
             self.database.directory().display()
         ))
     }
 
     fn load(&self, open: &Arc<Open>) -> StoreResult<Known> {
-        let failed = |error| self.failed(open, &error);
+        let failed = |error| self.failed(open, error);
         let get = |row: &[u8]| open.tree(rows::TREE).get(row).map_err(failed);
         let mut known = Known { epoch: open.epoch, ..Known::default() };
         if let Some(row) = get(rows::META)? {
             let fields: BTreeMap<String, String> =
                 serde_json::from_slice(&row).map_err(|_| self.damaged("the store's meta"))?;
-            known.set_meta(Meta::of_fields(&fields).map_err(StoreError::Stop)?)?;
+            known.set_meta(Meta::of_fields(&fields)?)?;
         }
         known.next_number = get(rows::NEXT)?
             .map(|row| row[..].try_into().map(u32::from_le_bytes).map_err(|_| self.damaged("a number")))
@@ -191,7 +191,7 @@ impl Inner {
     }
 
     fn value<V: Value>(&self, open: &Arc<Open>, number: u32, label: &str) -> StoreResult<Option<V>> {
-        let row = open.tree(rows::TREE).get(rows::value(number, label)).map_err(|error| self.failed(open, &error))?;
+        let row = open.tree(rows::TREE).get(rows::value(number, label)).map_err(|error| self.failed(open, error))?;
         row.map(|row| V::decode(&row).ok_or_else(|| self.damaged("a value"))).transpose()
     }
 
@@ -208,7 +208,7 @@ impl Inner {
         let _writing = self.writing();
         let open = self.database.get()?;
         if open.epoch != epoch {
-            return Err(StoreError::Reconnect("the data directory was opened anew".to_owned()));
+            return Err(StoreError::reconnect("the data directory was opened anew"));
         }
         let outcome = commit::commit(self, &open, plan, batch);
         if outcome.is_err() {
@@ -220,7 +220,7 @@ impl Inner {
 
 impl Known {
     fn set_meta(&mut self, meta: Meta) -> StoreResult<()> {
-        let rules = meta.valid_rules().map_err(StoreError::Stop)?.rules.events;
+        let rules = meta.valid_rules()?.rules.events;
         self.limits = Limits {
             values_per_key: rules.max_values_per_key,
             values_per_key_bitmap_by: rules.max_values_per_key_bitmap_by,
@@ -280,7 +280,7 @@ impl Store for EmbeddedStore {
         let meta = known.meta.clone();
         drop(known);
         let Some(mut meta) = meta else {
-            return Err(StoreError::Reconnect("the store is empty".to_owned()));
+            return Err(StoreError::reconnect("the store is empty"));
         };
         let mut batch = open.batch();
         let mut positions = Vec::new();
@@ -305,7 +305,7 @@ impl Store for EmbeddedStore {
         let stored =
             known.meta.as_ref().filter(|stored| Some(&*stored.plan) == expected_plan || stored.plan == meta.plan);
         let Some(stored) = stored else {
-            return Err(StoreError::Stop("the mapping was changed by somebody else meanwhile".to_owned()));
+            return Err(StoreError::stop("the mapping was changed by somebody else meanwhile"));
         };
         let (meta, changed) = (Meta { starts: stored.starts.clone(), ..meta.clone() }, stored.plan != meta.plan);
         drop(known);
@@ -438,7 +438,7 @@ impl Session for EmbeddedSession {
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {
         let (answer, wait) = oneshot::channel();
-        let broken = || Err(StoreError::Reconnect("the session ended".to_owned()));
+        let broken = || Err(StoreError::reconnect("the session ended"));
         if self.commits.send((batch, answer)).is_err() {
             return futures_util::future::ready(broken()).boxed();
         }

@@ -156,7 +156,7 @@ impl Inner {
 
     fn load_values<V: Value>(&self, open: &Arc<Open>, number: u32, table: &mut Table<V>) -> StoreResult<()> {
         for row in open.tree(rows::TREE).prefix(rows::values(number)) {
-            let (name, value) = row.into_inner().map_err(|error| self.failed(open, &error))?;
+            let (name, value) = row.into_inner().map_err(|error| self.failed(open, error))?;
             let read = || Some((rows::label_of(&name)?, V::decode(&value)?));
             let (label, value) = read().ok_or_else(|| self.damaged("a value"))?;
             table.insert(label.into(), value);

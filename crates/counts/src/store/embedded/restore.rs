@@ -6,14 +6,14 @@ use super::Inner;
 use super::rows::{self, KeyRow, SumTotals, Value};
 use crate::mapping::metrics_of;
 use crate::mapping::{Metric, OTHER};
-use crate::store::{Contents, KeyDump, Quarantined, StoreError, StoreResult, StoredKey};
+use crate::store::{Contents, KeyDump, Quarantined, StoreResult, StoredKey};
 use traqq_core::model::{Bucket, BucketKind};
 
 impl Inner {
     pub(super) fn stored_keys(&self) -> StoreResult<Vec<StoredKey>> {
         let (_, known) = self.current()?;
         let Some(meta) = &known.meta else { return Ok(Vec::new()) };
-        let metrics = metrics_of(&meta.valid_rules().map_err(StoreError::Stop)?.rules);
+        let metrics = metrics_of(&meta.valid_rules()?.rules);
         drop(known);
         let now = (self.clock)();
         let mut of_bucket: HashMap<Bucket, HashMap<String, Metric>> = HashMap::new();

@@ -28,7 +28,7 @@ fn acl_rule(config: &Config, place: &Place) -> String {
 pub async fn checks(config: &Config, now: i64) -> Vec<Check> {
     let store = match RedisStore::new(config) {
         Ok(store) => store,
-        Err(error) => return vec![Check { name: "configuration", finding: Finding::Bad(error) }],
+        Err(error) => return vec![Check { name: "configuration", finding: error.into() }],
     };
     let mut checks = Vec::new();
     let mut seen = BTreeSet::new();

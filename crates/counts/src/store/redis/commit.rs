@@ -87,7 +87,7 @@ impl Session for RedisSession {
         type Found = Option<(BTreeMap<String, String>, Vec<(String, String)>)>;
         let ask = cmd("EVAL").arg(STORED).arg(2).arg(self.keys.meta()).arg(self.keys.checkpoint()).clone();
         let Some((fields, positions)) = self.node.query::<Found>(&ask).await? else { return Ok(None) };
-        Ok(Some((Meta::of_fields(&fields).map_err(StoreError::Stop)?, parse_positions(positions)?)))
+        Ok(Some((Meta::of_fields(&fields)?, parse_positions(positions)?)))
     }
 
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>> {
@@ -282,7 +282,7 @@ fn expiry_text(write: &KeyWrite) -> String {
 }
 
 fn parse_outcome(answer: Value, spans: &[Span]) -> StoreResult<Outcome> {
-    let unexpected = |answer: &dyn std::fmt::Debug| StoreError::Stop(format!("redis: unexpected answer {answer:?}"));
+    let unexpected = |answer: &dyn std::fmt::Debug| StoreError::stop(format!("redis: unexpected answer {answer:?}"));
     let Value::Array(parts) = answer else { return Err(unexpected(&answer)) };
     let text = |value: &Value| match value {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
@@ -307,8 +307,7 @@ fn parse_outcome(answer: Value, spans: &[Span]) -> StoreResult<Outcome> {
         ("fence", [_, stored @ ..]) => {
             let stored = spans.iter().zip(stored).map(|(span, stored)| {
                 let stored = text(stored);
-                let checkpoint: Option<Checkpoint> =
-                    if stored.is_empty() { None } else { Some(stored.parse().map_err(StoreError::Stop)?) };
+                let checkpoint: Option<Checkpoint> = if stored.is_empty() { None } else { Some(stored.parse()?) };
                 Ok((span.partition.clone(), checkpoint))
             });
             Ok(Outcome::Fenced(stored.collect::<StoreResult<_>>()?))

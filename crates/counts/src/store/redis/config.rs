@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use redis::{ClientTlsConfig, TlsCertificates};
 use serde::{Deserialize, Serialize};
 
+use traqq_core::error::ConfigError;
 use traqq_core::model::Secret;
 
 /// `[store.redis]`.
@@ -56,30 +57,32 @@ impl Default for Config {
 }
 
 impl Config {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
         if self.prefix.is_empty() || self.prefix.contains(['{', '}', ' ', '*', '?', '[']) {
             return Err(format!(
                 "store.redis.prefix = {:?} must be a name without braces, spaces or wildcards, like \"traqq\"",
                 self.prefix
-            ));
+            )
+            .into());
         }
         for (name, value) in
             [("connect_timeout_ms", self.connect_timeout_ms), ("response_timeout_ms", self.response_timeout_ms)]
         {
             if !(10..=600_000).contains(&value) {
-                return Err(format!("store.redis.{name} = {value} must lie in 10 to 600000"));
+                return Err(format!("store.redis.{name} = {value} must lie in 10 to 600000").into());
             }
         }
         if !(1..=1024).contains(&self.lanes) {
-            return Err(format!("store.redis.lanes = {} must lie in 1 to 1024", self.lanes));
+            return Err(format!("store.redis.lanes = {} must lie in 1 to 1024", self.lanes).into());
         }
         Ok(())
     }
 }
 
-pub(super) fn tls_certificates(config: &Config) -> Result<Option<TlsCertificates>, String> {
+pub(super) fn tls_certificates(config: &Config) -> Result<Option<TlsCertificates>, ConfigError> {
     let read = |name: &str, path: &PathBuf| {
-        std::fs::read(path).map_err(|error| format!("store.redis.{name} = {}: {error}", path.display()))
+        std::fs::read(path)
+            .map_err(|error| ConfigError::of(format!("store.redis.{name} = {}: {error}", path.display()), error))
     };
     let root_cert = config.tls_ca_file.as_ref().map(|path| read("tls_ca_file", path)).transpose()?;
     let client_tls = match (&config.tls_cert_file, &config.tls_key_file) {
@@ -87,7 +90,7 @@ pub(super) fn tls_certificates(config: &Config) -> Result<Option<TlsCertificates
             Some(ClientTlsConfig { client_cert: read("tls_cert_file", cert)?, client_key: read("tls_key_file", key)? })
         }
         (None, None) => None,
-        _ => return Err("store.redis.tls_cert_file and tls_key_file go together; set both".to_owned()),
+        _ => return Err("store.redis.tls_cert_file and tls_key_file go together; set both".into()),
     };
     let is_set = root_cert.is_some() || client_tls.is_some();
     Ok(is_set.then_some(TlsCertificates { client_tls, root_cert }))

@@ -11,10 +11,12 @@ use redis::{
 
 use super::config::{Config, tls_certificates};
 use super::error::classify;
+use super::error::{Said, says};
 use super::node::Node;
 use super::place::{self, Address, Nodes, Place};
 use crate::store::keys::slot_of;
 use crate::store::{StoreError, StoreResult};
+use traqq_core::error::{ConfigError, ErrorLine};
 use traqq_core::model::Finding;
 
 pub struct Connector {
@@ -43,13 +45,12 @@ fn milder(kept: Option<StoreError>, new: StoreError) -> StoreError {
 }
 
 impl Connector {
-    pub fn new(config: &Config) -> Result<Self, String> {
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
         config.check()?;
         let (info, place) = place::parse(&config.url.0)?;
         if matches!(place, Place::Cluster(_)) && config.lanes < 2 {
             return Err("store.redis.lanes = 1 keeps all counts on one node of the cluster; set it to the number of primaries, or more if \
-                        there may be more"
-                .to_owned());
+                        there may be more".into());
         }
         let with = |settings: RedisConnectionInfo, username: &str, password: &str| {
             // The server would note at each connection that this is not permitted.
@@ -65,7 +66,7 @@ impl Connector {
         let is_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
         let certificates = tls_certificates(config)?;
         if certificates.is_some() && !is_tls {
-            return Err("store.redis.tls_* are set but the url is not rediss://".to_owned());
+            return Err("store.redis.tls_* are set but the url is not rediss://".into());
         }
         let timeout = Some(Duration::from_millis(config.connect_timeout_ms));
         let response_timeout = Some(Duration::from_millis(config.response_timeout_ms));
@@ -78,7 +79,7 @@ impl Connector {
             config: asking.clone().set_response_timeout(response_timeout),
             asking,
         };
-        this.client(this.info.clone()).map_err(|error| format!("store.redis: {error}"))?;
+        this.client(this.info.clone()).map_err(|error| ConfigError::of(format!("store.redis: {error}"), error))?;
         Ok(this)
     }
 
@@ -92,7 +93,7 @@ impl Connector {
     async fn reach(&self, info: ConnectionInfo, config: &AsyncConnectionConfig) -> StoreResult<Node> {
         let address: Arc<str> = info.addr().to_string().into();
         let failed = |error: RedisError| match error.is_io_error() || error.is_timeout() {
-            true => StoreError::Reconnect(format!("redis {address}: cannot connect: {error}")),
+            true => StoreError::Reconnect(ErrorLine::of(format!("redis {address}: cannot connect: {error}"), error)),
             false => classify(&error, &address),
         };
         let client = self.client(info).map_err(failed)?;
@@ -141,7 +142,7 @@ impl Connector {
         let mut sentinel = self.reach(info, &self.asking).await?;
         let ask = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(name).clone();
         let Some(address) = sentinel.query::<Option<Address>>(&ask).await? else {
-            return Err(StoreError::Stop(format!(
+            return Err(StoreError::stop(format!(
                 "the Sentinel at {} knows no primary named {name:?}; correct it in store.redis.url",
                 sentinel.address
             )));
@@ -160,7 +161,7 @@ impl Connector {
                     nodes.learn(named);
                     return self.reach(self.at(&owner), &self.config).await;
                 }
-                Ok((None, _)) => StoreError::Retry(format!("redis {}:{}: nobody has slot {slot}", asked.0, asked.1)),
+                Ok((None, _)) => StoreError::retry(format!("redis {}:{}: nobody has slot {slot}", asked.0, asked.1)),
                 Err(error) => error,
             };
             failure = Some(milder(failure, error));
@@ -184,7 +185,7 @@ impl Connector {
         info.refuse_replica(&node)?;
         // The server that was looked at in the beginning may have been replaced.
         if let Finding::Bad(text) = info.eviction(&node.address) {
-            return Err(StoreError::Stop(text));
+            return Err(StoreError::stop(text));
         }
         let run_id = info.field("run_id").unwrap_or_default();
         if is_clean(&mut node, meta_key, run_id).await? {
@@ -225,15 +226,15 @@ async fn rewrite(node: &mut Node, meta_key: &str, run_id: &str) -> StoreResult<b
                     return Ok(false);
                 }
             }
-            Err(error) if error.code() == Some("NOPERM") || error.to_string().contains("unknown command") => {
+            Err(error) if error.code() == Some("NOPERM") || says(&error) == Some(Said::UnknownCommand) => {
                 tracing::warn!(
                     redis = %node.address,
                     "may not run BGREWRITEAOF; a power cut can make counts double, grant +bgrewriteaof"
                 );
                 return Ok(false);
             }
-            Err(error) if error.to_string().contains("Can't execute") => {
-                return Err(StoreError::Retry(format!(
+            Err(error) if says(&error) == Some(Said::CannotExecute) => {
+                return Err(StoreError::retry(format!(
                     "redis {}: rewriting the append-only file cannot begin: {error}; see its log, it may lack memory to fork",
                     node.address
                 )));
@@ -247,7 +248,7 @@ async fn rewrite(node: &mut Node, meta_key: &str, run_id: &str) -> StoreResult<b
         if info.is("aof_rewrite_in_progress", "0") && info.is("aof_rewrite_scheduled", "0") {
             return match info.is("aof_last_bgrewrite_status", "ok") {
                 true => Ok(true),
-                false => Err(StoreError::Retry(format!(
+                false => Err(StoreError::retry(format!(
                     "redis {}: rewriting the append-only file failed; see its log and mend the disk",
                     node.address
                 ))),

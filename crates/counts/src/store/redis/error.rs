@@ -3,12 +3,38 @@
 use redis::RedisError;
 
 use crate::store::StoreError;
+use traqq_core::error::ErrorLine;
+
+/// The code with which our own scripts answer when there is no meta.
+pub const META_IS_GONE: &str = "TRAQQNOMETA";
+
+/// What Redis says with the code `ERR`, which is for everything that has no code of its own: there is
+/// nothing to tell it by but the text, which stays the same from version to version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Said {
+    UnknownCommand,
+    /// `BGREWRITEAOF` while something else keeps it from beginning.
+    CannotExecute,
+    TooManyClients,
+}
+
+/// `None` for anything else.
+pub fn says(error: &RedisError) -> Option<Said> {
+    let text = error.to_string();
+    let is = |part: &str| text.contains(part);
+    match () {
+        () if is("unknown command") => Some(Said::UnknownCommand),
+        () if is("Can't execute") => Some(Said::CannotExecute),
+        () if is("max number of clients") => Some(Said::TooManyClients),
+        () => None,
+    }
+}
 
 /// What went wrong, where, and how to mend it.
 pub fn classify(error: &RedisError, address: &str) -> StoreError {
     let detail = error.detail().unwrap_or_default();
     let code = error.code().unwrap_or_default();
-    let line = |what: &str| format!("redis {address}: {what}");
+    let line = |what: &str| ErrorLine::of(format!("redis {address}: {what}"), error.clone());
     match code {
         "OOM" => {
             StoreError::Retry(line("out of memory; raise maxmemory or free some (the policy must stay noeviction)"))
@@ -19,11 +45,11 @@ pub fn classify(error: &RedisError, address: &str) -> StoreError {
         "LOADING" => StoreError::Retry(line("is loading its data set")),
         "BUSY" => StoreError::Retry(line("is busy running a script of somebody else")),
         "NOREPLICAS" => StoreError::Retry(line("has fewer good replicas than min-replicas-to-write")),
-        "ERR" if detail.contains("max number of clients") => {
+        "ERR" if says(error) == Some(Said::TooManyClients) => {
             StoreError::Retry(line("has no connection left; raise maxclients or find who holds them"))
         }
         // Flushed between two steps of a start: the next try begins anew.
-        "ERR" if detail.contains("traqq: meta is gone") => StoreError::Retry(line("was emptied meanwhile")),
+        META_IS_GONE => StoreError::Retry(line("was emptied meanwhile")),
         // A slot on its way to another node: what is written to it waits until it has arrived.
         "TRYAGAIN" | "ASK" => {
             StoreError::Retry(line("is moving the slot of this lane to another node; waiting until it has arrived"))

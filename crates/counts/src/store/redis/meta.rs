@@ -19,7 +19,7 @@ const CREATE: &str = "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
     return 1";
 
 /// ARGV: meta field, start, and beside a checkpoint the partition.
-const ADOPT: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('ERR traqq: meta is gone') end
+const ADOPT: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('TRAQQNOMETA there is no meta') end
     if redis.call('HGET', KEYS[1], 'plan') == 'dropped' then return redis.error_reply('ERR traqq: the store is being removed') end
     if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 1 and KEYS[2] then redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[2]) end
     return 1";
@@ -44,14 +44,14 @@ pub async fn load(store: &RedisStore) -> StoreResult<Option<Meta>> {
 
 pub async fn load_from(store: &RedisStore, keys: &Keys) -> StoreResult<Option<Meta>> {
     let fields: BTreeMap<String, String> = store.query(keys, cmd("HGETALL").arg(keys.meta())).await?;
-    if fields.is_empty() { Ok(None) } else { Meta::of_fields(&fields).map(Some).map_err(StoreError::Stop) }
+    if fields.is_empty() { Ok(None) } else { Ok(Some(Meta::of_fields(&fields)?)) }
 }
 
 pub async fn limits(store: &RedisStore) -> StoreResult<Limits> {
-    let meta = load(store).await?.ok_or_else(|| StoreError::Retry("the store has no meta yet".to_owned()))?;
+    let meta = load(store).await?.ok_or_else(|| StoreError::retry("the store has no meta yet"))?;
     // A session takes this plan for its own.
-    meta.refuse_unfinished().map_err(StoreError::Stop)?;
-    let rules = meta.valid_rules().map_err(StoreError::Stop)?;
+    meta.refuse_unfinished()?;
+    let rules = meta.valid_rules()?;
     Ok(Limits {
         plan: meta.plan,
         values_per_key: rules.rules.events.max_values_per_key,
@@ -67,7 +67,7 @@ pub async fn create(store: &RedisStore, meta: &Meta) -> StoreResult<Meta> {
         // The bare prefix comes last: a meta there says that every lane has one.
         create_at(store, &store.root, meta, &[]).await?;
     }
-    load(store).await?.ok_or_else(|| StoreError::Retry("meta vanished while it was written".to_owned()))
+    load(store).await?.ok_or_else(|| StoreError::retry("meta vanished while it was written"))
 }
 
 pub async fn begin_lane(store: &RedisStore, lane: usize, meta: &Meta) -> StoreResult<()> {
@@ -140,14 +140,13 @@ pub async fn replace_rules(store: &RedisStore, expected_plan: Option<&str>, meta
             continue;
         }
         if replaced == 3 {
-            return Err(StoreError::Stop(format!(
+            return Err(StoreError::stop(format!(
                 "{} is gone: the store lost it meanwhile; start a worker, and try again when it counts",
                 keys.meta()
             )));
         }
         if replaced == 0 {
-            return Err(StoreError::Stop(
-                "the mapping was changed by somebody else meanwhile; look at it with `traqq mapping show` and try again"
+            return Err(StoreError::stop("the mapping was changed by somebody else meanwhile; look at it with `traqq mapping show` and try again"
                     .to_owned(),
             ));
         }

@@ -45,6 +45,7 @@ use self::place::{Address, Place};
 pub use super::keys::lane_tags;
 use super::keys::{Keys, slot_of};
 use super::{KeyDump, Meta, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey};
+use traqq_core::error::{ConfigError, ErrorLine};
 use traqq_core::model::{Bucket, Checkpoint, TopicPartition};
 
 pub struct RedisStore {
@@ -78,7 +79,7 @@ impl From<Unanswered> for StoreError {
 
 impl RedisStore {
     /// Connects to nothing yet. `Err` says what is wrong with the configuration.
-    pub fn new(config: &Config) -> Result<Self, String> {
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
         let connector = Connector::new(config)?;
         let tags = lane_tags(config.lanes);
         let lanes = match tags.len() {
@@ -178,8 +179,12 @@ impl RedisStore {
     }
 }
 
+fn unexpected(error: redis::ParsingError) -> StoreError {
+    StoreError::Stop(ErrorLine::of(format!("redis: unexpected answer: {error}"), error))
+}
+
 fn parse<T: FromRedisValue>(value: Value) -> StoreResult<T> {
-    T::from_redis_value(value).map_err(|error| StoreError::Stop(format!("redis: unexpected answer: {error}")))
+    T::from_redis_value(value).map_err(unexpected)
 }
 
 /// Where a key is that is not here any more, while the rest of its slot still is.
@@ -193,9 +198,8 @@ fn parse_positions(pairs: Vec<(String, String)>) -> StoreResult<Positions> {
     pairs
         .into_iter()
         .map(|(partition, checkpoint)| {
-            let partition: TopicPartition =
-                partition.parse().map_err(|error| StoreError::Stop(format!("checkpoint: {error}")))?;
-            let checkpoint: Checkpoint = checkpoint.parse().map_err(StoreError::Stop)?;
+            let partition: TopicPartition = partition.parse()?;
+            let checkpoint: Checkpoint = checkpoint.parse()?;
             Ok((partition, checkpoint))
         })
         .collect()
@@ -316,7 +320,7 @@ mod tests {
     fn more_lanes_than_slots_are_refused_at_once() {
         for lanes in [0, 20_000, usize::MAX] {
             let error = RedisStore::new(&Config { lanes, ..Config::default() }).err().unwrap();
-            assert!(error.contains("store.redis.lanes"), "{error}");
+            assert!(error.to_string().contains("store.redis.lanes"), "{error}");
         }
     }
 }

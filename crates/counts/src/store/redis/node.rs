@@ -7,6 +7,7 @@ use redis::{Cmd, FromRedisValue, RedisError, Value, cmd};
 
 use super::error::classify;
 use crate::store::{StoreError, StoreResult};
+use traqq_core::error::ErrorLine;
 use traqq_core::model::Finding;
 
 /// A connection, and whose it is.
@@ -31,8 +32,10 @@ impl Node {
 
     pub async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> StoreResult<T> {
         let value = self.send(command).await?;
-        T::from_redis_value(value)
-            .map_err(|error| StoreError::Stop(format!("redis {}: unexpected answer: {error}", self.address)))
+        T::from_redis_value(value).map_err(|error| {
+            let text = format!("redis {}: unexpected answer: {error}", self.address);
+            StoreError::Stop(ErrorLine::of(text, error))
+        })
     }
 
     pub async fn info(&mut self) -> StoreResult<Info> {
@@ -56,7 +59,7 @@ impl Info {
         if self.is("role", "master") {
             return Ok(());
         }
-        Err(StoreError::Reconnect(format!("redis {}: is a replica; looking for the primary", node.address)))
+        Err(StoreError::reconnect(format!("redis {}: is a replica; looking for the primary", node.address)))
     }
 
     /// Whether the server evicts what it has no room for.

@@ -6,6 +6,7 @@
 use std::sync::Mutex;
 
 use redis::{ConnectionInfo, IntoConnectionInfo, Value};
+use traqq_core::error::{ConfigError, ErrorLine};
 
 /// Host and port.
 pub type Address = (String, u16);
@@ -88,25 +89,27 @@ impl<'a> Parts<'a> {
     }
 
     /// Refuses what nobody would look at; the database, if a parameter says which.
-    fn database(&self) -> Result<i64, String> {
+    fn database(&self) -> Result<i64, ErrorLine> {
         let is_socket = self.scheme.ends_with("unix");
-        let number = |text: &str| match text.parse::<u32>() {
-            Ok(number) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(i64::from(number)),
-            _ => Err("the database is not a number".to_owned()),
+        let number = |text: &str| -> Result<i64, ErrorLine> {
+            match text.parse::<u32>() {
+                Ok(number) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(i64::from(number)),
+                _ => Err("the database is not a number".into()),
+            }
         };
         let path = self.path.trim_end_matches('/');
         let by_path = if is_socket || path.is_empty() { None } else { Some(number(path)?) };
         let mut by_parameter = None;
         for (index, (name, value)) in self.parameters.iter().enumerate() {
             if self.parameters[..index].iter().any(|(earlier, _)| earlier == name) {
-                return Err("a parameter stands twice in it".to_owned());
+                return Err("a parameter stands twice in it".into());
             }
             match *name {
                 "db" => by_parameter = Some(number(value)?),
                 "protocol" if matches!(*value, "2" | "resp2") => {}
-                "protocol" => return Err("protocol=resp2 is the one that is spoken".to_owned()),
+                "protocol" => return Err("protocol=resp2 is the one that is spoken".into()),
                 "user" | "pass" if is_socket => {}
-                "" => return Err("a parameter has no value".to_owned()),
+                "" => return Err("a parameter has no value".into()),
                 // One that has no name shaped like one may be a part of a password.
                 name => {
                     let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
@@ -114,12 +117,13 @@ impl<'a> Parts<'a> {
                         if is_name { format!("the parameter {name}") } else { "one of its parameters".to_owned() };
                     return Err(format!(
                         "{which} would not be looked at; db and protocol are, and user and pass behind a socket"
-                    ));
+                    )
+                    .into());
                 }
             }
         }
         match (by_path, by_parameter) {
-            (Some(path), Some(parameter)) if path != parameter => Err("it names two databases".to_owned()),
+            (Some(path), Some(parameter)) if path != parameter => Err("it names two databases".into()),
             (path, parameter) => Ok(path.or(parameter).unwrap_or(0)),
         }
     }
@@ -127,48 +131,49 @@ impl<'a> Parts<'a> {
 
 /// Takes a URL apart: credentials, database and TLS, as every server is reached, and where the servers are. Whatever stands in it is
 /// either looked at or refused.
-pub fn parse(url: &str) -> Result<(ConnectionInfo, Place), String> {
-    let invalid = |error: &dyn std::fmt::Display| {
-        format!(
-            "store.redis.url is not usable: {error}; write redis://HOST:PORT/DB, unix:///PATH?db=DB, \
-             redis-sentinel://HOST:PORT,HOST:PORT/DB#PRIMARY or redis-cluster://HOST:PORT,HOST:PORT, with rediss for TLS"
-        )
+pub fn parse(url: &str) -> Result<(ConnectionInfo, Place), ConfigError> {
+    let invalid = |line: ErrorLine| {
+        ConfigError::from(line.within("store.redis.url is not usable").followed_by(
+            "; write redis://HOST:PORT/DB, unix:///PATH?db=DB, redis-sentinel://HOST:PORT,HOST:PORT/DB#PRIMARY or \
+             redis-cluster://HOST:PORT,HOST:PORT, with rediss for TLS",
+        ))
     };
-    let parts = Parts::of(url).map_err(|error| invalid(&error))?;
-    let database = parts.database().map_err(|error| invalid(&error))?;
+    let parts = Parts::of(url).map_err(|error| invalid(error.into()))?;
+    let database = parts.database().map_err(invalid)?;
     let Parts { scheme, kind, user, hosts, fragment, .. } = parts;
     match (kind, fragment) {
-        ("sentinel", "") => return Err(invalid(&"the name of the primary is missing behind #")),
+        ("sentinel", "") => return Err(invalid("the name of the primary is missing behind #".into())),
         ("sentinel", name) if name.contains(['?', '/', '&']) => {
-            return Err(invalid(&"parameters stand in front of # and the name of the primary"));
+            return Err(invalid("parameters stand in front of # and the name of the primary".into()));
         }
         ("sentinel", _) | (_, "") => {}
         (_, "insecure") => {
             return Err(invalid(
-                &"#insecure would trust whoever answers; set store.redis.tls_ca_file to the authority",
+                "#insecure would trust whoever answers; set store.redis.tls_ca_file to the authority".into(),
             ));
         }
-        _ => return Err(invalid(&"what stands behind # would not be looked at")),
+        _ => return Err(invalid("what stands behind # would not be looked at".into())),
     }
     if kind.is_empty() && hosts.contains(',') {
-        return Err(invalid(&"several addresses are those of Sentinels or of a cluster"));
+        return Err(invalid("several addresses are those of Sentinels or of a cluster".into()));
     }
     if kind.is_empty() && scheme.ends_with("unix") {
-        let info = url.into_connection_info().map_err(|error| invalid(&error))?;
+        let info = url.into_connection_info().map_err(|error| invalid(ErrorLine::from_error(error)))?;
         return Ok((info, Place::Server));
     }
     let default_port = if kind == "sentinel" { SENTINEL_PORT } else { REDIS_PORT };
     let addresses: Option<Vec<Address>> = hosts.split(',').map(|host| parse_address(host, default_port)).collect();
-    let addresses = addresses.ok_or_else(|| invalid(&"a host is missing or a port is not a number"))?;
+    let addresses = addresses.ok_or_else(|| invalid("a host is missing or a port is not a number".into()))?;
     let first = hosts.split(',').next().unwrap_or_default();
-    let info =
-        format!("{scheme}://{user}{first}/{database}").into_connection_info().map_err(|error| invalid(&error))?;
+    let info = format!("{scheme}://{user}{first}/{database}")
+        .into_connection_info()
+        .map_err(|error| invalid(ErrorLine::from_error(error)))?;
     let place = match kind {
         "" => Place::Server,
         "sentinel" => Place::Sentinel { sentinels: addresses, primary: fragment.to_owned() },
-        "cluster" if database != 0 => return Err(invalid(&"a cluster has one database, 0")),
+        "cluster" if database != 0 => return Err(invalid("a cluster has one database, 0".into())),
         "cluster" => Place::Cluster(Nodes::new(addresses)),
-        _ => return Err(invalid(&"its scheme is none of these")),
+        _ => return Err(invalid("its scheme is none of these".into())),
     };
     Ok((info, place))
 }
@@ -250,7 +255,7 @@ mod tests {
             ("a:6379", "no //"),
             ("a", "no scheme"),
         ] {
-            let error = parse(url).err().unwrap_or_default();
+            let error = parse(url).err().map(|error| error.to_string()).unwrap_or_default();
             assert!(error.contains(why), "{url}: {error}");
         }
     }
@@ -294,7 +299,8 @@ mod tests {
                 ("timeout=5", "timeout"),
                 ("Zq9=1", "one of its parameters"),
             ] {
-                let error = parse(&format!("{place}?{query}{end}")).err().unwrap_or_default();
+                let error =
+                    parse(&format!("{place}?{query}{end}")).err().map(|error| error.to_string()).unwrap_or_default();
                 assert!(error.contains(why) && !error.to_lowercase().contains("zq9"), "{place}?{query}: {error}");
             }
         }
@@ -315,7 +321,7 @@ mod tests {
             ("redis://:zq9?x@a", "percent-encoding"),
             ("redis://:zq9/x@a", "percent-encoding"),
         ] {
-            let error = parse(url).err().unwrap_or_default();
+            let error = parse(url).err().map(|error| error.to_string()).unwrap_or_default();
             assert!(error.contains(why) && !error.contains("zq9"), "{url}: {error}");
         }
     }

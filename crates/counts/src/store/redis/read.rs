@@ -2,7 +2,7 @@
 
 use redis::{Cmd, RedisError, Value, cmd};
 
-use super::{Keys, RedisStore, StoreError, StoreResult, Unanswered, asked_elsewhere};
+use super::{Keys, RedisStore, StoreError, StoreResult, Unanswered, asked_elsewhere, unexpected};
 use crate::store::{Read, Reply};
 use traqq_core::hll::Hll;
 
@@ -116,7 +116,6 @@ fn get(key: String, command: &str) -> Cmd {
 }
 
 fn parse(read: &Read, answer: Value) -> StoreResult<Reply> {
-    let unexpected = |error: redis::ParsingError| StoreError::Stop(format!("redis: unexpected answer: {error}"));
     Ok(match read {
         Read::Counts { .. } | Read::Sums { .. } | Read::SumCounts { .. } | Read::SumTotals { .. } => {
             let values = pairs(answer, integer)?;
@@ -163,7 +162,7 @@ fn integer(value: Value) -> Option<i64> {
 
 /// Labels and numbers in turn; `None` if one is no number. There may be a hundred thousand of them: labels are moved, not copied.
 fn pairs(answer: Value, number: impl Fn(Value) -> Option<i64>) -> StoreResult<Option<Vec<(String, i64)>>> {
-    let unexpected = |answer: &dyn std::fmt::Debug| StoreError::Stop(format!("redis: unexpected answer {answer:?}"));
+    let unexpected = |answer: &dyn std::fmt::Debug| StoreError::stop(format!("redis: unexpected answer {answer:?}"));
     let Value::Array(parts) = answer else { return Err(unexpected(&answer)) };
     let mut values = Vec::with_capacity(parts.len() / 2);
     let mut parts = parts.into_iter();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use redis::{Cmd, Pipeline, cmd};
 
-use super::{Keys, Node, RedisStore, StoreError, StoreResult, meta};
+use super::{Keys, Node, RedisStore, StoreResult, meta};
 use crate::mapping::Metric;
 use crate::mapping::metrics_of;
 use crate::store::keys::encode;
@@ -17,7 +17,7 @@ const PAIRS_MAX: usize = 5_000;
 
 pub async fn keys(store: &RedisStore, lane: &Keys) -> StoreResult<Vec<StoredKey>> {
     let Some(meta) = meta::load(store).await? else { return Ok(Vec::new()) };
-    let metrics = metrics_of(&meta.valid_rules().map_err(StoreError::Stop)?.rules);
+    let metrics = metrics_of(&meta.valid_rules()?.rules);
     let mut keys = Vec::new();
     for bucket in buckets(store, lane).await? {
         let tracked: HashSet<String> = store.query(lane, cmd("SMEMBERS").arg(lane.tracking(bucket))).await?;

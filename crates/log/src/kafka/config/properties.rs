@@ -11,6 +11,8 @@
 //! `sasl.oauthbearer.assertion.*file`. `sasl.oauthbearer.token.endpoint.url` and
 //! `...metadata.authentication.type` have a token fetched over HTTP, which is what they are for.
 
+use traqq_core::error::ConfigError;
+
 /// Passed on, and shown.
 const SHOWN: &str = "\
     acks allow.auto.create.topics api.version.fallback.ms api.version.request \
@@ -101,14 +103,18 @@ pub fn is_shown(name: &str) -> bool {
 }
 
 /// `Err` says why a property is not passed on, and what to do instead; its value is not named.
-pub fn check(name: &str) -> Result<(), String> {
+pub fn check(name: &str) -> Result<(), ConfigError> {
     // Spelled otherwise librdkafka would not know it, but somebody means it.
     let meant = name.trim().to_ascii_lowercase().replace('_', ".");
     let key = format!("broker.kafka.properties.{name:?}");
     if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == meant) {
-        return Err(format!("{key} is refused: {why}"));
+        return Err(format!("{key} is refused: {why}").into());
     }
-    if is_allowed(name) { Ok(()) } else { Err(format!("{key}: there is no such property, or none that traqq knows")) }
+    if is_allowed(name) {
+        Ok(())
+    } else {
+        Err(format!("{key}: there is no such property, or none that traqq knows").into())
+    }
 }
 
 #[cfg(test)]
@@ -130,14 +136,14 @@ mod tests {
     fn what_loads_runs_or_writes_something_is_refused_however_it_is_spelled() {
         for (name, _) in REFUSED {
             for name in [name.to_owned(), name.to_uppercase(), format!(" {name} "), name.replace('.', "_")] {
-                let error = check(&name).unwrap_err();
+                let error = check(&name).unwrap_err().to_string();
                 assert!(error.contains("is refused: it would "), "{error}");
                 assert!(error.contains(&format!("{name:?}")) && !is_allowed(&name), "{error}");
             }
         }
         // Callbacks and what librdkafka tests itself with, and nothing of ours.
         for name in ["open_cb", "interceptors", "test.mock.num.brokers", "client.software.name", "", "sasl.pasword"] {
-            assert!(check(name).unwrap_err().contains("no such property"), "{name}");
+            assert!(check(name).unwrap_err().to_string().contains("no such property"), "{name}");
         }
         for name in ["ssl.ca.location", "sasl.password", "client.rack", "compression.type", "log_level", "debug"] {
             assert_eq!(check(name), Ok(()));
