@@ -6,6 +6,7 @@ use anyhow::anyhow;
 
 use super::clock::{age, age_ms, now, now_ms};
 use crate::config::{BrokerKind, Config, StoreKind};
+use traqq_core::error::ConfigError;
 use traqq_core::model::{Check, Finding};
 use traqq_counts::store::Store;
 use traqq_counts::store::embedded::{self, EmbeddedStore};
@@ -139,7 +140,7 @@ impl Backends {
         if config.broker.kind() == BrokerKind::Nats {
             let nats = &config.broker.nats;
             refuse_bad("nats", nats::checks(nats).await)?;
-            let made = |error| anyhow!("broker.nats: {error}");
+            let made = |error: ConfigError| error.within("broker.nats");
             let consumer = NatsConsumer::new(nats, config.worker.fetch_bytes_max()).await.map_err(made)?;
             let dead_letters = NatsProducer::dead_letters(nats).await.map_err(made)?;
             let appender = NatsProducer::ingest(nats).await.map_err(made)?;

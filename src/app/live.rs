@@ -7,7 +7,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::clock::now_ms;
-use crate::server::{DeadLetters, Letters, Live, Unfit};
+use crate::server::{DeadLetters, Letters, Live};
 use crate::telemetry::{self, names};
 use traqq_core::decode::Reason;
 use traqq_core::model::{Record, RecordBatch};
@@ -15,7 +15,6 @@ use traqq_counts::Counts;
 use traqq_counts::query::Engine;
 use traqq_log::BrokerResult;
 use traqq_log::local::LocalLog;
-use traqq_pipeline::Fault;
 use traqq_pipeline::{Projection, Statuses};
 
 /// How often the recorder folds its histograms.
@@ -47,8 +46,8 @@ pub fn live(statuses: Statuses, metrics: PrometheusHandle, log: Option<LocalLog>
     let (liveness, readiness, measured) = (Arc::clone(&statuses), Arc::clone(&statuses), Arc::clone(&statuses));
     let (answers, keys) = (Arc::clone(engine.memory()), log.clone());
     Live {
-        liveness: Box::new(move || liveness.liveness().map_err(unfit)),
-        readiness: Box::new(move || readiness.readiness().map_err(unfit)),
+        liveness: Box::new(move || liveness.liveness()),
+        readiness: Box::new(move || readiness.readiness()),
         metrics: Box::new(move || {
             metrics::gauge!(names::ANSWER_BYTES).set(answers.used() as f64);
             if let Some(log) = &keys {
@@ -62,10 +61,6 @@ pub fn live(statuses: Statuses, metrics: PrometheusHandle, log: Option<LocalLog>
             Arc::new(read) as DeadLetters
         }),
     }
-}
-
-fn unfit(Fault { affected, reason }: Fault) -> Unfit {
-    Unfit { class: affected, reason }
 }
 
 /// The first of those asked for whatever its size, and the others while there is room.

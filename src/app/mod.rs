@@ -11,7 +11,7 @@ mod process;
 
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use self::backends::{Backends, answers_bytes, ingest_bytes};
@@ -20,12 +20,12 @@ use self::process::{raise_open_files, shutdown};
 use crate::config::{BrokerKind, Config};
 use crate::server::{self, Ingest, Listening, Tls};
 use crate::telemetry::names;
+use traqq_core::error::ErrorLine;
 use traqq_counts::Counts;
 use traqq_counts::compile::{GateRules, Plan};
 use traqq_counts::query::{Engine, Limits};
 use traqq_counts::store::{Store, meta_of_other_rules};
-use traqq_pipeline::Part;
-use traqq_pipeline::{Execution, Status, Statuses, Worker};
+use traqq_pipeline::{Execution, Obstacle, Status, Statuses, Worker};
 
 pub use self::backends::{idle_worker, open_store, store};
 pub use self::clock::{now, now_ms};
@@ -113,7 +113,7 @@ pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result
     raise_open_files();
     let mut shutdown = shutdown();
     let status = Arc::new(Status::of::<Counts>("discard"));
-    status.clear(&Part::Start);
+    status.clear(&Obstacle::Start);
     let engine = Arc::new(engine(config, store(config)?)?);
     let live = live(Statuses::new(vec![status]), metrics, None, &engine);
     let router = server::router(&config.server, engine, live, None);
@@ -127,12 +127,15 @@ pub async fn serve(config: &Config, metrics: PrometheusHandle) -> anyhow::Result
 
 fn engine(config: &Config, store: Arc<dyn Store>) -> anyhow::Result<Engine> {
     let limits = Limits { answers_bytes_max: answers_bytes(config), ..config.server.limits() };
-    Engine::new(store, limits).with_threads().context("threads that answer questions")
+    Engine::new(store, limits)
+        .with_threads()
+        .map_err(|error| ErrorLine::of(format!("threads that answer questions: {error}"), error).into())
 }
 
 async fn listen(config: &Config, tls: Option<Tls>, router: axum::Router) -> anyhow::Result<Listening> {
     let has_tls = tls.is_some();
-    let listening = server::serve(&config.server, tls, router, std::future::pending()).await.context("server")?;
+    let listening = server::serve(&config.server, tls, router, std::future::pending()).await;
+    let listening = listening.map_err(|error| ErrorLine::of(format!("server: {error}"), error))?;
     let address = listening.address();
     tracing::info!(%address, tls = has_tls, "listening");
     tracing::info!("open {}", config.server.url(address.port()));

@@ -275,9 +275,9 @@ impl Client {
         let stream = match tokio::time::timeout(CONNECT_MAX, connecting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                return Err(ClientError::unreachable(format!(
-                    "nothing answers at {url}; start one with `traqq`, or say where it is with --server"
-                )));
+                let text =
+                    format!("nothing answers at {url}; start one with `traqq`, or say where it is with --server");
+                return Err(ClientError::Unreachable(ErrorLine::of(text, error)));
             }
             Ok(Err(error)) => {
                 return Err(ClientError::Unreachable(ErrorLine::of(
@@ -297,10 +297,13 @@ impl Client {
             .map_err(|_| ClientError::unreachable(format!("{url}: {:?} is no name of a server", url.host)))?;
         match tokio::time::timeout(CONNECT_MAX, tls.connect(name, stream)).await {
             Ok(Ok(stream)) => greet(stream).await,
-            Ok(Err(error)) => Err(ClientError::unreachable(format!(
-                "no TLS with {url}: {error}; is it https, does its certificate name {:?}, and does server.tls_ca_file have its authority?",
-                url.host
-            ))),
+            Ok(Err(error)) => {
+                let text = format!(
+                    "no TLS with {url}: {error}; is it https, does its certificate name {:?}, and does server.tls_ca_file have its authority?",
+                    url.host
+                );
+                Err(ClientError::Unreachable(ErrorLine::of(text, error)))
+            }
             Err(_) => Err(ClientError::unreachable(format!("no TLS with {url} in {} s", CONNECT_MAX.as_secs()))),
         }
     }

@@ -18,7 +18,7 @@ use traqq_core::error::ErrorLine;
 use traqq_core::model::escape::{redis_cli, shell};
 use traqq_core::model::{Check, Finding};
 use traqq_counts::store::{fitting_meta, redis};
-use traqq_disk::{Database, Durability};
+use traqq_disk::{Database, DatabaseError, Durability};
 use traqq_log::{kafka, nats};
 
 /// A traqq that runs here and is slower has other worries.
@@ -96,7 +96,7 @@ fn create(config: &Config) -> Outcome {
             "--create makes streams of NATS; topics of Kafka belong to whoever runs it".to_owned(),
         ));
     }
-    config.broker.nats.check()?;
+    config.broker.nats.check().map_err(ErrorLine::from)?;
     let made = block_on(nats::create(&config.broker.nats))?.map_err(ErrorLine::from_error)?;
     for what in &made {
         complain!("created {what}");
@@ -130,7 +130,7 @@ fn data_directory(config: &Config) -> (Vec<Check>, bool) {
             is_usable = true;
             Finding::Good(format!("{directory}, format {format}"))
         }
-        Err(error) if error.to_string().contains("in use") => {
+        Err(DatabaseError::InUse(_)) => {
             Finding::Warning(format!("{directory} is in use by a running traqq, which says more: `traqq top`"))
         }
         Err(error) => Finding::Bad(error.to_string()),

@@ -40,7 +40,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use self::terminal::{Style, Terminal};
 use crate::config::{Loaded, load};
-use traqq_core::error::{ConfigError, ErrorLine, chain};
+use traqq_core::error::{ConfigError, ErrorLine};
 use traqq_core::model::escape;
 
 /// Exact counts from event streams.
@@ -141,7 +141,7 @@ impl From<ErrorLine> for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self::Failed(chain(&*error))
+        Self::Failed(error.to_string())
     }
 }
 

@@ -121,7 +121,7 @@ impl Config {
 
     /// What a worker needs, checked as far as that is possible without connecting.
     pub fn check_worker(&self) -> Result<ValidRules, ConfigError> {
-        let rules = self.rules().validate().map_err(|error| error.to_string())?;
+        let rules = self.rules().validate().map_err(ConfigError::from_error)?;
         self.broker.check()?;
         self.data.check()?;
         self.worker.check()?;

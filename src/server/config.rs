@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use traqq_core::error::ConfigError;
 use traqq_core::model::Secret;
 use traqq_core::model::address::has_credentials;
-
-use traqq_core::error::ConfigError;
 use traqq_counts::query::Limits;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

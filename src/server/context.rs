@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::ingest::Ingest;
 use traqq_counts::query::Engine;
 use traqq_log::BrokerResult;
+use traqq_pipeline::Unfit;
 
 /// A JSON array of letters, the newest first.
 pub struct Letters {
@@ -20,15 +21,6 @@ pub struct Letters {
 /// Reads the letters before a number, if one is given, so many at most, and as many as have room in
 /// so many bytes, but one at least.
 pub type DeadLetters = Arc<dyn Fn(Option<i64>, usize, usize) -> BrokerResult<Letters> + Send + Sync>;
-
-/// Why the process is not what a probe asks for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Unfit {
-    /// For everybody: words of a short list that name no address and no topic.
-    pub class: String,
-    /// For those who may ask.
-    pub reason: String,
-}
 
 /// What the process says about itself.
 pub struct Live {

@@ -34,7 +34,7 @@ mod tls;
 pub mod unpack;
 
 pub use config::Config;
-pub use context::{DeadLetters, Letters, Live, Unfit};
+pub use context::{DeadLetters, Letters, Live};
 pub use ingest::Ingest;
 pub use listen::{Listening, serve};
 pub use routes::router;

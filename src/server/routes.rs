@@ -11,7 +11,7 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Router, middleware};
 
 use super::access::Right;
-use super::context::{Context, Letters, Live, Shared, Unfit};
+use super::context::{Context, Letters, Live, Shared};
 use super::etag::is_known;
 use super::format::Format;
 use super::guard::{Caller, Guard, guard};
@@ -22,6 +22,7 @@ use super::{Config, body, events, page, params};
 use traqq_core::error::ErrorLine;
 use traqq_counts::query::{Engine, QueryResult, Request};
 use traqq_log::BrokerError;
+use traqq_pipeline::Unfit;
 
 /// Dead letters of an answer, unless a number is given, and at most.
 const DEAD_LETTERS_DEFAULT: usize = 100;

@@ -16,13 +16,14 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::routes::{ROUTES, router_at};
-use super::{Config, Conversation, Listening, Live, Unfit, serve};
+use super::{Config, Conversation, Listening, Live, serve};
 use traqq_core::model::Secret;
 use traqq_core::model::{Bucket, BucketKind, Checkpoint, Span, TopicPartition};
 use traqq_counts::mapping::{Elements, KeyWrite, Metric, Pattern, Rules, WriteBatch, Writes};
 use traqq_counts::query::Engine;
 use traqq_counts::store::memory::MemoryStore;
 use traqq_counts::store::{Contents, KeyDump, Meta, Store, StoredKey};
+use traqq_pipeline::Unfit;
 
 /// 2023-11-14T00:00:00Z.
 const DAY: i64 = 1_699_920_000;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::io::{AsyncReadExt, AsyncWrite};
@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::Config;
 use traqq_core::error::ConfigError;
+use traqq_core::pem::private_key;
 
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// What TLS decrypts in one piece at the most.
@@ -83,12 +84,7 @@ pub fn certified_key(certificates: (&str, &[u8]), key: (&str, &[u8])) -> Result<
     if chain.is_empty() {
         return Err(format!("server.tls_cert_file = {certificates:?} has no certificate; it must be PEM").into());
     }
-    let private = PrivateKeyDer::from_pem_slice(private).map_err(|error| {
-        ConfigError::of(
-            format!("server.tls_key_file = {key:?} has no private key; it must be PEM, without a password"),
-            error,
-        )
-    })?;
+    let private = private_key("server.tls_key_file", key, private)?;
     let provider = CryptoProvider::get_default().cloned();
     let provider = provider.unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
     CertifiedKey::from_der(chain, private, &provider).map_err(|error| {

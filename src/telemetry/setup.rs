@@ -92,7 +92,9 @@ pub fn init_logs(config: &Config, escapes: Escapes) -> Result<(), ConfigError> {
     // The client of NATS says that it is connected, in three lines; and whatever is asked for, never what it sends, where a password is.
     let filter = format!("async_nats=warn,{},async_nats::connection=info", config.level);
     let filter = EnvFilter::try_new(filter).map_err(|error| {
-        format!("log.level = {:?} is not a filter: {error}; write error, warn, info, debug or trace", config.level)
+        let text =
+            format!("log.level = {:?} is not a filter: {error}; write error, warn, info, debug or trace", config.level);
+        ConfigError::of(text, error)
     })?;
     let is_terminal = io::stderr().is_terminal();
     let is_json = match config.format {

@@ -11,11 +11,13 @@ const MAY_IMPORT: [(&str, &[Rule]); 3] = [
     (
         "crates/core/src",
         &[
-            ("model", &["hll"]),
+            ("model", &["hll", "error"]),
             ("hll", &[]),
             ("decode", &["model"]),
             ("courtesy.rs", &[]),
             ("panics.rs", &[]),
+            ("error.rs", &[]),
+            ("pem.rs", &["error"]),
             ("metric.rs", &[]),
         ],
     ),
@@ -34,7 +36,7 @@ const MAY_IMPORT: [(&str, &[Rule]); 3] = [
         "src",
         &[
             ("telemetry", &["traqq_core", "traqq_counts", "traqq_pipeline"]),
-            ("server", &["telemetry", "traqq_core", "traqq_counts", "traqq_log"]),
+            ("server", &["telemetry", "traqq_core", "traqq_counts", "traqq_log", "traqq_pipeline"]),
             (
                 "config",
                 &["server", "telemetry", "traqq_core", "traqq_counts", "traqq_disk", "traqq_log", "traqq_pipeline"],

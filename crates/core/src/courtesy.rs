@@ -4,6 +4,7 @@
 //! low the busy thread's priority is. Threads that work on batches therefore offer their processor every 100 µs or so: a question is answered
 //! then, not a slice later. An offer that nobody takes costs well under a microsecond.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a task keeps its thread.
@@ -34,20 +35,26 @@ impl Courtesy {
 /// The same for a task, which shares its thread with others: a question over much that never waits for anything would keep them all from
 /// it, and its own deadline with them.
 pub struct Turn {
-    since: Instant,
+    begun: Instant,
+    /// Nanoseconds from there to the beginning of this turn.
+    since: AtomicU64,
 }
 
 impl Turn {
     pub fn begin() -> Self {
-        Self { since: Instant::now() }
+        Self { begun: Instant::now(), since: AtomicU64::new(0) }
     }
 
     /// After each step. Many short turns in a row count as a long one.
-    pub async fn pause(&mut self) {
+    pub async fn pause(&self) {
         tokio::task::coop::consume_budget().await;
-        if self.since.elapsed() >= TURN_MAX {
+        if self.elapsed() >= self.since.load(Ordering::Relaxed) + TURN_MAX.as_nanos() as u64 {
             tokio::task::yield_now().await;
-            *self = Self::begin();
+            self.since.store(self.elapsed(), Ordering::Relaxed);
         }
+    }
+
+    fn elapsed(&self) -> u64 {
+        self.begun.elapsed().as_nanos() as u64
     }
 }

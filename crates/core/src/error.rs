@@ -1,11 +1,12 @@
 //! Errors that a person reads: one line that says what is wrong and what to do, with the error of a
 //! library behind it.
 //!
-//! The line quotes its source, so that a log of lines is complete. Whoever shows the chain of an
-//! error shows it with [`chain`], which does not repeat what has been said.
+//! The line is complete by itself, and all that is shown. The source is for code that has to know
+//! more, and for whoever looks with a debugger: a library may put into its errors what must not be
+//! shown, and such an error is no source.
 
 use std::error::Error;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::sync::Arc;
 
 /// One line, and the error it came of. Nobody branches on it: what a caller decides by is the type
@@ -17,12 +18,12 @@ pub struct ErrorLine {
 }
 
 impl ErrorLine {
-    /// The text should quote the source.
+    /// The text says all that a person has to know of the source.
     pub fn of(text: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
         Self { text: text.into(), source: Some(Arc::new(source)) }
     }
 
-    /// An error as it shows itself.
+    /// With the text that the error itself has.
     pub fn from_error(source: impl Error + Send + Sync + 'static) -> Self {
         Self::of(source.to_string(), source)
     }
@@ -89,12 +90,12 @@ impl Error for ErrorLine {
 pub struct ConfigError(ErrorLine);
 
 impl ConfigError {
-    /// The text should quote the source.
+    /// The text says all that a person has to know of the source.
     pub fn of(text: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
         Self(ErrorLine::of(text, source))
     }
 
-    /// An error as it shows itself.
+    /// With the text that the error itself has.
     pub fn from_error(source: impl Error + Send + Sync + 'static) -> Self {
         Self(ErrorLine::from_error(source))
     }
@@ -130,20 +131,6 @@ impl From<ConfigError> for ErrorLine {
     }
 }
 
-/// An error and those behind it on one line; one that was quoted in front of it is left out.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let text = error.to_string();
-        if !line.contains(&text) {
-            _ = write!(line, ": {text}");
-        }
-        source = error.source();
-    }
-    line
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,15 +148,5 @@ mod tests {
         let line = ErrorLine::from(error);
         assert_eq!(line.source().unwrap().to_string(), "no room");
         assert!(ErrorLine::from("alone").source().is_none());
-    }
-
-    #[test]
-    fn a_chain_says_everything_once() {
-        for (text, source, line) in [("a: b", "b", "a: b"), ("a", "b", "a: b"), ("a", "a", "a"), ("a b", "c", "a b: c")]
-        {
-            assert_eq!(chain(&ErrorLine::of(text, io(source))), line);
-        }
-        let deep = ErrorLine::of("top", ErrorLine::of("middle", io("bottom")));
-        assert_eq!(chain(&deep), "top: middle: bottom");
     }
 }

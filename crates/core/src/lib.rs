@@ -7,6 +7,7 @@
 //! - `courtesy` long work makes way for short work
 //! - `panics`   panics of libraries over bytes from outside, as errors
 //! - `metric`   what a metric is
+//! - `pem`      private keys in PEM
 //! - `error`    errors that a person reads, with the error of a library behind them
 
 pub mod courtesy;
@@ -16,3 +17,4 @@ pub mod hll;
 pub mod metric;
 pub mod model;
 pub mod panics;
+pub mod pem;

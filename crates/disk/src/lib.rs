@@ -67,6 +67,9 @@ pub enum DatabaseError {
     /// It cannot take this now: the disk is full, or it is being opened again.
     #[error(transparent)]
     Retry(ErrorLine),
+    /// Another process has it open.
+    #[error(transparent)]
+    InUse(ErrorLine),
     /// A person must act.
     #[error(transparent)]
     Stop(ErrorLine),
@@ -178,7 +181,7 @@ impl Database {
             return Ok(None);
         }
         if is_locked(&database) {
-            return Err(DatabaseError::Stop(explain(directory, fjall::Error::Locked)));
+            return Err(DatabaseError::InUse(explain(directory, fjall::Error::Locked)));
         }
         check_format(directory)?;
         Ok(Some(FORMAT))

@@ -116,7 +116,7 @@ impl Driver {
     ) -> BrokerResult<T> {
         let (answer, wait) = oneshot::channel();
         self.send(Command::Ask(Box::new(move |consumer| _ = answer.send(question(consumer)))));
-        wait.await.unwrap_or_else(|_| Err(BrokerError::retry("the consumer is closed".to_owned())))
+        wait.await.unwrap_or_else(|_| Err(BrokerError::retry("the consumer is closed")))
     }
 }
 
@@ -212,7 +212,7 @@ fn open(consumer: &mut dyn Consumer, opens: Vec<Open>) -> Vec<Notice> {
         let result = if Instant::now() < deadline {
             consumer.watermarks(&partition)
         } else {
-            Err(BrokerError::retry("other partitions took too long".to_owned()))
+            Err(BrokerError::retry("other partitions took too long"))
         };
         if let Ok(Watermarks { low, high }) = result
             && (low..=high).contains(&checkpoint.position)

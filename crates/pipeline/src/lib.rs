@@ -58,4 +58,4 @@ pub use projection::{Batch, Compared, CutPolicy, Fold, Header, Intake, Observed,
 pub use run::{Worker, WorkerError};
 pub use sender::DeadLetters;
 pub use start::{note_of, start_in};
-pub use status::{Fault, Part, PartitionStatus, Status, Statuses, announce};
+pub use status::{Obstacle, PartitionStatus, Status, Statuses, Unfit, announce};

@@ -493,8 +493,8 @@ mod tests {
 
     #[test]
     fn an_opening_leads_to_reading_to_another_attempt_or_to_the_operator() {
-        let retry = || Err(BrokerError::retry("no leader".to_owned()));
-        let stop = || Err(BrokerError::stop("no access".to_owned()));
+        let retry = || Err(BrokerError::retry("no leader"));
+        let stop = || Err(BrokerError::stop("no access"));
         for (on_log_gap, result, expected) in [
             (OnLogGap::Stop, Ok(Watermarks { low: 0, high: 9 }), &["Clear", "Commit"][..]),
             (OnLogGap::Stop, Ok(Watermarks { low: 6, high: 9 }), &["Stopped", "Halt"]),

@@ -28,7 +28,7 @@ use super::repeats::Repeats;
 use super::resync::{self, Skip, View};
 use super::sender::{Committed, DeadLetters, LaneSender};
 use super::start::{Starter, count_ledger_error, note_of};
-use super::status::{Part, Status};
+use super::status::{Obstacle, Status};
 use crate::names;
 use traqq_core::model::{Checkpoint, Positions, RecordBatch, TopicPartition};
 use traqq_log::{BrokerError, Consumer, Event, Start};
@@ -353,10 +353,10 @@ impl<P: Projection> Loop<P> {
     fn on_away(&mut self, away: Option<String>) {
         let Some(why) = away else {
             self.away_since = None;
-            return self.status.clear(&Part::Broker);
+            return self.status.clear(&Obstacle::Broker);
         };
         if self.away_since.get_or_insert_with(Instant::now).elapsed() >= UNREADY_AFTER {
-            self.status.obstruct(Part::Broker, &why);
+            self.status.obstruct(Obstacle::Broker, &why);
         }
     }
 
@@ -431,7 +431,7 @@ impl<P: Projection> Loop<P> {
         self.pool.set_epoch(lane, epoch);
         self.running[lane].stop();
         // Whoever said so is gone; the next dead letter will say it again.
-        self.status.clear(&Part::DeadLetters);
+        self.status.clear(&Obstacle::DeadLetters);
         if !self.lanes[lane].is_first_epoch() {
             metrics::counter!(names::RESYNCS, "projection" => P::NAME).increment(1);
             tracing::warn!(lane, why, projection = P::NAME, "going back to the stored positions");
@@ -492,9 +492,9 @@ impl<P: Projection> Loop<P> {
             self.running[lane].batches = Some(batches);
             self.running[lane].tasks.push(tokio::spawn(sender.run(queue)));
             self.lanes[lane].connected();
-            self.status.clear(&Part::Lane(lane));
+            self.status.clear(&Obstacle::Lane(lane));
             if !self.is_draining && self.lanes.iter().all(Lane::is_connected) {
-                self.status.clear(&Part::Start);
+                self.status.clear(&Obstacle::Start);
             }
         }
         let starts = std::mem::take(header.starts_mut());
@@ -517,11 +517,11 @@ impl<P: Projection> Loop<P> {
                 }
                 Effect::Halt(partition) => self.driver.send(Command::Halt(partition)),
                 Effect::Commit(marks) => self.driver.send(Command::Commit(marks)),
-                Effect::Obstruct(partition, why) => self.status.obstruct(Part::Partition(partition), &why),
-                Effect::Clear(partition) => self.status.clear(&Part::Partition(partition)),
+                Effect::Obstruct(partition, why) => self.status.obstruct(Obstacle::Partition(partition), &why),
+                Effect::Clear(partition) => self.status.clear(&Obstacle::Partition(partition)),
                 Effect::Stopped(partition, reason) => {
                     tracing::error!(%partition, reason, projection = P::NAME, "partition stopped");
-                    self.status.obstruct(Part::Partition(partition), &reason);
+                    self.status.obstruct(Obstacle::Partition(partition), &reason);
                 }
                 Effect::RolledBack { partition, stored, acknowledged } => {
                     metrics::counter!(names::ROLLBACKS, "projection" => P::NAME).increment(1);
@@ -639,7 +639,7 @@ impl<P: Projection> Loop<P> {
             self.cut_if_due(lane);
             self.check_positions(lane);
             if let Some(why) = self.lanes[lane].is_down(UNREADY_AFTER) {
-                self.status.obstruct(Part::Lane(lane), &format!("cannot commit to the store: {why}"));
+                self.status.obstruct(Obstacle::Lane(lane), &format!("cannot commit to the store: {why}"));
             }
         }
         self.leave_if_drained()?;
@@ -664,7 +664,8 @@ impl<P: Projection> Loop<P> {
     fn drain(&mut self) -> Step {
         tracing::info!(projection = P::NAME, "draining");
         self.is_draining = true;
-        self.status.obstruct(Part::Drain, "draining");
+        self.status.obstruct(Obstacle::Drain, "draining");
+        self.status.clear(&Obstacle::Start);
         // It has a bound of its own.
         self.status.pulse.end();
         self.leave(self.partitions.names())

@@ -16,7 +16,7 @@ use super::dead_letter::{beginning, whole};
 use super::lane::Turn;
 use super::ledger::{LedgerResult, Outcome, Session};
 use super::projection::{Batch, Intake, Projection};
-use super::status::{Part, Status};
+use super::status::{Obstacle, Status};
 use super::uncounted::Tally;
 use crate::names;
 use traqq_core::decode::DeadLetter;
@@ -164,7 +164,7 @@ async fn publish<P: Projection>(producer: &dyn Producer, projection: &P, status:
     let mut copy_bytes: Option<usize> = None;
     loop {
         match producer.send(&message).await {
-            Ok(()) => return status.clear(&Part::DeadLetters),
+            Ok(()) => return status.clear(&Obstacle::DeadLetters),
             // Not even the shortest copy: this is for the operator to mend, and then all may pass.
             Err(ProduceError::Refused(error)) if copy_bytes == Some(0) => {
                 refused(status, letter, &error);
@@ -189,7 +189,7 @@ async fn publish<P: Projection>(producer: &dyn Producer, projection: &P, status:
 
 fn refused(status: &Status, letter: &DeadLetter, error: &ErrorLine) {
     metrics::counter!(names::DEAD_LETTER_RETRIES, "projection" => status.projection()).increment(1);
-    status.obstruct(Part::DeadLetters, error.text());
+    status.obstruct(Obstacle::DeadLetters, error.text());
     tracing::warn!(
         %error, reason = letter.reason.name(), partition = %letter.partition, offset = letter.offset,
         "the dead-letter destination refuses; the partition waits"

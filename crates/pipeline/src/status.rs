@@ -31,9 +31,9 @@ pub struct PartitionStatus {
     pub reason: Option<String>,
 }
 
-/// A part of a worker that may keep it from being ready.
+/// What may keep a worker from being ready, in the order in which it is shown.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Part {
+pub enum Obstacle {
     /// It has begun, and not all of its lanes have a session yet.
     Start,
     /// It has been asked to stop.
@@ -44,7 +44,7 @@ pub enum Part {
     Partition(TopicPartition),
 }
 
-impl Part {
+impl Obstacle {
     /// For those who are not told addresses and topics.
     const fn class(&self) -> &'static str {
         match self {
@@ -58,7 +58,7 @@ impl Part {
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start | Self::Drain => f.write_str("worker"),
@@ -70,13 +70,13 @@ impl fmt::Display for Part {
     }
 }
 
-/// What keeps a worker from its work.
+/// Why a process is not what a probe asks for.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{reason}")]
-pub struct Fault {
+pub struct Unfit {
     /// What is affected, for those who are not told addresses and topics: `starting`, `draining`,
     /// `broker`, `store`, `partition`, `dead letters` or `worker hangs`, joined by commas.
-    pub affected: String,
+    pub class: String,
     /// For the operator.
     pub reason: String,
 }
@@ -84,7 +84,7 @@ pub struct Fault {
 #[derive(Default)]
 struct Inner {
     /// Why the worker is not ready.
-    obstacles: BTreeMap<Part, String>,
+    obstacles: BTreeMap<Obstacle, String>,
     partitions: BTreeMap<TopicPartition, PartitionStatus>,
     /// What became of records since the process started, by the names of the metrics without `traqq_` and `_total`.
     totals: BTreeMap<&'static str, u64>,
@@ -135,7 +135,7 @@ impl Status {
         let none = [<P::Batch as Batch>::Stats::default().numbers(), P::Report::default().numbers()].concat();
         let all = numbers(Intake::default(), 0).into_iter().chain(none).chain([(names::DEAD_LETTERS, 0)]);
         status.lock().totals.extend(all.map(|(metric, none)| (total_name(metric), none)));
-        status.obstruct(Part::Start, "starting");
+        status.obstruct(Obstacle::Start, "starting");
         status
     }
 
@@ -149,15 +149,15 @@ impl Status {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    pub fn obstruct(&self, part: Part, why: &str) {
+    pub fn obstruct(&self, obstacle: Obstacle, why: &str) {
         let mut inner = self.lock();
-        inner.obstacles.insert(part, why.to_owned());
+        inner.obstacles.insert(obstacle, why.to_owned());
         metrics::gauge!(names::READY, "projection" => self.projection).set(0.0);
     }
 
-    pub fn clear(&self, part: &Part) {
+    pub fn clear(&self, obstacle: &Obstacle) {
         let mut inner = self.lock();
-        inner.obstacles.remove(part);
+        inner.obstacles.remove(obstacle);
         metrics::gauge!(names::READY, "projection" => self.projection).set(if inner.obstacles.is_empty() {
             1.0
         } else {
@@ -165,19 +165,19 @@ impl Status {
         });
     }
 
-    pub fn readiness(&self) -> Result<(), Fault> {
+    pub fn readiness(&self) -> Result<(), Unfit> {
         let inner = self.lock();
         if inner.obstacles.is_empty() {
             return Ok(());
         }
-        let classes: BTreeSet<&str> = inner.obstacles.keys().map(Part::class).collect();
-        let lines: Vec<String> = inner.obstacles.iter().map(|(part, why)| format!("{part}: {why}")).collect();
-        Err(Fault { affected: classes.into_iter().collect::<Vec<_>>().join(", "), reason: lines.join("; ") })
+        let classes: BTreeSet<&str> = inner.obstacles.keys().map(Obstacle::class).collect();
+        let lines: Vec<String> = inner.obstacles.iter().map(|(obstacle, why)| format!("{obstacle}: {why}")).collect();
+        Err(Unfit { class: classes.into_iter().collect::<Vec<_>>().join(", "), reason: lines.join("; ") })
     }
 
-    /// What hangs; only a restart helps.
-    pub fn liveness(&self) -> Result<(), Fault> {
-        self.pulse.check().map_err(|hang| Fault { affected: "worker hangs".to_owned(), reason: hang.to_string() })
+    /// `Err` says what hangs; only a restart helps.
+    pub fn liveness(&self) -> Result<(), Unfit> {
+        self.pulse.check().map_err(|hang| Unfit { class: "worker hangs".to_owned(), reason: hang.to_string() })
     }
 
     /// Counts the seconds in which this process runs, for [`Status::liveness`].
@@ -253,7 +253,7 @@ impl Status {
 
     /// A partition that was given back is not shown any more.
     pub(super) fn forget(&self, partition: &TopicPartition) {
-        self.clear(&Part::Partition(partition.clone()));
+        self.clear(&Obstacle::Partition(partition.clone()));
         self.lock().partitions.remove(partition);
     }
 
@@ -268,7 +268,7 @@ impl Status {
         let lag: i64 = inner.partitions.values().map(|partition| partition.lag_records).sum();
         serde_json::json!({
             "ready": readiness.is_ok(),
-            "not_ready_because": readiness.err().map(|fault| fault.reason),
+            "not_ready_because": readiness.err().map(|unfit| unfit.reason),
             "totals": inner.totals,
             "most_uncounted": inner.uncounted.is_most(events, now_ms),
             "dead_letters": { "to": self.dead_letters_to, "reasons": inner.uncounted.to_json() },
@@ -288,29 +288,30 @@ impl Statuses {
         Self(projections)
     }
 
-    /// What is wrong, with the projection's name where there are several.
-    fn faults(&self, fault: impl Fn(&Status) -> Result<(), Fault>) -> Result<(), Fault> {
+    /// Those of all projections, with their names where there are several.
+    fn all(&self, probe: impl Fn(&Status) -> Result<(), Unfit>) -> Result<(), Unfit> {
         let is_alone = self.0.len() == 1;
-        let faults = self.0.iter().filter_map(|status| Some((status.projection, fault(status).err()?)));
-        let (affected, reasons): (Vec<String>, Vec<String>) = faults
-            .map(|(name, Fault { affected, reason })| {
-                (affected, if is_alone { reason } else { format!("{name}: {reason}") })
-            })
-            .unzip();
+        let (mut classes, mut reasons) = (BTreeSet::new(), Vec::new());
+        for status in &self.0 {
+            if let Err(Unfit { class, reason }) = probe(status) {
+                classes.insert(class);
+                reasons.push(if is_alone { reason } else { format!("{}: {reason}", status.projection) });
+            }
+        }
         if reasons.is_empty() {
             return Ok(());
         }
-        Err(Fault { affected: affected.join(", "), reason: reasons.join("; ") })
+        Err(Unfit { class: classes.into_iter().collect::<Vec<_>>().join(", "), reason: reasons.join("; ") })
     }
 
-    /// Ready are all projections, or it is not.
-    pub fn readiness(&self) -> Result<(), Fault> {
-        self.faults(Status::readiness)
+    /// `Ok` when all projections are ready.
+    pub fn readiness(&self) -> Result<(), Unfit> {
+        self.all(Status::readiness)
     }
 
-    /// What hangs; only a restart helps.
-    pub fn liveness(&self) -> Result<(), Fault> {
-        self.faults(Status::liveness)
+    /// `Err` says what hangs; only a restart helps.
+    pub fn liveness(&self) -> Result<(), Unfit> {
+        self.all(Status::liveness)
     }
 
     /// What is measured of each partition, as `/metrics` has it.
@@ -324,7 +325,7 @@ impl Statuses {
         let mut all = self.0[0].to_json(now_ms);
         let readiness = self.readiness();
         all["ready"] = readiness.is_ok().into();
-        all["not_ready_because"] = readiness.err().map(|fault| fault.reason).into();
+        all["not_ready_because"] = readiness.err().map(|unfit| unfit.reason).into();
         let others = self.0[1..].iter().map(|status| (status.projection.to_owned(), status.to_json(now_ms)));
         all["projections"] = others.collect::<serde_json::Map<_, _>>().into();
         all

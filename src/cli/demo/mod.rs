@@ -25,7 +25,7 @@ use super::{Failure, Outcome, block_on};
 use crate::app::{self, now_ms};
 use crate::config::{Config, starter};
 use crate::telemetry;
-use traqq_core::error::{ErrorLine, chain};
+use traqq_core::error::ErrorLine;
 use traqq_disk::Database;
 
 const DAY_MS: i64 = 86_400_000;
@@ -118,7 +118,7 @@ impl Demo {
             // Cancel safety: the server ends by itself, with a signal or an error, and then nothing is sent any more. Sending
             // ends with an error only.
             let result = tokio::select! {
-                served = app::run(&own, true, metrics) => served.map_err(|error| chain(&*error).into()),
+                served = app::run(&own, true, metrics) => served.map_err(|error| error.to_string().into()),
                 sent = self.send(&mut stream, !self.no_history && !has_data) => sent,
             };
             stream.end(result)

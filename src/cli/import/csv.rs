@@ -4,6 +4,7 @@
 //! over when it certainly ends on its own line; otherwise nobody can say which rows follow, and reading ends there.
 
 use std::io::BufRead;
+
 use traqq_core::error::ErrorLine;
 
 const CELLS_MAX: usize = 4096;

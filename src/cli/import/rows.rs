@@ -73,7 +73,9 @@ fn open<R: BufRead>(mut input: R, separator: Option<u8>, bytes_max: usize) -> Re
     let mut records = Records::new(Cursor::new(head).chain(input), separator, line, bytes_max);
     let columns = match records.next()? {
         None => return Ok(None),
-        Some(Record { line, result: Err(why), .. }) => return Err(format!("line {line}, the header: {why}").into()),
+        Some(Record { line, result: Err(why), .. }) => {
+            return Err(why.within(&format!("line {line}, the header")));
+        }
         Some(_) => columns(records.cells())?,
     };
     let names = columns.iter().map(|name| if name.is_empty() { String::new() } else { string(name) }).collect();

@@ -15,6 +15,7 @@ use super::memory::{CELL_BYTES, MemoryPermit, StepMemory};
 use super::quarantine::Incomplete;
 use super::{Limits, Order, QueryError, QueryResult, Question, limit_default};
 use crate::store::{Read, Reply, Store};
+use traqq_core::courtesy::Turn;
 use traqq_core::model::BucketSpan;
 
 /// Cells computed at the same time.
@@ -40,6 +41,8 @@ pub(super) struct Run<'q> {
     rows: AtomicUsize,
     /// Bytes of the largest reply to one read so far; 0 before the first.
     largest_reply: AtomicUsize,
+    /// Of all its reads together, which may each be short.
+    turn: Turn,
 }
 
 impl<'q> Run<'q> {
@@ -53,6 +56,7 @@ impl<'q> Run<'q> {
             keys: AtomicUsize::new(0),
             rows: AtomicUsize::new(0),
             largest_reply: AtomicUsize::new(0),
+            turn: Turn::begin(),
         }
     }
 }
@@ -198,6 +202,7 @@ impl Run<'_> {
         }
         held.take(all)?;
         self.largest_reply.fetch_max(largest, Ordering::Relaxed);
+        self.turn.pause().await;
         Ok((replies, held))
     }
 }

@@ -5,9 +5,11 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
@@ -21,6 +23,7 @@ const THREADS: usize = 3;
 const NICE: i32 = 5;
 /// How long a question may keep the thread on which it was asked.
 const HERE_MAX: Duration = Duration::from_millis(1);
+const PANICKED: &str = "the question made traqq panic; this is a bug, please report it with the log";
 
 pub(super) struct Threads {
     /// There until this is dropped.
@@ -46,7 +49,10 @@ impl Threads {
         is_long: bool,
         work: impl Future<Output = QueryResult<T>> + Send + 'static,
     ) -> QueryResult<T> {
-        let mut work = Box::pin(work);
+        // A panic is a fault of ours, and no reason for the connection to end.
+        let work = AssertUnwindSafe(work).catch_unwind();
+        let mut work =
+            Box::pin(work.map(|done| done.unwrap_or_else(|_| Err(QueryError::Unavailable(PANICKED.into())))));
         if !is_long {
             let mut taken = Duration::ZERO;
             let here = poll_fn(|context| {
@@ -115,9 +121,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_panics_on_a_thread_of_its_own_is_an_error() {
+    async fn work_that_panics_is_an_error_wherever_it_does() {
         let threads = Threads::start().unwrap();
-        let work = async { panic!("a fault") };
-        assert!(matches!(threads.run::<()>(true, work).await, Err(QueryError::Unavailable(_))));
+        for is_long in [false, true] {
+            let work = async { panic!("a fault") };
+            let result = threads.run::<()>(is_long, work).await;
+            assert!(matches!(&result, Err(QueryError::Unavailable(line)) if line.text() == PANICKED), "{result:?}");
+        }
     }
 }

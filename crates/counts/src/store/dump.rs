@@ -20,8 +20,7 @@ use super::{Meta, Positions, Quarantined, Read, Reply, Store, StoreError, StoreR
 use crate::mapping::{Metric, metric_name, metrics_of};
 use traqq_core::error::ErrorLine;
 use traqq_core::hll::{Hll, murmur64a};
-use traqq_core::model::{Bucket, BucketKind, TopicPartition};
-use traqq_core::model::{CheckpointError, TopicPartitionError};
+use traqq_core::model::{Bucket, BucketKind, CheckpointError, TopicPartition, TopicPartitionError};
 
 const VERSION: u32 = 1;
 const CUT_SHORT: &str = "the file is cut short: its end is missing";
@@ -107,17 +106,13 @@ fn unique_id() -> String {
     format!("{}-{}", now.timestamp_nanos_opt().unwrap_or(now.timestamp()), std::process::id())
 }
 
-fn stop(line: impl Into<ErrorLine>) -> StoreError {
-    StoreError::stop(line)
-}
-
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
     StoreError::Stop(ErrorLine::from_error(error))
 }
 
 /// Writes all of a store; fails if somebody counts into it meanwhile.
 pub async fn export(store: &dyn Store, out: &mut (dyn Write + Send)) -> StoreResult<Moved> {
-    let empty = || stop("the store is empty; there is nothing to export");
+    let empty = || StoreError::stop("the store is empty; there is nothing to export");
     let meta = fitting_meta(store).await?.ok_or_else(empty)?;
     let fields = meta.to_fields().into_iter().collect();
     write_line(out, &Head { traqq_store: VERSION, lanes: store.lanes(), id: unique_id(), meta: fields })?;
@@ -142,7 +137,7 @@ pub async fn export(store: &dyn Store, out: &mut (dyn Write + Send)) -> StoreRes
     // What was counted meanwhile is in some of the keys, and would be counted again behind these positions.
     for (lane, began) in began.iter().enumerate() {
         if store.positions(lane).await? != *began {
-            return Err(stop("a worker counts into the store meanwhile; stop it, and export again"));
+            return Err(StoreError::stop("a worker counts into the store meanwhile; stop it, and export again"));
         }
     }
     write_line(out, &End { keys: moved.keys })?;
@@ -153,10 +148,11 @@ async fn dump_key(store: &dyn Store, lane: usize, key: StoredKey) -> StoreResult
     let bucket = key.bucket;
     let read = async |read: Read| -> StoreResult<Reply> {
         let reply = store.read(lane, std::slice::from_ref(&read)).await?.pop();
-        reply.ok_or_else(|| stop("the store left a question unanswered"))
+        reply.ok_or_else(|| StoreError::stop("the store left a question unanswered"))
     };
     let name = metric_name(&key.metric);
-    let unexpected = || stop(format!("{name} at {}: the key holds something else; see `traqq doctor`", bucket.start));
+    let unexpected =
+        || StoreError::stop(format!("{name} at {}: the key holds something else; see `traqq doctor`", bucket.start));
     let values = async |question: Read| match read(question).await? {
         Reply::Values(values) => Ok(values),
         _ => Err(unexpected()),
@@ -203,18 +199,22 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
     let mut lines = input.lines().enumerate().map(|(number, line)| {
         line.map(|line| (number + 1, line)).map_err(|error| match error.kind() {
             // What is compressed ends in the middle of a frame.
-            ErrorKind::UnexpectedEof => stop(CUT_SHORT),
+            ErrorKind::UnexpectedEof => StoreError::stop(CUT_SHORT),
             _ => StoreError::Stop(ErrorLine::from_error(error).within(&format!("line {}", number + 1))),
         })
     });
-    let mut next = || lines.next().unwrap_or_else(|| Err(stop(CUT_SHORT)));
+    let mut next = || lines.next().unwrap_or_else(|| Err(StoreError::stop(CUT_SHORT)));
     let (_, line) = next()?;
-    let head: Head = serde_json::from_str(&line).map_err(|_| stop("this is not a file of `traqq store export`"))?;
+    let head: Head =
+        serde_json::from_str(&line).map_err(|_| StoreError::stop("this is not a file of `traqq store export`"))?;
     if head.traqq_store != VERSION {
-        return Err(stop(format!("the file has version {}, and this traqq reads version {VERSION}", head.traqq_store)));
+        return Err(StoreError::stop(format!(
+            "the file has version {}, and this traqq reads version {VERSION}",
+            head.traqq_store
+        )));
     }
     if head.lanes != store.lanes() {
-        return Err(stop(format!(
+        return Err(StoreError::stop(format!(
             "the file has {} lanes and the store {}; set store.redis.lanes = {0}",
             head.lanes,
             store.lanes()
@@ -233,7 +233,7 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
         let at = |line: ErrorLine| StoreError::Stop(line.within(&format!("line {number}")));
         if let Ok(End { keys }) = serde_json::from_str(&line) {
             if keys != moved.keys {
-                return Err(stop(format!("the file has {} keys of {keys}: some are missing", moved.keys)));
+                return Err(StoreError::stop(format!("the file has {} keys of {keys}: some are missing", moved.keys)));
             }
             break;
         }
@@ -272,7 +272,9 @@ pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResul
         for (partition, checkpoint) in positions.iter().filter(|(partition, _)| partition.lane(store.lanes()) == lane) {
             let from = stored.get(partition).copied();
             if !store.set_position(partition, from, *checkpoint).await? {
-                return Err(stop(format!("{partition}: somebody else moved its position meanwhile; import again")));
+                return Err(StoreError::stop(format!(
+                    "{partition}: somebody else moved its position meanwhile; import again"
+                )));
             }
         }
     }
@@ -303,12 +305,12 @@ async fn begin_import(store: &dyn Store, meta: &Meta, file: u64) -> StoreResult<
                 there.refuse_unfinished()?;
             }
             if there.is_import() {
-                return Err(stop(
+                return Err(StoreError::stop(
                     "an import of another file into the store was not finished; repeat that one, or import into an empty store",
                 ));
             }
             if !is_begun || there.plan != meta.plan {
-                return Err(stop(HAS_COUNTS));
+                return Err(StoreError::stop(HAS_COUNTS));
             }
         }
     }

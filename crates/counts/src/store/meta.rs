@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::Positions;
-use super::StoreError;
+use super::{Positions, StoreError};
 use crate::mapping::{Rules, VALUE_SCALE, ValidRules};
 use traqq_core::error::ErrorLine;
-use traqq_core::model::TopicPartitionError;
-use traqq_core::model::{BucketKind, Checkpoint, TopicPartition};
+use traqq_core::model::{BucketKind, Checkpoint, TopicPartition, TopicPartitionError};
 
 const START: &str = "start:";
 const SINCE: &str = "since:";
@@ -72,7 +70,7 @@ pub enum MetaError {
     )]
     Importing,
     #[error("the {what} is {stored} in the store and {ours} here; {mend}")]
-    Other { what: &'static str, stored: i64, ours: i64, mend: String },
+    Differs { what: &'static str, stored: i64, ours: i64, mend: String },
     #[error("meta has no field {0:?}; was it written by traqq?")]
     Missing(String),
     #[error("meta's field {name:?} {what}")]
@@ -144,7 +142,7 @@ impl Meta {
     pub fn check(&self, lanes: usize) -> Result<(), MetaError> {
         self.refuse_unfinished()?;
         let other = |what: &'static str, stored: i64, ours: i64, mend: String| {
-            Err(MetaError::Other { what, stored, ours, mend })
+            Err(MetaError::Differs { what, stored, ours, mend })
         };
         let wrote = || "use the version of traqq that wrote it".to_owned();
         if self.layout != LAYOUT {

@@ -28,8 +28,7 @@ pub use read::{Quarantined, Read, Reply};
 use crate::mapping::{Metric, WriteBatch};
 use traqq_core::error::ErrorLine;
 pub use traqq_core::model::Positions;
-use traqq_core::model::{Bucket, Checkpoint, Finding, TopicPartition};
-use traqq_core::model::{CheckpointError, TopicPartitionError};
+use traqq_core::model::{Bucket, Checkpoint, CheckpointError, Finding, TopicPartition};
 
 /// Values added up by label.
 pub type Sums = HashMap<String, i128, hashbrown::DefaultHashBuilder>;
@@ -64,6 +63,15 @@ pub struct Applied {
     /// Elements of unique counts sent, and left out because they could raise nothing.
     pub elements_sent: u64,
     pub elements_saved: u64,
+}
+
+/// What reading a key may cost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeySize {
+    /// 0 when there is no such key.
+    pub values: usize,
+    /// Reading it waits for no disk.
+    pub is_in_memory: bool,
 }
 
 /// What to do about a failure, with the line that says so.
@@ -107,12 +115,6 @@ impl StoreError {
 impl From<CheckpointError> for StoreError {
     fn from(error: CheckpointError) -> Self {
         Self::Stop(ErrorLine::from_error(error))
-    }
-}
-
-impl From<TopicPartitionError> for StoreError {
-    fn from(error: TopicPartitionError) -> Self {
-        Self::Stop(ErrorLine::from_error(error).within("checkpoint"))
     }
 }
 
@@ -213,10 +215,10 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
-    /// How many values a metric has in a bucket, if that is known without asking anybody: what a
-    /// question may cost.
-    fn values(&self, _bucket: Bucket, _metric: &Metric) -> usize {
-        0
+    /// The key of a metric in a bucket, as far as it is known without asking anybody: what a question
+    /// about it may cost. `None` when nothing is known.
+    fn size_of_key(&self, _bucket: Bucket, _metric: &Metric) -> Option<KeySize> {
+        None
     }
 
     /// Answers in the order of the reads.

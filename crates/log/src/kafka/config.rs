@@ -260,13 +260,12 @@ fn bound_waiting(config: &Config, client: &mut ClientConfig) {
         .set("topic.metadata.refresh.interval.ms", REFRESH_INTERVAL_MS.to_string());
 }
 
-/// An error over a property, without its value: it may be a secret.
+/// An error over a property, without its value, which may be a secret, and without a source that has it.
 pub(super) fn invalid(error: KafkaError) -> ConfigError {
-    let text = match &error {
-        KafkaError::ClientConfig(_, why, name, _) => format!("broker.kafka.properties: {why} ({name})"),
-        error => format!("broker.kafka.properties: {error}"),
-    };
-    ConfigError::of(text, error)
+    match error {
+        KafkaError::ClientConfig(_, why, name, _) => format!("broker.kafka.properties: {why} ({name})").into(),
+        error => ConfigError::of(format!("broker.kafka.properties: {error}"), error),
+    }
 }
 
 /// Properties that librdkafka takes and ignores.

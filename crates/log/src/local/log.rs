@@ -178,7 +178,7 @@ impl From<DatabaseError> for BrokerError {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Retry(line) => Self::Retry(line),
-            DatabaseError::Stop(line) => Self::Stop(line),
+            DatabaseError::InUse(line) | DatabaseError::Stop(line) => Self::Stop(line),
         }
     }
 }
@@ -186,7 +186,7 @@ impl From<DatabaseError> for BrokerError {
 impl From<DatabaseError> for AppendError {
     fn from(error: DatabaseError) -> Self {
         match error {
-            DatabaseError::Retry(line) | DatabaseError::Stop(line) => Self::Retry(line),
+            DatabaseError::Retry(line) | DatabaseError::InUse(line) | DatabaseError::Stop(line) => Self::Retry(line),
         }
     }
 }

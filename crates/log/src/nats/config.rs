@@ -10,6 +10,7 @@ use crate::Start;
 use traqq_core::error::ConfigError;
 use traqq_core::model::Secret;
 use traqq_core::model::address::refuse_more_than_hosts;
+use traqq_core::pem::private_key;
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -207,6 +208,10 @@ impl Config {
             options = options.add_root_certificates(file.clone());
         }
         if let (Some(cert), Some(key)) = (&self.tls_cert_file, &self.tls_key_file) {
+            let file = key.display().to_string();
+            let text = std::fs::read(key)
+                .map_err(|error| ConfigError::of(format!("broker.nats.tls_key_file: {file}: {error}"), error))?;
+            private_key("broker.nats.tls_key_file", &file, &text)?;
             options = options.add_client_certificate(cert.clone(), key.clone());
         }
         if self.tls_ca_file.is_some() || self.tls_cert_file.is_some() {

@@ -4,6 +4,7 @@
 //! about (a header value with a lone CR does). Its tasks own a sender whose end tells us, whatever
 //! ended them; [`Link`] then makes another client.
 
+use std::error::Error;
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -20,7 +21,6 @@ use super::config::Config;
 use super::trouble::Complaints;
 use crate::throttle::Throttle;
 use crate::{BrokerError, BrokerResult};
-use std::error::Error;
 use traqq_core::error::{ConfigError, ErrorLine};
 use traqq_core::model::Finding;
 
@@ -147,10 +147,11 @@ impl Link {
         let (name, jetstream) = (&self.config.stream, self.jetstream());
         confirmed(|| jetstream.get_stream(name), is_missing).await.map_err(|error| {
             if is_missing(&error) {
-                return BrokerError::stop(format!(
+                let text = format!(
                     "{}: there is no stream {name:?}; create it with `traqq doctor --create`, or correct broker.nats.stream",
                     self.config.place()
-                ));
+                );
+                return BrokerError::Stop(ErrorLine::of(text, error));
             }
             self.failed(&format!("stream {name}: cannot be reached"), error)
         })

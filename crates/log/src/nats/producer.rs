@@ -259,9 +259,12 @@ impl Producer for NatsProducer {
         let sent = self.publish(subject.clone(), headers, payload).await;
         let ack = sent.map_err(|error| match error.kind() {
             _ if self.is_too_large(&error) => ProduceError::Refused(ErrorLine::of(full(&error), error)),
-            PublishErrorKind::StreamNotFound => ProduceError::retry(format!(
-                "no stream takes dead-letter subject {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
-            )),
+            PublishErrorKind::StreamNotFound => {
+                let text = format!(
+                    "no stream takes dead-letter subject {subject}; create one with `traqq doctor --create`, or set broker.nats.dead_letter_subject"
+                );
+                ProduceError::Retry(ErrorLine::of(text, error))
+            }
             _ => {
                 let text = self.link.explain(&format!("dead-letter subject {subject}: {}", full(&error)));
                 ProduceError::Retry(ErrorLine::of(text, error))

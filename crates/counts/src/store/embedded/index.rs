@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
 use super::rows::{KeyRow, Value};
 use crate::mapping::Metric;
@@ -71,6 +71,15 @@ pub struct Key {
 impl Key {
     pub fn lock(&self) -> MutexGuard<'_, KeyState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether all of its values are in memory; of one that is being written it is taken to be so.
+    pub fn is_at_hand(&self) -> bool {
+        match self.state.try_lock() {
+            Ok(state) => state.is_complete,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().is_complete,
+            Err(TryLockError::WouldBlock) => true,
+        }
     }
 
     /// How many values it has.

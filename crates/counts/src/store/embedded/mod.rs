@@ -35,8 +35,8 @@ use self::rows::{KeyRow, Value};
 use self::sums::Remembered;
 use super::keys::Keys;
 use super::{
-    KeyDump, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey,
-    SumBounds, Sums,
+    KeyDump, KeySize, Meta, Outcome, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult,
+    StoredKey, SumBounds, Sums,
 };
 use crate::mapping::{Metric, WriteBatch};
 use traqq_core::courtesy::Turn;
@@ -106,7 +106,7 @@ impl From<DatabaseError> for StoreError {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Retry(line) => Self::Reconnect(line),
-            DatabaseError::Stop(line) => Self::Stop(line),
+            DatabaseError::InUse(line) | DatabaseError::Stop(line) => Self::Stop(line),
         }
     }
 }
@@ -387,13 +387,15 @@ impl Store for EmbeddedStore {
         self.inner.sums(&open, reads, bounds).await
     }
 
-    fn values(&self, bucket: Bucket, metric: &Metric) -> usize {
-        self.inner.index.get(&self.inner.key_name(bucket, metric)).map_or(0, |key| key.values() as usize)
+    fn size_of_key(&self, bucket: Bucket, metric: &Metric) -> Option<KeySize> {
+        let key = self.inner.index.get(&self.inner.key_name(bucket, metric));
+        let size = |key: Arc<index::Key>| KeySize { values: key.values() as usize, is_in_memory: key.is_at_hand() };
+        Some(key.map_or(KeySize { values: 0, is_in_memory: true }, size))
     }
 
     async fn read(&self, _lane: usize, reads: &[Read]) -> StoreResult<Vec<Reply>> {
         let open = self.inner.database.get()?;
-        let (mut turn, mut replies) = (Turn::begin(), Vec::with_capacity(reads.len()));
+        let (turn, mut replies) = (Turn::begin(), Vec::with_capacity(reads.len()));
         for read in reads {
             replies.push(self.inner.read(&open, read)?);
             turn.pause().await;

@@ -70,7 +70,7 @@ impl Inner {
             Some(_) => return Ok(None),
             None => {
                 let (mut added, mut versions) = (Added::default(), Versions::with_capacity(closed.len()));
-                let mut turn = Turn::begin();
+                let turn = Turn::begin();
                 for term in closed {
                     let Some(version) = self.add(open, &mut added, term, bounds)? else { return Ok(None) };
                     versions.push((version, term.of));

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use traqq_core::error::ConfigError;
 use traqq_core::model::Secret;
+use traqq_core::pem::private_key;
 
 /// `[store.redis]`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -87,7 +88,9 @@ pub(super) fn tls_certificates(config: &Config) -> Result<Option<TlsCertificates
     let root_cert = config.tls_ca_file.as_ref().map(|path| read("tls_ca_file", path)).transpose()?;
     let client_tls = match (&config.tls_cert_file, &config.tls_key_file) {
         (Some(cert), Some(key)) => {
-            Some(ClientTlsConfig { client_cert: read("tls_cert_file", cert)?, client_key: read("tls_key_file", key)? })
+            let client_key = read("tls_key_file", key)?;
+            private_key("store.redis.tls_key_file", &key.display().to_string(), &client_key)?;
+            Some(ClientTlsConfig { client_cert: read("tls_cert_file", cert)?, client_key })
         }
         (None, None) => None,
         _ => return Err("store.redis.tls_cert_file and tls_key_file go together; set both".into()),

@@ -10,8 +10,7 @@ use redis::{
 };
 
 use super::config::{Config, tls_certificates};
-use super::error::classify;
-use super::error::{Said, says};
+use super::error::{Said, classify, says};
 use super::node::Node;
 use super::place::{self, Address, Nodes, Place};
 use crate::store::keys::slot_of;
@@ -220,7 +219,7 @@ async fn rewrite(node: &mut Node, meta_key: &str, run_id: &str) -> StoreResult<b
         let started: Result<String, RedisError> = cmd("BGREWRITEAOF").query_async(&mut node.connection).await;
         match started {
             Ok(_) => break,
-            Err(error) if error.to_string().contains("already in progress") => {
+            Err(error) if says(&error) == Some(Said::InProgress) => {
                 tokio::time::sleep(POLL).await;
                 if is_clean(node, meta_key, run_id).await? {
                     return Ok(false);
@@ -234,10 +233,11 @@ async fn rewrite(node: &mut Node, meta_key: &str, run_id: &str) -> StoreResult<b
                 return Ok(false);
             }
             Err(error) if says(&error) == Some(Said::CannotExecute) => {
-                return Err(StoreError::retry(format!(
+                let text = format!(
                     "redis {}: rewriting the append-only file cannot begin: {error}; see its log, it may lack memory to fork",
                     node.address
-                )));
+                );
+                return Err(StoreError::Retry(ErrorLine::of(text, error)));
             }
             Err(error) => return Err(node.classify(&error)),
         }

@@ -15,16 +15,19 @@ pub enum Said {
     UnknownCommand,
     /// `BGREWRITEAOF` while something else keeps it from beginning.
     CannotExecute,
+    /// `BGREWRITEAOF` while one is under way.
+    InProgress,
     TooManyClients,
 }
 
 /// `None` for anything else.
 pub fn says(error: &RedisError) -> Option<Said> {
-    let text = error.to_string();
+    let text = error.detail().filter(|_| error.code() == Some("ERR"))?;
     let is = |part: &str| text.contains(part);
     match () {
         () if is("unknown command") => Some(Said::UnknownCommand),
         () if is("Can't execute") => Some(Said::CannotExecute),
+        () if is("already in progress") => Some(Said::InProgress),
         () if is("max number of clients") => Some(Said::TooManyClients),
         () => None,
     }

@@ -146,8 +146,8 @@ pub async fn replace_rules(store: &RedisStore, expected_plan: Option<&str>, meta
             )));
         }
         if replaced == 0 {
-            return Err(StoreError::stop("the mapping was changed by somebody else meanwhile; look at it with `traqq mapping show` and try again"
-                    .to_owned(),
+            return Err(StoreError::stop(
+                "the mapping was changed by somebody else meanwhile; look at it with `traqq mapping show` and try again",
             ));
         }
     }

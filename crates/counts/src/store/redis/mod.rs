@@ -46,7 +46,7 @@ pub use super::keys::lane_tags;
 use super::keys::{Keys, slot_of};
 use super::{KeyDump, Meta, Positions, Quarantined, Read, Reply, Session, Store, StoreError, StoreResult, StoredKey};
 use traqq_core::error::{ConfigError, ErrorLine};
-use traqq_core::model::{Bucket, Checkpoint, TopicPartition};
+use traqq_core::model::{Bucket, Checkpoint, TopicPartition, TopicPartitionError};
 
 pub struct RedisStore {
     connector: Connector,
@@ -198,7 +198,9 @@ fn parse_positions(pairs: Vec<(String, String)>) -> StoreResult<Positions> {
     pairs
         .into_iter()
         .map(|(partition, checkpoint)| {
-            let partition: TopicPartition = partition.parse()?;
+            let partition: TopicPartition = partition.parse().map_err(|error: TopicPartitionError| {
+                StoreError::Stop(ErrorLine::from_error(error).within("checkpoint"))
+            })?;
             let checkpoint: Checkpoint = checkpoint.parse()?;
             Ok((partition, checkpoint))
         })

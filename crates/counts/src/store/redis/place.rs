@@ -6,6 +6,7 @@
 use std::sync::Mutex;
 
 use redis::{ConnectionInfo, IntoConnectionInfo, Value};
+
 use traqq_core::error::{ConfigError, ErrorLine};
 
 /// Host and port.

@@ -4,10 +4,13 @@ use redis::{Cmd, RedisError, Value, cmd};
 
 use super::{Keys, RedisStore, StoreError, StoreResult, Unanswered, asked_elsewhere, unexpected};
 use crate::store::{Read, Reply};
+use traqq_core::courtesy::Turn;
 use traqq_core::hll::Hll;
 
 /// Commands sent at once; bounds the memory of answers in flight.
 const PIPELINE: usize = 200;
+/// Values that are converted without a look at the clock.
+const VALUES_A_STEP: usize = 1000;
 const NO_INTEGER: &str = "a value is not an integer";
 
 pub async fn read(store: &RedisStore, keys: &Keys, reads: &[Read]) -> StoreResult<Vec<Reply>> {
@@ -31,11 +34,11 @@ async fn read_at_once(store: &RedisStore, keys: &Keys, reads: &[Read]) -> Result
     let answers = node.connection.send_packed_commands(&pipeline, 0, reads.len()).await;
     let mut answers = store.settle(keys, &node, answers).await?;
     follow(store, keys, reads, &mut answers).await?;
-    let mut replies = Vec::with_capacity(reads.len());
+    let (turn, mut replies) = (Turn::begin(), Vec::with_capacity(reads.len()));
     for (read, answer) in reads.iter().zip(answers) {
         // An error is the whole answer; no need to look for more of them inside of it.
         let Value::ServerError(error) = answer else {
-            replies.push(parse(read, answer)?);
+            replies.push(parse(read, answer, &turn).await?);
             continue;
         };
         let error = RedisError::from(error);
@@ -115,10 +118,10 @@ fn get(key: String, command: &str) -> Cmd {
     command
 }
 
-fn parse(read: &Read, answer: Value) -> StoreResult<Reply> {
+async fn parse(read: &Read, answer: Value, turn: &Turn) -> StoreResult<Reply> {
     Ok(match read {
         Read::Counts { .. } | Read::Sums { .. } | Read::SumCounts { .. } | Read::SumTotals { .. } => {
-            let values = pairs(answer, integer)?;
+            let values = pairs(answer, turn, integer).await?;
             values.map_or_else(|| Reply::Unreadable(NO_INTEGER.to_owned()), Reply::Values)
         }
         Read::Only { labels, .. } => {
@@ -141,7 +144,7 @@ fn parse(read: &Read, answer: Value) -> StoreResult<Reply> {
         }
         Read::TopFirst { .. } | Read::TopAtLeast { .. } => {
             let score = |value| redis::from_redis_value(value).ok().map(|score: f64| score as i64);
-            let values = pairs(answer, score)?;
+            let values = pairs(answer, turn, score).await?;
             values.map_or_else(|| Reply::Unreadable("a score is not a number".to_owned()), Reply::Values)
         }
         Read::TopScores { members, .. } => {
@@ -160,8 +163,13 @@ fn integer(value: Value) -> Option<i64> {
     }
 }
 
-/// Labels and numbers in turn; `None` if one is no number. There may be a hundred thousand of them: labels are moved, not copied.
-fn pairs(answer: Value, number: impl Fn(Value) -> Option<i64>) -> StoreResult<Option<Vec<(String, i64)>>> {
+/// Labels and numbers in turn; `None` if one is no number. There may be a hundred thousand of them: labels are moved, not copied, and
+/// others have the thread in between.
+async fn pairs(
+    answer: Value,
+    turn: &Turn,
+    number: impl Fn(Value) -> Option<i64>,
+) -> StoreResult<Option<Vec<(String, i64)>>> {
     let unexpected = |answer: &dyn std::fmt::Debug| StoreError::stop(format!("redis: unexpected answer {answer:?}"));
     let Value::Array(parts) = answer else { return Err(unexpected(&answer)) };
     let mut values = Vec::with_capacity(parts.len() / 2);
@@ -170,6 +178,9 @@ fn pairs(answer: Value, number: impl Fn(Value) -> Option<i64>) -> StoreResult<Op
         let Value::BulkString(label) = label else { return Err(unexpected(&label)) };
         let Some(value) = number(value) else { return Ok(None) };
         values.push((lossy(label), value));
+        if values.len().is_multiple_of(VALUES_A_STEP) {
+            turn.pause().await;
+        }
     }
     Ok(Some(values))
 }
