@@ -1,10 +1,11 @@
-//! What a process measures beside its projections, and the one list of all that there is. Nobody writes a name anywhere else.
+//! What a process measures beside its projections, and the one list of all that there is. Nobody
+//! writes a name anywhere else.
 
 use traqq_core::metric::Definition;
 use traqq_core::metric_names;
 
 metric_names! {
-    /// In the order of the README's table.
+    /// In the order of the table in docs/metrics.md.
     OWN:
     INGESTED = Counter "traqq_ingested_events_total" ["protocol"] "Events that came in over HTTP or TCP and are in the log.";
     INGEST_REJECTED = Counter "traqq_ingest_rejected_total" ["reason"] "Events that were refused at the door, by reason.";
@@ -18,7 +19,8 @@ metric_names! {
 }
 
 metric_names! {
-    /// What the system knows of the process, under the names that every Prometheus client gives them; only on Linux.
+    /// What the system knows of the process, under the names that every Prometheus client gives
+    /// them; only on Linux.
     PROCESS:
     PROCESS_START_SECONDS = Gauge "process_start_time_seconds" [""] "When the process started, in seconds since 1970.";
     PROCESS_CPU_SECONDS = Counter "process_cpu_seconds_total" [""] "Seconds of the processor that all threads have used.";
@@ -29,7 +31,7 @@ metric_names! {
     PROCESS_THREADS = Gauge "process_threads" [""] "Threads.";
 }
 
-/// Everything that is measured, in the order of the README's table, but for [`PROCESS`].
+/// Everything that is measured, in the order of the table in docs/metrics.md, but for [`PROCESS`].
 pub fn all() -> impl Iterator<Item = &'static Definition> {
     OWN.iter().chain(traqq_pipeline::names::ALL).chain(traqq_counts::names::ALL)
 }
@@ -48,7 +50,8 @@ mod tests {
             assert_eq!(definition.kind == Kind::Counter, definition.name.ends_with("_total"), "{}", definition.name);
             assert!(definition.help.ends_with('.'), "{}", definition.name);
         }
-        // What a worker measures has the name of its projection, or a sum over two of them would mean nothing.
+        // What a worker measures has the name of its projection, or a sum over two of them would
+        // mean nothing.
         for definition in traqq_pipeline::names::ALL.iter().chain(traqq_counts::names::ALL) {
             assert!(definition.labels.split(',').any(|label| label == "projection"), "{}", definition.name);
         }

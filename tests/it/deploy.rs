@@ -1,4 +1,5 @@
-//! What an operator applies must be true: names that exist, files that parse, limits that fit each other.
+//! What an operator applies must be true: names that exist, files that parse, limits that fit each
+//! other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -115,7 +116,7 @@ fn assert_room(who: &str, config: &Config, memory_bytes: usize, stop_s: u64) {
     assert!(stop_s * 1000 > stop_ms_min, "{who}: {stop_s} s to stop are too few for worker.drain_timeout_ms");
 }
 
-// ---- configuration ---------------------------------------------------------------------------------------------------
+// ---- configuration ----------------------------------------------------------------------
 
 #[test]
 fn every_example_configuration_is_good() {
@@ -198,7 +199,7 @@ fn what_is_written_about_keys_names_keys_that_exist() {
     }
 }
 
-// ---- prometheus ------------------------------------------------------------------------------------------------------
+// ---- prometheus ----------------------------------------------------------------------
 
 #[test]
 fn promtool_accepts_configuration_rules_and_their_tests() {
@@ -233,9 +234,10 @@ fn every_metric_that_is_written_about_exists() {
 
 #[test]
 fn every_metric_is_written_about() {
-    let readme = text("README.md");
+    let table = text("docs/metrics.md");
     for definition in names::all().chain(names::PROCESS) {
-        assert!(readme.contains(&format!("`{}`", definition.name)), "README.md does not name {}", definition.name);
+        let name = definition.name;
+        assert!(table.contains(&format!("`{name}`")), "docs/metrics.md does not name {name}");
     }
 }
 
@@ -282,7 +284,7 @@ fn every_alert_says_what_to_do_and_is_tested() {
     }
 }
 
-// ---- runbooks --------------------------------------------------------------------------------------------------------
+// ---- runbooks ----------------------------------------------------------------------
 
 /// Who searches for the message of a stopped partition must find it.
 #[test]
@@ -321,7 +323,7 @@ fn the_runbooks_quote_messages_as_they_are() {
     }
 }
 
-// ---- image -----------------------------------------------------------------------------------------------------------
+// ---- image ----------------------------------------------------------------------
 
 /// Instructions with their arguments, continuation lines joined.
 fn instructions() -> Vec<(String, String)> {
@@ -398,7 +400,8 @@ fn the_image_is_pinned_and_runs_as_nobody() {
     assert!(instructions.contains(&("ARG".to_owned(), version.clone())), "there is no ARG {version}");
 }
 
-/// A target that Cargo.toml names, or a file that the sources include, must come along into the image's build.
+/// A target that Cargo.toml names, or a file that the sources include, must come along into the
+/// image's build.
 #[test]
 fn the_build_context_is_enough() {
     let ignore = text(".dockerignore");
@@ -433,7 +436,7 @@ fn the_build_context_is_enough() {
     }
 }
 
-// ---- compose ---------------------------------------------------------------------------------------------------------
+// ---- compose ----------------------------------------------------------------------
 
 fn strings(value: &Value) -> Vec<&str> {
     value.as_array().into_iter().flatten().map(|item| item.as_str().expect("a string")).collect()
@@ -511,7 +514,7 @@ fn compose_fits_its_configuration() {
     assert!(scrape.contains(&format!("\"serve:{port}\"")));
 }
 
-// ---- systemd ---------------------------------------------------------------------------------------------------------
+// ---- systemd ----------------------------------------------------------------------
 
 #[test]
 fn the_unit_fits_its_configuration() {

@@ -1,7 +1,7 @@
 //! What a worker measures that counts.
 
 traqq_core::metric_names! {
-    /// In the order of the README's table.
+    /// In the order of the table in docs/metrics.md.
     ALL:
     TOMBSTONES = Counter "traqq_tombstones_total" ["projection"] "Records with a null value.";
     OPERATIONS = Counter "traqq_operations_total" ["projection"] "Operations events became, before merging.";

@@ -1,7 +1,7 @@
 //! What a worker measures, whatever its projection, whose name each has as a label.
 
 traqq_core::metric_names! {
-    /// In the order of the README's table.
+    /// In the order of the table in docs/metrics.md.
     ALL:
     RECORDS = Counter "traqq_records_total" ["projection"] "Records read from the log and folded.";
     BYTES = Counter "traqq_record_bytes_total" ["projection"] "Bytes of the values of those records.";
