@@ -72,7 +72,8 @@ fn fold(plan: &Arc<Plan>, partition: &TopicPartition, corpus: &[u8], batch: usiz
     for lines in lines.chunks(batch) {
         let mut records = RecordBatch::new(partition.clone(), 0);
         for line in lines {
-            // Before the year 2000: the checks of time are off, and the keys get no expiry in the past.
+            // Before the year 2000: the checks of time are off, and the keys get no expiry in the
+            // past.
             records.push(offset, 0, None, Some(line));
             offset += 1;
         }
@@ -83,7 +84,8 @@ fn fold(plan: &Arc<Plan>, partition: &TopicPartition, corpus: &[u8], batch: usiz
     batches
 }
 
-/// The same operations without a fence, without limits and without tracking: what the script is measured against.
+/// The same operations without a fence, without limits and without tracking: what the script is
+/// measured against.
 async fn plain(url: &str, prefix: &str, batches: &[WriteBatch]) -> f64 {
     let client = redis::Client::open(url).expect("a client");
     let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");

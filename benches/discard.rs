@@ -1,6 +1,7 @@
 //! The floor of a Kafka consumer: a bare poll loop that throws the records of a topic away.
 //!
-//! `discard BROKERS TOPIC RECORDS` prints one JSON line; the clock runs from the first record to the last.
+//! `discard BROKERS TOPIC RECORDS` prints one JSON line; the clock runs from the first record to
+//! the last.
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,8 @@
-//! The fold on one thread: records in memory to merged batches, for the three mappings of the README.
+//! The fold on one thread: records in memory to merged batches, for the three mappings of the
+//! README.
 //!
-//! `cargo bench --bench fold -- CORPUS.ndjson [--passes N] [--batch EVENTS] [MAPPING...]` prints one JSON line per mapping.
+//! `cargo bench --bench fold -- CORPUS.ndjson [--passes N] [--batch EVENTS] [MAPPING...]` prints
+//! one JSON line per mapping.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -83,7 +85,8 @@ fn measure(name: &str, rules: &str, lines: &[&[u8]], passes: usize, batch: usize
     println!("{result}");
 }
 
-/// Broker timestamps stand a day after the corpus begins, so that every event passes the checks of time.
+/// Broker timestamps stand a day after the corpus begins, so that every event passes the checks of
+/// time.
 fn part(lines: &[&[u8]]) -> Part {
     let mut records = RecordBatch::new(TopicPartition::new("corpus", 0), 0);
     for (offset, line) in lines.iter().enumerate() {

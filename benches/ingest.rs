@@ -1,13 +1,14 @@
 //! Clients that load one machine's traqq, and measure what they see. Each prints one JSON line.
 //!
 //! ```text
-//! ingest http HTTP CORPUS EVENTS RATE      NDJSON in batches of 1,000 over 4 connections; RATE events/s, 0 for as fast as it goes
-//! ingest tcp HTTP TCP CORPUS EVENTS RATE   single events, pipelined over 2 connections; RATE as above
-//! ingest find HTTP PATH RATE SECONDS       the same question RATE times a second over 8 connections, from an open loop
+//! ingest http HTTP CORPUS EVENTS RATE      NDJSON in batches of 1,000 over 4 connections
+//! ingest tcp HTTP TCP CORPUS EVENTS RATE   single events, pipelined over 2 connections
+//! ingest find HTTP PATH RATE SECONDS       the same question over 8 connections, an open loop
 //! ingest visible HTTP TIMES                from sending an event to seeing it counted
 //! ```
 //!
-//! Plain blocking sockets: the client shares the cores with what it measures.
+//! RATE is per second; 0 is as fast as it goes. Plain blocking sockets: the client shares the cores
+//! with what it measures.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -204,7 +205,8 @@ fn find(address: &str, path: &str, rate: f64, seconds: f64) -> Value {
                     if question >= questions {
                         return;
                     }
-                    // Time counts from when the question was due, so that a stall is seen by every question behind it.
+                    // Time counts from when the question was due, so that a stall is seen by every
+                    // question behind it.
                     let due = Duration::from_secs_f64(question as f64 / rate);
                     std::thread::sleep(due.saturating_sub(begun.elapsed()));
                     assert_eq!(http.send(request.as_bytes()), 200, "{}", String::from_utf8_lossy(&http.body));

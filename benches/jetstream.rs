@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! jetstream fill URL STREAM CORPUS RECORDS     publishes over the partitions
-//! jetstream discard URL STREAM RECORDS         pulls all partitions, acknowledges as traqq does, and throws everything away
+//! jetstream discard URL STREAM RECORDS         pulls all partitions, acknowledges as traqq does
 //! ```
 //!
 //! `discard` prints one JSON line; the clock runs from the first record to the last.

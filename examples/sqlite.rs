@@ -1,12 +1,13 @@
-//! A projection of one's own: how often each event was seen, in SQLite, every event once whatever happens.
+//! A projection of one's own: how often each event was seen, in SQLite, every event once whatever
+//! happens.
 //!
 //! ```text
 //! cargo run --example sqlite -- localhost:9092 events totals.db
 //! sqlite3 totals.db 'select * from totals'
 //! ```
 //!
-//! It may be killed at any time, and run several times at once: each commit checks in its own transaction that it begins where the
-//! last one ended.
+//! It may be killed at any time, and run several times at once: each commit checks in its own
+//! transaction that it begins where the last one ended.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

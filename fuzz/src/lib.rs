@@ -1,7 +1,8 @@
-//! What the targets share: one mapping that has every kind of metric, records, and a server without sockets.
+//! What the targets share: one mapping that has every kind of metric, records, and a server without
+//! sockets.
 //!
-//! A target must do the same for the same bytes, so that a find can be repeated: no clock, no randomness, nothing kept from one
-//! input to the next that could be seen.
+//! A target must do the same for the same bytes, so that a find can be repeated: no clock, no
+//! randomness, nothing kept from one input to the next that could be seen.
 
 use std::future::Future;
 use std::sync::{Arc, LazyLock, Mutex};

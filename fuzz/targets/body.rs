@@ -1,5 +1,5 @@
-//! The body of `POST /api/v1/events`. The first byte says what its Content-Type did: `j` JSON, `l` lines, anything else nothing.
-//! What begins like gzip or Zstandard is unpacked first.
+//! The body of `POST /api/v1/events`. The first byte says what its Content-Type did: `j` JSON, `l`
+//! lines, anything else nothing. What begins like gzip or Zstandard is unpacked first.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! A record with headers, written like an HTTP message: `name: value` a line, an empty line, the value. No header at all is the
-//! structured mode.
+//! A record with headers, written like an HTTP message: `name: value` a line, an empty line, the
+//! value. No header at all is the structured mode.
 //!
 //! An event in binary mode and the same one written as one JSON object have the same fields.
 

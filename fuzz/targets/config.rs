@@ -1,4 +1,5 @@
-//! The text of a configuration file, or a URL of Redis. Whatever is in it, there is a message or a configuration.
+//! The text of a configuration file, or a URL of Redis. Whatever is in it, there is a message or a
+//! configuration.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! A file of `traqq store export`: what is imported is exported again, and that export is a fixed point.
+//! A file of `traqq store export`: what is imported is exported again, and that export is a fixed
+//! point.
 
 #![no_main]
 

@@ -1,5 +1,6 @@
-//! The head of a request to a server that anybody on this machine may use: a line with method and target, and a header a line. Who asks
-//! under another name than this machine's, or for a page of another site, gets nothing but the page.
+//! The head of a request to a server that anybody on this machine may use: a line with method and
+//! target, and a header a line. Who asks under another name than this machine's, or for a page of
+//! another site, gets nothing but the page.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Headers of records, by the first byte: `n` a message of NATS (its subject, a line feed, and its block of headers), `r` the
-//! headers of a record as the local log keeps them.
+//! Headers of records, by the first byte: `n` a message of NATS (its subject, a line feed, and its
+//! block of headers), `r` the headers of a record as the local log keeps them.
 
 #![no_main]
 

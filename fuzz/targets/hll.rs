@@ -1,4 +1,5 @@
-//! The string of a HyperLogLog: what is read is written and read again, register for register, and merges as sets do.
+//! The string of a HyperLogLog: what is read is written and read again, register for register, and
+//! merges as sets do.
 
 #![no_main]
 

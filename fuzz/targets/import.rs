@@ -1,6 +1,7 @@
 //! A file of events, behind a first byte that says its format: `c` CSV, anything else lines.
 //!
-//! What is read of it does not depend on how the file comes in pieces, and nothing is longer than the bound.
+//! What is read of it does not depend on how the file comes in pieces, and nothing is longer than
+//! the bound.
 
 #![no_main]
 
@@ -13,7 +14,8 @@ use traqq_core::error::ErrorLine;
 
 const BYTES_MAX: usize = 64;
 
-/// The line of each event, and its text or what is wrong with it; and why reading ended, if not with the file.
+/// The line of each event, and its text or what is wrong with it; and why reading ended, if not
+/// with the file.
 type Read = (Vec<(u64, Result<Vec<u8>, ErrorLine>)>, Option<ErrorLine>);
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,5 +1,5 @@
-//! Any text: the scanner and serde_json agree on whether it is JSON and on what its fields are, and the door and the fold
-//! on whether it is an event.
+//! Any text: the scanner and serde_json agree on whether it is JSON and on what its fields are, and
+//! the door and the fold on whether it is an event.
 //!
 //! serde_json skips over lone surrogates in what it does not read, and knows no bound on depth.
 

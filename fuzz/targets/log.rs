@@ -1,4 +1,5 @@
-//! What the local log reads from disk, by the first byte: `b` a block, `w` the watermark, `t` the row of an expiry.
+//! What the local log reads from disk, by the first byte: `b` a block, `w` the watermark, `t` the
+//! row of an expiry.
 
 #![no_main]
 

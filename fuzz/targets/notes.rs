@@ -1,5 +1,6 @@
-//! What any tool may write where a group keeps its notes, by the first byte: `k` a key of the bucket, `l` the value of a lease, `m` that
-//! of a mark, `n` the note beside an offset that was committed to Kafka.
+//! What any tool may write where a group keeps its notes, by the first byte: `k` a key of the
+//! bucket, `l` the value of a lease, `m` that of a mark, `n` the note beside an offset that was
+//! committed to Kafka.
 
 #![no_main]
 

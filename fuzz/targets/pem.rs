@@ -1,4 +1,5 @@
-//! The two files of `server.tls_cert_file` and `tls_key_file`, in one text: the certificates, a line of `=`, the key.
+//! The two files of `server.tls_cert_file` and `tls_key_file`, in one text: the certificates, a
+//! line of `=`, the key.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! A path and its query string, such as `find?q=top/geo&days=7`: read, resolved and answered from an empty store.
+//! A path and its query string, such as `find?q=top/geo&days=7`: read, resolved and answered from
+//! an empty store.
 
 #![no_main]
 

@@ -1,5 +1,6 @@
-//! What stores read, by the first byte: of the embedded one `k` what is known of a key, `v` a value, `n` the names in its keys; of all
-//! of them `c` a checkpoint, `p` the name of a partition, and `m` meta, a field a line.
+//! What stores read, by the first byte: of the embedded one `k` what is known of a key, `v` a
+//! value, `n` the names in its keys; of all of them `c` a checkpoint, `p` the name of a partition,
+//! and `m` meta, a field a line.
 
 #![no_main]
 

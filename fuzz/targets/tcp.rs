@@ -1,6 +1,8 @@
-//! What a client says over TCP. A byte 0x1f is where the input is cut; in front of everything, a `!` asks for a server with a token.
+//! What a client says over TCP. A byte 0x1f is where the input is cut; in front of everything, a
+//! `!` asks for a server with a token.
 //!
-//! What is answered and what is logged does not depend on the cuts, and no more than one line is held.
+//! What is answered and what is logged does not depend on the cuts, and no more than one line is
+//! held.
 
 #![no_main]
 

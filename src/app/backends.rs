@@ -101,7 +101,8 @@ pub(super) fn answers_bytes(config: &Config) -> usize {
     config.worker.memory_max_bytes / 4
 }
 
-/// and a part requests that bring events: at least what one of them may need, packed, unpacked and judged.
+/// and a part requests that bring events: at least what one of them may need, packed, unpacked and
+/// judged.
 pub(super) fn ingest_bytes(config: &Config) -> usize {
     let largest = config.server.body_bytes_max.max(config.events.max_event_bytes);
     (config.worker.memory_max_bytes / 8).max(largest * 4 + (1 << 20))
@@ -198,7 +199,8 @@ impl Backends {
     }
 }
 
-/// The log may have lost records that are counted already, if the directory was damaged; their offsets are not used again.
+/// The log may have lost records that are counted already, if the directory was damaged; their
+/// offsets are not used again.
 async fn say_what_is_missing(log: &LocalLog, store: &EmbeddedStore) -> anyhow::Result<()> {
     for (partition, checkpoint) in store.positions(0).await? {
         let missing = log.raise(&partition, checkpoint.position)?;
@@ -225,7 +227,8 @@ impl Local {
     }
 }
 
-/// Eviction, a replica, a missing permission or stream: counting must not begin. A server that is down comes back.
+/// Eviction, a replica, a missing permission or stream: counting must not begin. A server that is
+/// down comes back.
 fn refuse_bad(server: &'static str, checks: Vec<Check>) -> anyhow::Result<()> {
     for check in checks {
         match check.finding {

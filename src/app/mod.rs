@@ -1,4 +1,5 @@
-//! The only place that names concrete brokers and stores: wiring, and the order in which things start and stop.
+//! The only place that names concrete brokers and stores: wiring, and the order in which things
+//! start and stop.
 //!
 //! - `backends`  the log and the store, as they are configured
 //! - `live`      what the process says of itself

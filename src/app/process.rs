@@ -11,8 +11,8 @@ pub fn raise_open_files() {
     }
 }
 
-/// Becomes true with SIGTERM or SIGINT, from now on; and with SIGHUP, when a terminal closes, unless whoever started the process has
-/// it ignored, as `nohup` does.
+/// Becomes true with SIGTERM or SIGINT, from now on; and with SIGHUP, when a terminal closes,
+/// unless whoever started the process has it ignored, as `nohup` does.
 pub fn shutdown() -> watch::Receiver<bool> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be watched");

@@ -1,4 +1,5 @@
-//! A server's answers, read for a person. Numbers keep the text that the server wrote: a sum may be finer than a float.
+//! A server's answers, read for a person. Numbers keep the text that the server wrote: a sum may be
+//! finer than a float.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -103,7 +104,8 @@ pub struct Row {
     pub count: Option<Number>,
 }
 
-/// What is shown of a row or of all of them: the sum if there is one, else the number of events or of different values.
+/// What is shown of a row or of all of them: the sum if there is one, else the number of events or
+/// of different values.
 pub fn main_number<'a>(
     unique: Option<&'a Number>,
     sum: Option<&'a Number>,
@@ -172,7 +174,8 @@ impl fmt::Display for Number {
     }
 }
 
-/// Two structs whose members stand in one object. Serde's `flatten` would read numbers as floats on the way.
+/// Two structs whose members stand in one object. Serde's `flatten` would read numbers as floats on
+/// the way.
 pub struct Both<A, B>(pub A, pub B);
 
 impl<'de, A: DeserializeOwned, B: DeserializeOwned> Deserialize<'de> for Both<A, B> {

@@ -5,7 +5,8 @@ const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█
 /// In a sparkline, where nothing is known.
 const UNKNOWN: char = '·';
 
-/// A bar of eighths: `full` columns at a `fraction` of 1, and something to see for anything above 0.
+/// A bar of eighths: `full` columns at a `fraction` of 1, and something to see for anything above
+/// 0.
 pub fn bar(fraction: f64, full: usize) -> String {
     if fraction.is_nan() || fraction <= 0.0 || full == 0 {
         return String::new();
@@ -40,7 +41,8 @@ pub fn squeeze(values: &[Option<f64>], columns: usize) -> Vec<Option<f64>> {
     (0..columns).map(|index| group(index).iter().flatten().copied().reduce(f64::max)).collect()
 }
 
-/// A number with its thousands set apart, `-1234567.5` as `-1,234,567.5`. Anything else comes back as it is.
+/// A number with its thousands set apart, `-1234567.5` as `-1,234,567.5`. Anything else comes back
+/// as it is.
 pub fn grouped(number: &str) -> String {
     let unsigned = number.strip_prefix('-').unwrap_or(number);
     let whole = unsigned.len() - unsigned.trim_start_matches(|c: char| c.is_ascii_digit()).len();

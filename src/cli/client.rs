@@ -1,4 +1,5 @@
-//! A client of a running traqq: HTTP/1.1, with TLS if its URL says so, one connection that is kept alive.
+//! A client of a running traqq: HTTP/1.1, with TLS if its URL says so, one connection that is kept
+//! alive.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -36,7 +37,8 @@ const USER_AGENT: &str = concat!("traqq/", env!("CARGO_PKG_VERSION"));
 /// Which server a client command asks.
 #[derive(Args, Default)]
 pub struct ServerArgument {
-    /// Where traqq runs, as http://HOST:PORT or https://HOST:PORT [default: server.http of the configuration]
+    /// Where traqq runs, as http://HOST:PORT or https://HOST:PORT [default: server.http of the
+    /// configuration]
     #[arg(long, value_name = "URL")]
     server: Option<String>,
 }
@@ -46,7 +48,8 @@ impl ServerArgument {
         Self { server: Some(url) }
     }
 
-    /// The server of `--server`, or else the one that the configuration describes; the token is the configuration's.
+    /// The server of `--server`, or else the one that the configuration describes; the token is the
+    /// configuration's.
     pub fn client(&self, config: &server::Config) -> Result<Client, Failure> {
         let target = match &self.server {
             Some(url) => Target::parse(url),
@@ -183,7 +186,8 @@ impl From<ClientError> for Failure {
     }
 }
 
-/// One connection to a server, made when it is needed and again after it was lost. A clone has its own.
+/// One connection to a server, made when it is needed and again after it was lost. A clone has its
+/// own.
 pub struct Client {
     target: Arc<Target>,
     /// `None` for plain HTTP.
@@ -314,7 +318,8 @@ async fn greet(
 ) -> Result<SendRequest<Full<Bytes>>, ClientError> {
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(|error| ClientError::Unreachable(ErrorLine::from_error(error)))?;
-    // It ends with the sender, or when the server closes; a request that it takes along sees the error.
+    // It ends with the sender, or when the server closes; a request that it takes along sees the
+    // error.
     tokio::spawn(connection);
     Ok(sender)
 }

@@ -16,7 +16,8 @@ pub enum ConfigCommand {
         #[arg(long)]
         sidecar: bool,
 
-        /// Show in how many of these events (one a line) each pattern of the mapping finds something
+        /// Show in how many of these events (one a line) each pattern of the mapping finds
+        /// something
         #[arg(long, value_name = "FILE", conflicts_with = "sidecar")]
         sample: Option<PathBuf>,
     },

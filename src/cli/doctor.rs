@@ -28,7 +28,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 pub struct Doctor {
     #[arg(long)]
     json: bool,
-    /// With NATS: make the stream and that of dead letters where they are missing, as [broker.nats] says
+    /// With NATS: make the stream and that of dead letters where they are missing, as [broker.nats]
+    /// says
     #[arg(long)]
     create: bool,
 }
@@ -119,7 +120,8 @@ fn configuration(loaded: &Loaded) -> Vec<Check> {
     std::iter::once(Check { name: "configuration", finding }).chain(unsafe_ones).collect()
 }
 
-/// Where it is, how much room there is, and what an acknowledged event survives; whether there are counts to be looked at.
+/// Where it is, how much room there is, and what an acknowledged event survives; whether there are
+/// counts to be looked at.
 fn data_directory(config: &Config) -> (Vec<Check>, bool) {
     let data = &config.data;
     let directory = data.directory.display();
@@ -209,7 +211,8 @@ async fn counts(config: &Config) -> Vec<Check> {
     checks
 }
 
-/// What a traqq says of itself that runs here, if one does; `None` where it cannot be asked without knowing its port.
+/// What a traqq says of itself that runs here, if one does; `None` where it cannot be asked without
+/// knowing its port.
 async fn running(config: &Config) -> Option<Vec<Check>> {
     let mut client = ServerArgument::default().client(&config.server).ok()?;
     let answer = tokio::time::timeout(ANSWER_MAX, client.send(Method::GET, "/api/v1/stats", &[], Bytes::new())).await;

@@ -63,7 +63,8 @@ impl Rejection {
 /// Why a body was not taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PostError {
-    /// It may be taken later, the same body with the same key; not before the time that the server named.
+    /// It may be taken later, the same body with the same key; not before the time that the server
+    /// named.
     Again { why: String, after: Option<Duration> },
     /// It never will.
     Stop(ErrorLine),
@@ -114,8 +115,9 @@ pub fn judge(reply: &Reply) -> Result<Taken, PostError> {
     }
 }
 
-/// How the server reads events. One of an earlier version does not say it, and is taken to read them as this configuration does.
-/// Nobody at the other end is an error at once; `waiting` is told why something else is asked again.
+/// How the server reads events. One of an earlier version does not say it, and is taken to read
+/// them as this configuration does. Nobody at the other end is an error at once; `waiting` is told
+/// why something else is asked again.
 pub async fn event_rules(
     client: &mut Client,
     own: &EventRules,
@@ -153,14 +155,16 @@ fn known_rules(told: &[u8], own: &EventRules) -> EventRules {
     serde_json::from_value(rules).unwrap_or_else(|_| own.clone())
 }
 
-/// Whether the server takes events without a key. Nothing is sent to find out: no events are a bad request.
+/// Whether the server takes events without a key. Nothing is sent to find out: no events are a bad
+/// request.
 async fn takes_events(client: &mut Client) -> bool {
     let reply = post(client, Encoding::Ndjson, Bytes::new(), None).await;
     reply.is_ok_and(|reply| reply.status == StatusCode::BAD_REQUEST)
 }
 
-/// Sends NDJSON until the server has it. `waiting` is told why it has to be sent again, each time. Nobody at the other end is
-/// waited for only when somebody was there before, which `reached` remembers.
+/// Sends NDJSON until the server has it. `waiting` is told why it has to be sent again, each time.
+/// Nobody at the other end is waited for only when somebody was there before, which `reached`
+/// remembers.
 pub async fn post_until_taken(
     client: &mut Client,
     body: &Bytes,

@@ -1,5 +1,5 @@
-//! `traqq explain`: what an event becomes: its name and time, what each pattern of the mapping finds
-//! in it, and the exact store operations.
+//! `traqq explain`: what an event becomes: its name and time, what each pattern of the mapping
+//! finds in it, and the exact store operations.
 
 use std::io::Read;
 

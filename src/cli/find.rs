@@ -20,10 +20,11 @@ const LINES_MAX: usize = 20;
 
 #[derive(Args)]
 pub struct Find {
-    /// KIND/PATTERN, for example top/geo, add/event~geo, bitmap/ip, bitmap_by/geo/ip, add_value/event/amount
+    /// KIND/PATTERN, for example top/geo, add/event~geo, bitmap/ip, bitmap_by/geo/ip,
+    /// add_value/event/amount
     ///
-    /// Unique counts (bitmap, bitmap_by) are estimates with a standard error of 0.81 % and are marked with ~ or ±; all other
-    /// numbers are exact.
+    /// Unique counts (bitmap, bitmap_by) are estimates with a standard error of 0.81 % and are
+    /// marked with ~ or ±; all other numbers are exact.
     #[arg(value_name = "METRIC")]
     metric: String,
 

@@ -12,7 +12,8 @@ use traqq_counts::store::apply_rules;
 
 #[derive(Subcommand)]
 pub enum Mapping {
-    /// Make the configured mapping the store's. Stop workers with the old one first: they would only stop by themselves
+    /// Make the configured mapping the store's. Stop workers with the old one first: they would
+    /// only stop by themselves
     Apply {
         /// Say what would change, and change nothing
         #[arg(long)]

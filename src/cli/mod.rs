@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand.
 //!
-//! Exit codes: 0 done, or the reader of the answer has seen enough; 1 failed, or the answer could not be written whole; 2 the
-//! command line or the configuration is wrong.
+//! Exit codes: 0 done, or the reader of the answer has seen enough; 1 failed, or the answer could
+//! not be written whole; 2 the command line or the configuration is wrong.
 
 // Before those that print.
 #[macro_use]
@@ -198,7 +198,8 @@ impl Arguments {
         // TLS needs to know which implementation of cryptography to use, once in a process.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let command = self.command.unwrap_or(Command::Run(run::Run::default()));
-        // Another configuration than the one that is there would count, change or remove something else.
+        // Another configuration than the one that is there would count, change or remove something
+        // else.
         if let Some(why) = loaded.untrusted.as_ref().filter(|_| command.needs_its_configuration()) {
             return Err(Failure::Usage(why.clone()));
         }

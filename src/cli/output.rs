@@ -1,7 +1,8 @@
 //! The one place that writes standard output, and what commands say on standard error.
 //!
-//! An answer that could not be written whole is an error, or half of it would be taken for all of it. A reader that has
-//! seen enough, such as `head`, is none: the command ends there. Nobody is told that a message cannot be written.
+//! An answer that could not be written whole is an error, or half of it would be taken for all of
+//! it. A reader that has seen enough, such as `head`, is none: the command ends there. Nobody is
+//! told that a message cannot be written.
 //!
 //! A line is one line, and nothing in it acts on a terminal, whoever chose its words: `say!` and
 //! `complain!` escape all of it. Lines with colours of ours are those of [`styled`], whose parts
@@ -30,8 +31,8 @@ macro_rules! complain {
     };
 }
 
-/// Standard output without a buffer, so that what was written has arrived. Somebody who shares it may have made it
-/// non-blocking: it is waited for all the same.
+/// Standard output without a buffer, so that what was written has arrived. Somebody who shares it
+/// may have made it non-blocking: it is waited for all the same.
 pub struct Stdout;
 
 impl Write for Stdout {
@@ -110,7 +111,8 @@ mod tests {
 
     use super::*;
 
-    /// Some programs that start others make a pipe non-blocking that both have: "Resource temporarily unavailable".
+    /// Some programs that start others make a pipe non-blocking that both have: "Resource
+    /// temporarily unavailable".
     #[test]
     fn a_pipe_that_does_not_block_is_waited_for() {
         struct Pipe(io::PipeWriter);

@@ -16,7 +16,8 @@ pub enum Position {
         #[arg(long)]
         json: bool,
     },
-    /// Move a partition. Records in between are not counted, or counted again: this is for a partition that has stopped
+    /// Move a partition. Records in between are not counted, or counted again: this is for a
+    /// partition that has stopped
     Set {
         /// As `topic/partition`
         partition: TopicPartition,

@@ -65,7 +65,8 @@ pub struct RangeArguments {
     #[arg(long, conflicts_with_all = ["from", "to"])]
     days: Option<String>,
 
-    /// First instant: RFC 3339, a date, epoch seconds or milliseconds, or a distance from now like now-6h
+    /// First instant: RFC 3339, a date, epoch seconds or milliseconds, or a distance from now like
+    /// now-6h
     #[arg(long)]
     from: Option<String>,
 
@@ -73,7 +74,8 @@ pub struct RangeArguments {
     #[arg(long, requires = "from")]
     to: Option<String>,
 
-    /// With out, bounds inside a bucket are rounded outwards instead of refused; those relative to now always are
+    /// With out, bounds inside a bucket are rounded outwards instead of refused; those relative to
+    /// now always are
     #[arg(long, value_name = "exact|out", conflicts_with = "days")]
     align: Option<String>,
 

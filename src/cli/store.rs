@@ -25,7 +25,8 @@ const WATCH: Duration = Duration::from_secs(2);
 
 #[derive(Subcommand)]
 pub enum Store {
-    /// Write counts and positions to a file (zstd). Stop the workers first: it fails if they count meanwhile
+    /// Write counts and positions to a file (zstd). Stop the workers first: it fails if they count
+    /// meanwhile
     Export {
         /// The file to be written; it must not exist. - is standard output
         file: PathBuf,

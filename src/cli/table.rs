@@ -30,8 +30,8 @@ impl From<String> for Cell {
     }
 }
 
-/// Columns aligned, numbers to the right, bars as long as there is room. On a terminal what is too wide is cut, text first;
-/// elsewhere nothing is.
+/// Columns aligned, numbers to the right, bars as long as there is room. On a terminal what is too
+/// wide is cut, text first; elsewhere nothing is.
 pub struct Table {
     heads: Vec<String>,
     rows: Vec<Vec<Cell>>,

@@ -1,4 +1,5 @@
-//! `TRAQQ_SECTION__KEY`, and what comes close to it: a variable that sets nothing must not look as if it did.
+//! `TRAQQ_SECTION__KEY`, and what comes close to it: a variable that sets nothing must not look as
+//! if it did.
 
 use std::collections::BTreeMap;
 
@@ -126,7 +127,8 @@ fn is_property_from_file(key: &str) -> bool {
     key.starts_with("broker.kafka.properties.") && PROPERTIES_FROM_FILES.iter().any(|end| key.ends_with(end))
 }
 
-/// What Kubernetes and links of Docker set in every container beside a service that is called traqq, or traqq-something.
+/// What Kubernetes and links of Docker set in every container beside a service that is called
+/// traqq, or traqq-something.
 fn is_of_kubernetes(rest: &str, value: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let is_url = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));

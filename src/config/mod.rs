@@ -1,4 +1,5 @@
-//! The configuration: gathers each component's own section. Defaults < file < environment < flags; what is unknown is an error.
+//! The configuration: gathers each component's own section. Defaults < file < environment < flags;
+//! what is unknown is an error.
 
 mod environment;
 mod load;

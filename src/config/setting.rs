@@ -137,7 +137,8 @@ fn owned(path: &[&str]) -> Vec<String> {
     path.iter().map(|part| (*part).to_owned()).collect()
 }
 
-/// What follows the key of a map of names, as a variable has it: `BROKER__KAFKA__PROPERTIES__GROUP_INSTANCE_ID`.
+/// What follows the key of a map of names, as a variable has it:
+/// `BROKER__KAFKA__PROPERTIES__GROUP_INSTANCE_ID`.
 pub(super) fn named(path: &[String]) -> Option<(Vec<String>, &[String])> {
     let map = NAMED.iter().find(|map| path.len() > map.len() && path.starts_with(&owned(map)))?;
     Some((owned(map), &path[map.len()..]))

@@ -80,13 +80,15 @@ impl Loaded {
     }
 }
 
-/// Whether it holds an address with user information or parameters, which may stand where none belong.
+/// Whether it holds an address with user information or parameters, which may stand where none
+/// belong.
 fn has_more(key: &str, value: &str) -> bool {
     let address = value.split_once("://").map(|(_, rest)| rest).or(ADDRESSES.contains(&key).then_some(value));
     address.is_some_and(|address| address.contains(['@', '?', '#']))
 }
 
-/// A URL is shown without its user information, its query, and what is behind a `#` if that is no primary's name.
+/// A URL is shown without its user information, its query, and what is behind a `#` if that is no
+/// primary's name.
 fn hide(key: &str, value: &str) -> String {
     let value = value.trim_matches('"');
     let Some((scheme, rest)) = value.split_once("://").filter(|_| key.ends_with("url")) else {

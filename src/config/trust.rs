@@ -5,7 +5,8 @@
 //! the user who runs us or to the superuser, and neither it nor the directories they are in may be
 //! written by a group or by everybody. In a directory with the sticky bit, such as `/tmp`, others
 //! cannot touch what is ours. A group is fine if it is the user's own: the one that many systems
-//! make for each user, with the number of the user. The superuser reads the superuser's file, and no other.
+//! make for each user, with the number of the user. The superuser reads the superuser's file, and
+//! no other.
 
 use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;

@@ -17,10 +17,12 @@ pub struct Config {
     pub http: String,
     /// Where to listen for the TCP protocol, `host:port`, or `off`.
     pub tcp: String,
-    /// PEM files of the certificate, with what leads to its authority, and its key: both listeners speak TLS.
+    /// PEM files of the certificate, with what leads to its authority, and its key: both listeners
+    /// speak TLS.
     pub tls_cert_file: Option<PathBuf>,
     pub tls_key_file: Option<PathBuf>,
-    /// PEM file of the authorities that commands trust which talk to a server. `None`: the system's.
+    /// PEM file of the authorities that commands trust which talk to a server. `None`: the
+    /// system's.
     pub tls_ca_file: Option<PathBuf>,
     /// Required as `Authorization: Bearer` by every route but the health checks.
     pub token: Option<Secret>,

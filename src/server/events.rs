@@ -20,7 +20,8 @@ use traqq_log::AppendError;
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const KEY_MAX: usize = 255;
-/// Bodies up to this size are judged where they were read; larger ones would hold up other requests.
+/// Bodies up to this size are judged where they were read; larger ones would hold up other
+/// requests.
 const INLINE_MAX: usize = 16 << 10;
 
 const NO_INGEST: &str = "this process takes no events: it only answers queries, or it reads topics and does not know which of \

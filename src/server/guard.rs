@@ -108,7 +108,8 @@ fn names_this_machine(request: &Request) -> bool {
         || address.parse::<std::net::IpAddr>().is_ok()
 }
 
-/// What a browser sends for a page of another site, which could not read an answer but have it worked for.
+/// What a browser sends for a page of another site, which could not read an answer but have it
+/// worked for.
 fn is_of_another_site(request: &Request) -> bool {
     let text = |name: HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or("?").trim());
     let is_foreign = |origin: &str| origin.split_once("://").map(|(_, authority)| authority) != text(header::HOST);

@@ -1,4 +1,5 @@
-//! Events on their way in, over HTTP and TCP alike: bounded, unpacked, judged one by one, and handed to the log.
+//! Events on their way in, over HTTP and TCP alike: bounded, unpacked, judged one by one, and
+//! handed to the log.
 //!
 //! ```text
 //! body --unpack--> items --gate--> Events --Appender--> the log, whichever it is
@@ -145,8 +146,9 @@ impl Ingest {
         self.rules.name_header()
     }
 
-    /// Hands events to the log; returns what the request is answered, and whether it is a repetition. The room is held until the log has
-    /// answered, also when nobody waits for it any more.
+    /// Hands events to the log; returns what the request is answered, and whether it is a
+    /// repetition. The room is held until the log has answered, also when nobody waits for it any
+    /// more.
     ///
     /// Of a request the log keeps what became of its events, and no errors: those of a repetition
     /// are what its events are judged to be now. When that is not what became of them then, because
@@ -241,7 +243,8 @@ impl Judge {
         self.name = Some(name);
     }
 
-    /// One event, or a text that holds several. `Err` says why the first of those that were rejected was, and how many were taken.
+    /// One event, or a text that holds several. `Err` says why the first of those that were
+    /// rejected was, and how many were taken.
     pub fn event(&mut self, value: &[u8]) -> Result<(), NotAll> {
         let first = self.index;
         let Err(rejected) = self.single(value) else { return Ok(()) };
@@ -344,8 +347,8 @@ impl Judge {
     }
 }
 
-/// Whether a body of unknown form has an event a line: what is no JSON as a whole is judged by its lines, unless its first line is
-/// only the beginning of a value.
+/// Whether a body of unknown form has an event a line: what is no JSON as a whole is judged by its
+/// lines, unless its first line is only the beginning of a value.
 fn is_in_lines(body: &[u8]) -> bool {
     let is_json = |text: &[u8]| std::str::from_utf8(text).is_ok_and(|text| decode::validate(text).is_ok());
     let lines = body.trim_ascii();
@@ -358,7 +361,8 @@ pub fn fingerprint(body: &[u8]) -> u64 {
     murmur64a(body, FINGERPRINT_SEED ^ body.len() as u64)
 }
 
-/// Undoes the coding of a body, up to `bytes_max`; what comes out counts against the bound while it grows.
+/// Undoes the coding of a body, up to `bytes_max`; what comes out counts against the bound while it
+/// grows.
 pub fn unpack(body: Vec<u8>, coding: Coding, bytes_max: usize, hold: &mut Hold) -> Result<Vec<u8>, UnpackError> {
     let malformed = |error: std::io::Error| UnpackError::Malformed(error.to_string());
     match (coding, Packing::of(&body)) {
@@ -370,7 +374,8 @@ pub fn unpack(body: Vec<u8>, coding: Coding, bytes_max: usize, hold: &mut Hold) 
         }
         (Coding::Gzip, _) => drain(Gzip::new(&body[..]), bytes_max, hold),
         (Coding::Zstd, _) => {
-            // A frame may ask for a window of its own size; this is what a body may have at most anyway.
+            // A frame may ask for a window of its own size; this is what a body may have at most
+            // anyway.
             let window_log = bytes_max.next_power_of_two().ilog2().clamp(10, 27);
             drain(Zstd::new(&body[..], Some(window_log)).map_err(malformed)?, bytes_max, hold)
         }

@@ -1,10 +1,11 @@
 //! How long a connection is kept for the next request.
 //!
-//! hyper has one timeout for a head that is arriving and for a connection without one. They are told apart here, by the
-//! timer that it is given: after an answer the next request may take `server.keep_alive_ms` to begin, and from its first byte
-//! on `server.header_timeout_ms` to have its head. A new connection has the latter for both, because nothing is known of it.
-//! Only a head whose first part had been read together with the request before may take
-//! `server.keep_alive_ms`: its first byte is not seen to arrive.
+//! hyper has one timeout for a head that is arriving and for a connection without one. They are
+//! told apart here, by the timer that it is given: after an answer the next request may take
+//! `server.keep_alive_ms` to begin, and from its first byte on `server.header_timeout_ms` to have
+//! its head. A new connection has the latter for both, because nothing is known of it. Only a head
+//! whose first part had been read together with the request before may take `server.keep_alive_ms`:
+//! its first byte is not seen to arrive.
 
 use std::pin::Pin;
 use std::sync::Arc;

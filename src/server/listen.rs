@@ -1,10 +1,11 @@
-//! The listener: plain hyper, because `axum::serve` has no limit on how long a client may take for its headers.
+//! The listener: plain hyper, because `axum::serve` has no limit on how long a client may take for
+//! its headers.
 //!
 //! What a client can hold is bounded: so many connections, of all clients and of one address, so
-//! long for the head of a request, so long between two, so long for
-//! the answer, so long without reading it, so many bytes of headers. A client that has said all it will say, and closed its
-//! half of the connection, is answered; one that has gone altogether looks the same until the answer is written, so that it
-//! holds no more than the deadline of an answer allows.
+//! long for the head of a request, so long between two, so long for the answer, so long without
+//! reading it, so many bytes of headers. A client that has said all it will say, and closed its
+//! half of the connection, is answered; one that has gone altogether looks the same until the
+//! answer is written, so that it holds no more than the deadline of an answer allows.
 //!
 //! A connection beyond the limits has one of a few places that are kept for probes: it is asked one
 //! thing, has little time for it, and is told 503 unless it is a health check. So whoever takes all
@@ -229,7 +230,8 @@ async fn speaks_http(stream: &TcpStream) -> io::Result<bool> {
     Ok(first[0].is_ascii_uppercase())
 }
 
-/// Says that TLS is needed, and reads what comes: a connection that is closed with something unread takes the answer with it.
+/// Says that TLS is needed, and reads what comes: a connection that is closed with something unread
+/// takes the answer with it.
 async fn refuse(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(TLS_NEEDED.as_bytes()).await?;
     stream.shutdown().await?;
@@ -270,7 +272,8 @@ async fn answer(
     }
 }
 
-/// A stream that notes when something is read, and whose writes fail when the other side has taken nothing for a while.
+/// A stream that notes when something is read, and whose writes fail when the other side has taken
+/// nothing for a while.
 struct Watched {
     stream: TcpStream,
     heard: Heard,

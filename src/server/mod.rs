@@ -1,8 +1,9 @@
-//! The endpoints, HTTP and TCP: questions to the query engine, events to the log, and listeners that keep slow and greedy clients out.
+//! The endpoints, HTTP and TCP: questions to the query engine, events to the log, and listeners
+//! that keep slow and greedy clients out.
 //!
 //! ```text
-//! socket --listen--> hyper --guard--> routes --params--> Request --query::Engine--> Answer --> JSON
-//!                            token, deadline,      \-- problem: RFC 9457, for everything that goes wrong
+//! socket --listen--> hyper --guard--> routes --params--> Request --Engine--> Answer --> JSON
+//!                            token, deadline,      \-- problem: RFC 9457, for all that goes wrong
 //!                            size of the body
 //! ```
 

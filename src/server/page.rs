@@ -1,4 +1,5 @@
-//! The dashboard: five files in the binary that hold no data. What they show they ask from the other routes.
+//! The dashboard: five files in the binary that hold no data. What they show they ask from the
+//! other routes.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};

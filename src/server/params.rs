@@ -1,4 +1,5 @@
-//! From a query string to a request. An unknown, repeated or unreadable parameter is an error that names it.
+//! From a query string to a request. An unknown, repeated or unreadable parameter is an error that
+//! names it.
 
 use axum::extract::Query;
 use axum::http::Uri;

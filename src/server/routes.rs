@@ -170,7 +170,8 @@ async fn stats(State(context): Shared, uri: Uri) -> Response {
     if let Some(ingest) = &context.ingest {
         stats["ingest"] = ingest.to_json();
     }
-    // What the process says of itself is short, and asked for while answers hold all of their memory.
+    // What the process says of itself is short, and asked for while answers hold all of their
+    // memory.
     fresh(JSON, stats.to_string())
 }
 

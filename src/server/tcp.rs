@@ -2,20 +2,22 @@
 //!
 //! ```text
 //! {"cmd":"record","event":{...}}
-//! {"cmd":"query","min":1700000000,"max":1700086400}          any time that HTTP reads; "align":"out"
+//! {"cmd":"query","min":1700000000,"max":1700086400}       any time that HTTP reads; "align":"out"
 //! {"cmd":"query_days","days":7}
 //! {"cmd":"find","min":...,"max":...,"metric_type":"add","key":"event","add_key":null,"merge":true}
-//! {"cmd":"auth","token":"..."}                               first, when server.token is set
+//! {"cmd":"auth","token":"..."}                            first, when server.token is set
 //! ```
 //!
 //! Another `auth` has its token looked at like the first: a right one says what the connection may
 //! do from then on, a wrong one ends it. Without tokens in the configuration everybody may do
 //! everything, and `auth` is answered with success whatever it says.
 //!
-//! A connection that says anything else than commands, that leaves a line unfinished for `server.header_timeout_ms`, or that gives a wrong token, is
-//! closed; so is one that has been silent for ten minutes. One that the client has closed for its part is answered to its last line, with a
-//! line feed behind it or without. Answers are `{"success":true}`, `{"success":true,"data":[...]}` or `{"success":false,"error":"..."}`. Consecutive records go to the log
-//! in one step.
+//! A connection that says anything else than commands, that leaves a line unfinished for
+//! `server.header_timeout_ms`, or that gives a wrong token, is closed; so is one that has been
+//! silent for ten minutes. One that the client has closed for its part is answered to its last
+//! line, with a line feed behind it or without. Answers are `{"success":true}`,
+//! `{"success":true,"data":[...]}` or `{"success":false,"error":"..."}`. Consecutive records go to
+//! the log in one step.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -136,7 +138,8 @@ pub async fn serve(
     Ok((address, tokio::spawn(accept)))
 }
 
-/// A connection without a socket and its timeouts: what is said to it, in whatever pieces, and what it answers.
+/// A connection without a socket and its timeouts: what is said to it, in whatever pieces, and what
+/// it answers.
 pub struct Conversation(Connection);
 
 impl Conversation {
@@ -229,7 +232,8 @@ impl Connection {
         Ok(())
     }
 
-    /// The other side says no more, and may have left out the end of its last line: a command that is whole is one all the same.
+    /// The other side says no more, and may have left out the end of its last line: a command that
+    /// is whole is one all the same.
     async fn end(&mut self, stream: &mut (impl AsyncWrite + Unpin + ?Sized)) -> std::io::Result<()> {
         let scanned = self.input.len();
         if scanned > 0 {
@@ -271,8 +275,8 @@ impl Connection {
         self.finish(&mut step, stream).await?;
         input.drain(..begin);
         if begin > 0 {
-            // What is left is the beginning of another line; what was reserved for reading is given back. A stranger has no more
-            // time for blank lines.
+            // What is left is the beginning of another line; what was reserved for reading is given
+            // back. A stranger has no more time for blank lines.
             if self.access.is_some() {
                 self.begun_at = Instant::now();
             }

@@ -411,7 +411,8 @@ async fn shutdown_ends_idle_connections_and_the_task() {
     idle.readable().await.unwrap();
     let address = server.address;
     timeout(Duration::from_secs(5), server.listening.stop()).await.expect("idle connections do not hold it up");
-    // A process that another test starts holds a copy of every socket until it has become the other program.
+    // A process that another test starts holds a copy of every socket until it has become the other
+    // program.
     let refused = async { while TcpStream::connect(address).await.is_ok() {} };
     timeout(PATIENCE, refused).await.expect("nobody listens any more");
 }
@@ -427,8 +428,8 @@ async fn an_address_in_use_is_named() {
     assert!(message.starts_with(&format!("cannot listen on {}: address in use; ", server.address)), "{message}");
 }
 
-/// A line over TCP was measured while it was unfinished only: one that arrived in a single piece could be longer than one that came in
-/// several, and a stranger could say up to 128 KiB.
+/// A line over TCP was measured while it was unfinished only: one that arrived in a single piece
+/// could be longer than one that came in several, and a stranger could say up to 128 KiB.
 #[tokio::test]
 async fn a_line_is_as_long_in_one_piece_as_in_many() {
     let engine = Arc::new(Engine::new(Arc::new(MemoryStore::new(1)), Config::default().limits()));
@@ -452,7 +453,8 @@ async fn a_line_is_as_long_in_one_piece_as_in_many() {
     }
 }
 
-/// The answer went through a tree of values, in which numbers are doubles: another sum than over HTTP.
+/// The answer went through a tree of values, in which numbers are doubles: another sum than over
+/// HTTP.
 #[tokio::test]
 async fn sums_are_exact_over_tcp() {
     let rules = r#"{"mapping":{"add_value":[{"key":"event","add_key":"amount"}]}}"#;

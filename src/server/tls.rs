@@ -1,9 +1,9 @@
-//! TLS of both listeners: a chain of certificates and its key, from files that are read again while the server runs,
-//! because certificates are renewed more often than servers are started.
+//! TLS of both listeners: a chain of certificates and its key, from files that are read again while
+//! the server runs, because certificates are renewed more often than servers are started.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustls::ServerConfig;
@@ -104,12 +104,13 @@ struct Shown(RwLock<Arc<CertifiedKey>>);
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.read().expect("nothing panics while it is held")))
+        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
     }
 }
 
-/// Shows what the files say now, until nobody listens any more. Whoever renews them writes two files, one after the other:
-/// a pair that does not fit is looked at again, and the old one shown meanwhile.
+/// Shows what the files say now, until nobody listens any more. Whoever renews them writes two
+/// files, one after the other: a pair that does not fit is looked at again, and the old one shown
+/// meanwhile.
 async fn follow(files: Files, mut last: Read, shown: std::sync::Weak<Shown>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -124,7 +125,7 @@ async fn follow(files: Files, mut last: Read, shown: std::sync::Weak<Shown>) {
         };
         match read.parse(&files) {
             Ok(key) => {
-                *shown.0.write().expect("nothing panics while it is held") = Arc::new(key);
+                *shown.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
                 last = read;
                 tracing::info!("the certificate was renewed");
             }
@@ -147,8 +148,9 @@ impl Stream {
         Ok(Self::Tls(Box::new(session.map_err(|_| io::ErrorKind::TimedOut)??)))
     }
 
-    /// Appends what comes next, up to so many bytes; 0 when the other side says no more, whether it says goodbye as TLS wants it or not: a
-    /// command shows by itself whether it is whole. Cancel safe: what was read is in `input`.
+    /// Appends what comes next, up to so many bytes; 0 when the other side says no more, whether it
+    /// says goodbye as TLS wants it or not: a command shows by itself whether it is whole. Cancel
+    /// safe: what was read is in `input`.
     pub async fn read(&mut self, input: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
         match self {
             // Nothing more is held for a connection until there is something to be read.

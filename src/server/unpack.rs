@@ -1,6 +1,6 @@
-//! gzip and Zstandard as readers. They take what the reference decoders take: several members or frames one after the other,
-//! frames that are to be skipped, zeros behind the last member. Anything else behind the end, and a stream that ends in the
-//! middle, is an error that says so.
+//! gzip and Zstandard as readers. They take what the reference decoders take: several members or
+//! frames one after the other, frames that are to be skipped, zeros behind the last member.
+//! Anything else behind the end, and a stream that ends in the middle, is an error that says so.
 
 use std::io::{BufRead, Error, ErrorKind, Read, Result};
 
@@ -112,7 +112,8 @@ fn behind(rest: &mut impl BufRead) -> Result<Behind> {
 pub struct Zstd<R: BufRead>(zstd::stream::read::Decoder<'static, R>);
 
 impl<R: BufRead> Zstd<R> {
-    /// A frame that asks for a larger window than `window_log_max` says, if it is given, is an error.
+    /// A frame that asks for a larger window than `window_log_max` says, if it is given, is an
+    /// error.
     pub fn new(bytes: R, window_log_max: Option<u32>) -> Result<Self> {
         let mut decoder = zstd::stream::read::Decoder::with_buffer(bytes)?;
         if let Some(window_log_max) = window_log_max {
@@ -184,8 +185,9 @@ mod tests {
         errors[0].clone()
     }
 
-    /// pzstd writes a skippable frame in front of each frame: such a file was taken for text. bgzip ends with an empty member, and
-    /// what comes from a tape or a block device with zeros, which were an "invalid gzip header".
+    /// pzstd writes a skippable frame in front of each frame: such a file was taken for text. bgzip
+    /// ends with an empty member, and what comes from a tape or a block device with zeros, which
+    /// were an "invalid gzip header".
     #[test]
     fn whatever_the_reference_decoders_take_is_taken() {
         let zeros = |count: usize| vec![0; count];

@@ -1,4 +1,5 @@
-//! What Linux knows of this process, in Prometheus's text format: looked up when somebody asks, and nothing elsewhere.
+//! What Linux knows of this process, in Prometheus's text format: looked up when somebody asks, and
+//! nothing elsewhere.
 
 use std::fmt::Write;
 use std::sync::OnceLock;

@@ -47,7 +47,8 @@ pub struct Escapes {
     pub json: fn(&str) -> Cow<'_, str>,
 }
 
-/// Standard error. Where a line cannot be written, on a full disk or a terminal that has gone, counting goes on without it.
+/// Standard error. Where a line cannot be written, on a full disk or a terminal that has gone,
+/// counting goes on without it.
 struct Lines {
     escape: fn(&str) -> Cow<'_, str>,
     /// The subscriber's own; in the words of others it has escaped what begins one.
@@ -89,7 +90,8 @@ impl Write for Lines {
 
 /// Logs go to standard error.
 pub fn init_logs(config: &Config, escapes: Escapes) -> Result<(), ConfigError> {
-    // The client of NATS says that it is connected, in three lines; and whatever is asked for, never what it sends, where a password is.
+    // The client of NATS says that it is connected, in three lines; and whatever is asked for,
+    // never what it sends, where a password is.
     let filter = format!("async_nats=warn,{},async_nats::connection=info", config.level);
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         let text =
@@ -115,7 +117,8 @@ pub fn init_logs(config: &Config, escapes: Escapes) -> Result<(), ConfigError> {
     installed.map_err(|error| error.to_string().into())
 }
 
-/// Installs the recorder; every metric is described, and counters without labels are there from the start.
+/// Installs the recorder; every metric is described, and counters without labels are there from the
+/// start.
 pub fn init_metrics() -> Result<PrometheusHandle, ErrorLine> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(COMMIT_SECONDS.to_owned()), &COMMIT_SECONDS_BUCKETS)

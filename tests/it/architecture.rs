@@ -1,9 +1,10 @@
-//! What the compiler does not see to: which folder of a crate may import which, and what pure code must not touch. Which crate may use
-//! which stands in their manifests. ARCHITECTURE.md says why.
+//! What the compiler does not see to: which folder of a crate may import which, and what pure code
+//! must not touch. Which crate may use which stands in their manifests. ARCHITECTURE.md says why.
 
 use std::path::{Path, PathBuf};
 
-/// A folder or file of a crate, and which others of the crate, and which crates of ours, it may import.
+/// A folder or file of a crate, and which others of the crate, and which crates of ours, it may
+/// import.
 type Rule = (&'static str, &'static [&'static str]);
 
 /// A crate's sources, and the rules of all that is in them.
@@ -103,7 +104,8 @@ fn code_of(path: &Path) -> String {
     code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
-/// What code imports of its crate, as `crate::name` or out of `crate::{name::..., name}`, and which crates of ours.
+/// What code imports of its crate, as `crate::name` or out of `crate::{name::..., name}`, and which
+/// crates of ours.
 fn imports(code: &str) -> Vec<String> {
     let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let of_ours = |rest: &str| format!("traqq_{}", name(rest));

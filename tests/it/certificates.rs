@@ -4,7 +4,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// Makes `server` for 127.0.0.1 and `client`, both signed by `ca`, and a stranger's authority `other`: `.pem` and `.key` each.
+/// Makes `server` for 127.0.0.1 and `client`, both signed by `ca`, and a stranger's authority
+/// `other`: `.pem` and `.key` each.
 pub fn make(dir: &TempDir) {
     let name = "ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
     for authority in ["ca", "other"] {

@@ -1,6 +1,7 @@
 //! The commands that talk to a running server, and what a network does to them.
 //!
-//! Most of these tests stand a listener in the server's place, since a real one answers 503 or loses a connection only by luck.
+//! Most of these tests stand a listener in the server's place, since a real one answers 503 or
+//! loses a connection only by luck.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -53,7 +54,8 @@ pub struct Stand {
 }
 
 impl Stand {
-    /// `answer` is told how many requests came before. The question how events are read is answered, and is none of them.
+    /// `answer` is told how many requests came before. The question how events are read is
+    /// answered, and is none of them.
     pub fn start(answer: impl Fn(usize, &Request) -> Answer + Send + Sync + 'static) -> Self {
         Self::start_with(Some(r#"{"time_fields":["at","ts"],"of_a_later_version":true}"#), answer)
     }
@@ -162,7 +164,8 @@ impl Files {
     }
 }
 
-/// Every fault of a network at once: each event is there once in the end, by the keys of the batches.
+/// Every fault of a network at once: each event is there once in the end, by the keys of the
+/// batches.
 #[test]
 fn an_import_survives_what_networks_do() {
     let known: Mutex<HashMap<String, Vec<u8>>> = Mutex::default();
@@ -197,7 +200,8 @@ fn an_import_survives_what_networks_do() {
     assert_eq!((keys.len(), keys.values().sum::<usize>()), (13, 12_340));
     assert!(keys.keys().all(|key| key.len() == 39 && key.starts_with("import-")), "{keys:?}");
 
-    // The same content under another name and compressed is the same import; with --again it is not.
+    // The same content under another name and compressed is the same import; with --again it is
+    // not.
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(ndjson(12_340).as_bytes()).unwrap();
     let file = files.write("copy.gz", encoder.finish().unwrap());
@@ -415,7 +419,8 @@ impl Drop for Traqq {
     }
 }
 
-/// Killed at the worst moments, the server has every event of the file once; and so it has after a second import.
+/// Killed at the worst moments, the server has every event of the file once; and so it has after a
+/// second import.
 #[test]
 fn an_import_through_killed_servers_is_exact() {
     const EVENTS: i64 = 300_000;

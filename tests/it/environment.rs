@@ -1,4 +1,5 @@
-//! What the machine around the program may do to it: clocks that jump, a link that goes down, a disk that cannot write.
+//! What the machine around the program may do to it: clocks that jump, a link that goes down, a
+//! disk that cannot write.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,12 +19,13 @@ use crate::redis_store::now;
 use crate::scene::Scene;
 use crate::servers::{Redis, poll_until};
 
-// ---- clocks ----------------------------------------------------------------------------------------------------------
+// ---- clocks -------------------------------------------------------------------------------------
 
 /// A clock that can be set while a process runs, by libfaketime.
 ///
-/// The monotonic clock is left alone, as it is when somebody sets the clock. The kernel does not know of the jumps: waits until a time of
-/// day, as librdkafka's are, would be days long, and say nothing about a clock that was really set.
+/// The monotonic clock is left alone, as it is when somebody sets the clock. The kernel does not
+/// know of the jumps: waits until a time of day, as librdkafka's are, would be days long, and say
+/// nothing about a clock that was really set.
 struct Clock {
     directory: tempfile::TempDir,
 }
@@ -76,7 +78,8 @@ fn assert_does_not_spin(process: &Process) {
     assert!(used < 1.0, "{used} s of the processor in 2 s without work");
 }
 
-/// Lines that say when they were, today and yesterday, come in under a clock that jumps, and are counted; how many there are.
+/// Lines that say when they were, today and yesterday, come in under a clock that jumps, and are
+/// counted; how many there are.
 fn ingest_under_jumps(clock: &Clock, site: &Site, process: &Process) -> usize {
     process.wait_for_line("listening for TCP");
     let began = now();
@@ -103,9 +106,10 @@ fn ingest_under_jumps(clock: &Clock, site: &Site, process: &Process) -> usize {
     number * 100
 }
 
-/// Events count when they say that they were, whatever the clock says when they come in.
-/// With a clock that is years ahead the next round of tidying up removed everything: all of it was too old by then. And what came in behind
-/// an event of that time had its time too, so that events with one of their own were dead letters: far too old.
+/// Events count when they say that they were, whatever the clock says when they come in. With a
+/// clock that is years ahead the next round of tidying up removed everything: all of it was too old
+/// by then. And what came in behind an event of that time had its time too, so that events with one
+/// of their own were dead letters: far too old.
 #[test]
 fn clocks_that_jump_move_no_event_in_the_embedded_store() {
     let (clock, site) = (Clock::new(), Site::new("", ""));
@@ -147,7 +151,7 @@ fn clocks_that_jump_move_no_event_in_redis() {
     }
 }
 
-// ---- a link that goes down ---------------------------------------------------------------------------------------------
+// ---- a link that goes down ----------------------------------------------------------------------
 
 /// A network namespace and a cable to it; `None` where that is not allowed.
 struct Namespace {
@@ -217,9 +221,9 @@ impl Drop for Namespace {
     }
 }
 
-/// A cable is pulled and put back: nobody is told, and both ends believe in connections over which nothing comes.
-/// With the log behind the same link there is soon nothing to commit, and a worker was ready all the while: that its look at the
-/// stored positions failed was only logged.
+/// A cable is pulled and put back: nobody is told, and both ends believe in connections over which
+/// nothing comes. With the log behind the same link there is soon nothing to commit, and a worker
+/// was ready all the while: that its look at the stored positions failed was only logged.
 #[test]
 fn a_link_to_kafka_and_redis_that_goes_down_and_comes_back() {
     let Some(namespace) = Namespace::new() else { return };
@@ -259,7 +263,7 @@ fn a_link_to_kafka_and_redis_that_goes_down_and_comes_back() {
     drop(nodes);
 }
 
-// ---- a disk that cannot write --------------------------------------------------------------------------------------------
+// ---- a disk that cannot write -------------------------------------------------------------------
 
 /// Makes fsync, or writing to the database, fail as a broken disk does, while a file is there.
 const BROKEN_DISK: &str = r#"
@@ -305,8 +309,10 @@ ssize_t write(int fd, const void *bytes, size_t count) {
 }
 "#;
 
-/// Half a second after a failed sync the data directory was open again. The system forgets what it failed to sync and calls the next sync a success. Once one has failed nothing is acknowledged any more,
-/// also when the disk seems to work again, until somebody has looked at it and starts the program again.
+/// Half a second after a failed sync the data directory was open again. The system forgets what it
+/// failed to sync and calls the next sync a success. Once one has failed nothing is acknowledged
+/// any more, also when the disk seems to work again, until somebody has looked at it and starts the
+/// program again.
 fn break_the_disk(durability: &str, what: &str) {
     let directory = tempfile::tempdir().unwrap();
     let (source, library) = (directory.path().join("disk.c"), directory.path().join("disk.so"));

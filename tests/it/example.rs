@@ -1,4 +1,5 @@
-//! `examples/sqlite.rs`, a projection of one's own, against a real Kafka: killed in the middle, started again, and two at once.
+//! `examples/sqlite.rs`, a projection of one's own, against a real Kafka: killed in the middle,
+//! started again, and two at once.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

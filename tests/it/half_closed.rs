@@ -1,5 +1,6 @@
-//! Clients that say all they have to say and close their half of the connection, as `printf ... | nc` does: they are answered.
-//! Without an answer they send again, and what was taken is counted twice.
+//! Clients that say all they have to say and close their half of the connection, as
+//! `printf ... | nc` does: they are answered. Without an answer they send again, and what was taken
+//! is counted twice.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};

@@ -1,4 +1,5 @@
-//! `traqq_core::hll` against a real Redis: same elements, same registers, same counts, in both directions.
+//! `traqq_core::hll` against a real Redis: same elements, same registers, same counts, in both
+//! directions.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -178,7 +179,8 @@ fn the_same_elements_give_the_same_registers_and_count() {
             let ours = sketch(&elements);
             assert_same(&mut client, &key, &ours, &story);
 
-            // What we write, Redis takes for its own: it counts it (with and without the cached cardinality) ...
+            // What we write, Redis takes for its own: it counts it (with and without the cached
+            // cardinality) ...
             for (name, string) in [
                 ("encode", Some(ours.encode())),
                 ("dense", Some(ours.encode_dense())),
@@ -225,7 +227,8 @@ fn pfadd_answers_1_when_a_register_rises() {
     }
 }
 
-/// The eight bytes whose hash under Redis's seed is `hash`: each step of `MurmurHash64A` taken back.
+/// The eight bytes whose hash under Redis's seed is `hash`: each step of `MurmurHash64A` taken
+/// back.
 fn element_of(hash: u64) -> Vec<u8> {
     const MULTIPLIER: u64 = 0xc6a4_a793_5bd1_e995;
     const INVERSE: u64 = 0x5f7a_0ea7_e59b_19bd;
@@ -313,8 +316,8 @@ fn every_rank_and_both_ends_are_the_same() {
     }
 }
 
-/// Redis and we refuse the same strings, and read the others alike. (Of several keys `PFCOUNT` reads the registers; of one
-/// it would trust the cached cardinality.)
+/// Redis and we refuse the same strings, and read the others alike. (Of several keys `PFCOUNT`
+/// reads the registers; of one it would trust the cached cardinality.)
 #[track_caller]
 fn assert_same_verdict(client: &mut Client, string: &[u8], story: &str) -> bool {
     client.set("corrupt", string);
@@ -322,7 +325,8 @@ fn assert_same_verdict(client: &mut Client, string: &[u8], story: &str) -> bool 
     match (client.pfcount_reply(&["corrupt", "absent"]), &ours) {
         (Reply::Int(count), Ok(hll)) => assert_eq!(count as u64, hll.count(), "{story}"),
         (Reply::Error(_), Err(_)) => {}
-        // Redis reads the zero byte that it keeps behind every string as the second half of an XZERO; we do not.
+        // Redis reads the zero byte that it keeps behind every string as the second half of an
+        // XZERO; we do not.
         (Reply::Int(count), Err(_)) => {
             let completed = Hll::decode(&[string, b"\0"].concat());
             assert_eq!(completed.map(|hll| hll.count()), Ok(count as u64), "{story}");

@@ -1,4 +1,5 @@
-//! `traqq import` and files as they are: what is lost is said, and nothing is counted on a day that is not its own.
+//! `traqq import` and files as they are: what is lost is said, and nothing is counted on a day that
+//! is not its own.
 
 use std::io::Write;
 use std::process::{Output, Stdio};
@@ -181,7 +182,8 @@ fn a_file_without_events_is_said_to_have_none() {
     assert_eq!(text(&child.wait_with_output().unwrap().stdout), "imported 1 event\n");
 }
 
-/// A week in a column `created` was counted today, for good. It is the server that knows which fields are times.
+/// A week in a column `created` was counted today, for good. It is the server that knows which
+/// fields are times.
 #[test]
 fn events_without_a_time_are_refused() {
     let files = Files::new();
@@ -215,7 +217,8 @@ fn events_without_a_time_are_refused() {
     assert_eq!(both.status.code(), Some(2));
 }
 
-/// The key of a batch is the file's; a server that had it with another time says so, and nothing is counted twice.
+/// The key of a batch is the file's; a server that had it with another time says so, and nothing is
+/// counted twice.
 #[test]
 fn other_options_do_not_count_a_file_twice() {
     let files = Files::new();
@@ -238,7 +241,8 @@ fn other_options_do_not_count_a_file_twice() {
     assert_eq!((counted(), server.count("buy")), (Some(10), 0));
 }
 
-/// An older server does not say how it reads events, and is taken to read them as it is configured here.
+/// An older server does not say how it reads events, and is taken to read them as it is configured
+/// here.
 #[test]
 fn a_server_that_does_not_say_how_it_reads_events_is_believed_to_do_as_configured() {
     let files = Files::new();

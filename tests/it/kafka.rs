@@ -82,7 +82,8 @@ fn another_group_and_another_mapping_are_refused_until_applied() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("only in the store: top:ip"));
 }
 
-/// With transactions and a store that was flushed while nobody looked: counted again from the recorded start.
+/// With transactions and a store that was flushed while nobody looked: counted again from the
+/// recorded start.
 #[test]
 fn a_flushed_store_is_counted_again() {
     let Scene { topic, redis, directory: _directory, file, .. } =
@@ -127,7 +128,8 @@ fn header_names_that_are_not_text_do_no_harm() {
     assert_eq!(worker.stop(), 0);
 }
 
-/// Each of them was a report of a panic: 7 MB of log for one record of 90 KB, and again with every replay.
+/// Each of them was a report of a panic: 7 MB of log for one record of 90 KB, and again with every
+/// replay.
 #[test]
 fn thousands_of_header_names_that_are_not_text_are_one_line_of_the_log() {
     use std::os::unix::ffi::OsStrExt;
@@ -168,7 +170,8 @@ fn a_gap_in_the_log_is_skipped_when_the_operator_says_so() {
     let line = worker.wait_for_line("went on without records");
     assert!(line.contains("skipped=500"), "{line}");
     worker.signal("-STOP");
-    // The broker answers a fetch that waits for records; it must have given up before there are some.
+    // The broker answers a fetch that waits for records; it must have given up before there are
+    // some.
     std::thread::sleep(Duration::from_secs(2));
     produce(&topic, &events(1_000));
     trim(directory.path(), &topic, 2_600);

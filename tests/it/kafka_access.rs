@@ -1,5 +1,5 @@
-//! What keeps a worker from reading Kafka, told by the worker while it lasts and by `doctor` beforehand: its group, its rights, and
-//! brokers that are something else.
+//! What keeps a worker from reading Kafka, told by the worker while it lasts and by `doctor`
+//! beforehand: its group, its rights, and brokers that are something else.
 
 use std::process::{Child, Command, Stdio};
 
@@ -112,7 +112,8 @@ fn a_member_whose_name_another_one_took_says_so() {
     assert_eq!(second.stop(), 0);
 }
 
-/// A right that is taken back under a worker, and one that was never given; both heal by themselves.
+/// A right that is taken back under a worker, and one that was never given; both heal by
+/// themselves.
 #[test]
 fn rights_that_are_missing_are_named_and_waited_for() {
     let settings = [
@@ -160,7 +161,8 @@ fn rights_that_are_missing_are_named_and_waited_for() {
     assert!(!is_good && text.contains("may not see topic") && text.contains("DESCRIBE"), "{text}");
 }
 
-/// An HTTP server was an "ok connection", and of the others it was only said that there was no answer.
+/// An HTTP server was an "ok connection", and of the others it was only said that there was no
+/// answer.
 #[test]
 fn doctor_says_what_a_listener_that_is_no_fitting_kafka_answered() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Kafka, its group and worker processes between it and Redis, with what goes wrong around them: rows of the matrix in
-//! RELIABILITY.md, each on real servers.
+//! Kafka, its group and worker processes between it and Redis, with what goes wrong around them:
+//! rows of the matrix in RELIABILITY.md, each on real servers.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -32,8 +32,8 @@ pub fn behind_proxy(address: Ipv4Addr) -> (Nodes, Proxy) {
     (nodes, proxy)
 }
 
-/// Tests that keep the processors busy and promise a time all the same: of each pair one at a time, or a machine of two
-/// processors is what they test.
+/// Tests that keep the processors busy and promise a time all the same: of each pair one at a time,
+/// or a machine of two processors is what they test.
 static PAIRS: [Mutex<()>; 2] = [Mutex::new(()), Mutex::new(())];
 
 fn turn_of(pair: usize) -> MutexGuard<'static, ()> {
@@ -51,12 +51,13 @@ pub fn assert_recovers(scene: &Scene, events: usize) {
     }
 }
 
-/// A process that is killed leaves batches behind that are sent, applied and not known to be: its successor neither misses nor
-/// repeats them. Each life gets as far as committing something.
+/// A process that is killed leaves batches behind that are sent, applied and not known to be: its
+/// successor neither misses nor repeats them. Each life gets as far as committing something.
 #[test]
 fn killed_a_hundred_times_in_the_middle_of_commits() {
     let _turn = turn_of(0);
-    // With a name of its own a member that is started again takes over at once; without, the group waits for the dead one.
+    // With a name of its own a member that is started again takes over at once; without, the group
+    // waits for the dead one.
     let more = "[worker]\nbatch_events = 5\n[broker.kafka.properties]\n\"group.instance.id\" = \"one\"\n";
     let scene = Scene::new("it-kills", 4, more);
     let is_over = Arc::new(AtomicBool::new(false));
@@ -78,8 +79,8 @@ fn killed_a_hundred_times_in_the_middle_of_commits() {
     scene.assert_exact(events);
 }
 
-/// A worker that is told to stop in the middle of a backlog finishes what it has read, and says so; nothing is read to be counted twice
-/// or thrown away.
+/// A worker that is told to stop in the middle of a backlog finishes what it has read, and says so;
+/// nothing is read to be counted twice or thrown away.
 #[test]
 fn a_stop_under_load_leaves_nothing_to_be_replayed() {
     const BACKLOG: usize = 200_000;
@@ -148,7 +149,8 @@ fn members_that_join_and_leave_all_the_time_count_once() {
     scene.assert_exact(events);
 }
 
-/// Partitions that are added to a topic are counted from their first record on, also what was in them before the worker saw them.
+/// Partitions that are added to a topic are counted from their first record on, also what was in
+/// them before the worker saw them.
 #[test]
 fn partitions_added_under_a_worker_are_counted_from_their_beginning() {
     let more = "[broker.kafka.properties]\n\"topic.metadata.refresh.interval.ms\" = \"2000\"\n";
@@ -166,8 +168,9 @@ fn partitions_added_under_a_worker_are_counted_from_their_beginning() {
     scene.assert_exact(2_800);
 }
 
-/// No broker for a minute, which is longer than a session lasts: the worker comes back as a new member, and the group waits for the one
-/// that it was, for as long as a session lasts. That was 45 s.
+/// No broker for a minute, which is longer than a session lasts: the worker comes back as a new
+/// member, and the group waits for the one that it was, for as long as a session lasts. That was 45
+/// s.
 #[test]
 fn no_broker_for_a_minute() {
     let mut nodes = Nodes::up_with("kafka", &["--heap", "256m"]);
@@ -198,8 +201,8 @@ fn no_broker_for_a_minute() {
     scene.assert_exact(21_000);
 }
 
-/// A worker that stands still longer than its session loses its partitions to another one. When it goes on, what it still has in
-/// flight is refused, it notices its loss, and takes part again.
+/// A worker that stands still longer than its session loses its partitions to another one. When it
+/// goes on, what it still has in flight is refused, it notices its loss, and takes part again.
 #[test]
 fn a_frozen_worker_is_replaced_and_comes_back() {
     let scene = Scene::new(
@@ -236,7 +239,8 @@ fn a_frozen_worker_is_replaced_and_comes_back() {
     scene.assert_exact(events);
 }
 
-/// A store that hangs longer than a member may be silent does not cost the worker its partitions: the group is polled all the while.
+/// A store that hangs longer than a member may be silent does not cost the worker its partitions:
+/// the group is polled all the while.
 #[test]
 fn a_store_that_hangs_longer_than_the_poll_interval_costs_no_partitions() {
     let more = "[worker]\nmemory_max_bytes = 134217728\n[broker.kafka.properties]\n\"session.timeout.ms\" = \"10000\"\n\"max.poll.interval.ms\" = \"10000\"\n";
@@ -247,7 +251,8 @@ fn a_store_that_hangs_longer_than_the_poll_interval_costs_no_partitions() {
     poll_until(PATIENCE, "it counts", || (total(&scene.redis) > 500).then_some(()));
     scene.redis.signal("-STOP");
     let since = Instant::now();
-    // A Kafka that stands still for a moment makes it unready too, and long before the store has failed to answer in time.
+    // A Kafka that stands still for a moment makes it unready too, and long before the store has
+    // failed to answer in time.
     worker.wait_until_unready("cannot commit to the store");
     // Twice the interval; nothing is waited for.
     std::thread::sleep(Duration::from_secs(20).saturating_sub(since.elapsed()));
@@ -262,8 +267,8 @@ fn a_store_that_hangs_longer_than_the_poll_interval_costs_no_partitions() {
     scene.assert_exact(events);
 }
 
-/// A slow or broken way to the broker: connections cut in the middle of answers, answers that come drop by drop, and none at all for
-/// longer than a session.
+/// A slow or broken way to the broker: connections cut in the middle of answers, answers that come
+/// drop by drop, and none at all for longer than a session.
 #[test]
 fn fetches_and_commits_that_fail() {
     let _turn = turn_of(1);
@@ -305,8 +310,9 @@ fn fetches_and_commits_that_fail() {
     drop(nodes);
 }
 
-/// Connections that die without a word, with a request under way on each: the answer to a question never comes, and a member that
-/// asked to be taken into the group waited for it for five minutes, with the others waiting for that member.
+/// Connections that die without a word, with a request under way on each: the answer to a question
+/// never comes, and a member that asked to be taken into the group waited for it for five minutes,
+/// with the others waiting for that member.
 #[test]
 fn connections_that_fall_silent_are_given_up_in_time() {
     let _turn = turn_of(0);
@@ -340,8 +346,8 @@ fn connections_that_fall_silent_are_given_up_in_time() {
     drop(nodes);
 }
 
-/// A broker that stood still is shut out by its cluster until it is heard again. Meanwhile it answers, and names no brokers: whoever
-/// asked it then forgot them all, and was silent for ever.
+/// A broker that stood still is shut out by its cluster until it is heard again. Meanwhile it
+/// answers, and names no brokers: whoever asked it then forgot them all, and was silent for ever.
 #[test]
 fn a_client_that_forgot_its_brokers_is_replaced() {
     let settings = ["broker.session.timeout.ms=2000", "broker.heartbeat.interval.ms=1000"];
@@ -367,7 +373,8 @@ fn a_client_that_forgot_its_brokers_is_replaced() {
     scene.assert_exact(2_800);
 }
 
-/// The topic of dead letters is gone: the partition waits in front of the bad record, says so, and loses nothing when it is back.
+/// The topic of dead letters is gone: the partition waits in front of the bad record, says so, and
+/// loses nothing when it is back.
 #[test]
 fn a_dead_letter_topic_that_is_gone_is_waited_for() {
     let more = "[broker.kafka.properties]\n\"topic.metadata.propagation.max.ms\" = \"500\"\n\"message.timeout.ms\" = \"2000\"\n";
@@ -403,8 +410,9 @@ fn a_dead_letter_topic_that_is_gone_is_waited_for() {
     }
 }
 
-/// Records of transactions that were aborted, and the marks at the end of each, take offsets that no event comes from. They are no loss,
-/// and the lag gets to 0 behind them; a worker that was killed or frozen in the middle finds its place among them.
+/// Records of transactions that were aborted, and the marks at the end of each, take offsets that
+/// no event comes from. They are no loss, and the lag gets to 0 behind them; a worker that was
+/// killed or frozen in the middle finds its place among them.
 #[test]
 fn aborted_transactions_leave_no_trace() {
     let scene = Scene::new(
@@ -449,8 +457,8 @@ fn aborted_transactions_leave_no_trace() {
     scene.assert_exact(events);
 }
 
-/// Compaction removes what was counted, the last of it included, and most of what is still to come. What is left is counted, and
-/// what is gone stays counted.
+/// Compaction removes what was counted, the last of it included, and most of what is still to come.
+/// What is left is counted, and what is gone stays counted.
 #[test]
 fn compaction_before_and_behind_the_position_changes_nothing_that_was_counted() {
     let settings = [
@@ -472,12 +480,14 @@ fn compaction_before_and_behind_the_position_changes_nothing_that_was_counted() 
     scene.produce(&["-K", "\t"], &keyed(&numbered(0..2_000), 2_000));
     wait_for_total(&scene.redis, 2_000);
     assert_eq!(worker.stop(), 0);
-    // The same keys again, half of them twice: of the first 2,000 nothing is left, and of these 3,000 the last 2,000.
+    // The same keys again, half of them twice: of the first 2,000 nothing is left, and of these
+    // 3,000 the last 2,000.
     scene.produce(&["-K", "\t"], &keyed(&numbered(0..1_000), 1_000));
     scene.produce(&["-K", "\t"], &keyed(&numbered(0..2_000), 2_000));
     let mut rolls = 0;
     poll_until(PATIENCE, "compaction", || {
-        // The segment that is written to is never compacted; one that is old enough ends with the next record.
+        // The segment that is written to is never compacted; one that is old enough ends with the
+        // next record.
         std::thread::sleep(Duration::from_millis(300));
         scene.produce(&["-K", "\t"], &[format!("roll{rolls}\t{}", numbered(0..1)[0])]);
         rolls += 1;
@@ -495,8 +505,9 @@ fn compaction_before_and_behind_the_position_changes_nothing_that_was_counted() 
     assert_eq!(total(&scene.redis), 2_000 + left as i64);
 }
 
-/// Records whose values come once are larger when they are folded than they were. They used to be folded as long as there were
-/// batches on their way: ten million of them took 700 MiB where 512 were allowed.
+/// Records whose values come once are larger when they are folded than they were. They used to be
+/// folded as long as there were batches on their way: ten million of them took 700 MiB where 512
+/// were allowed.
 #[test]
 fn a_store_that_hangs_under_values_that_come_once_does_not_fill_the_memory() {
     const MAX: f64 = (128 << 20) as f64;

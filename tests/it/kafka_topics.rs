@@ -30,7 +30,8 @@ fn scene_of(name: &str, protocol: &str, pattern: &str) -> Scene {
     scene
 }
 
-/// It was checked by one dialect and matched by two others: `^ev\d+$` was good, two partitions began, and none was read.
+/// It was checked by one dialect and matched by two others: `^ev\d+$` was good, two partitions
+/// began, and none was read.
 fn a_pattern_is_matched_in_one_dialect_and_followed(name: &str, protocol: &str) {
     let brokers = kafka_brokers();
     let prefix = unique(name);
@@ -109,7 +110,8 @@ fn members_of_a_group_that_know_different_topics_for_a_while_count_once() {
     scene.assert_exact(2_100);
 }
 
-/// Each commit was a record of `__consumer_offsets`, which was counted as a dead letter, which was committed.
+/// Each commit was a record of `__consumer_offsets`, which was counted as a dead letter, which was
+/// committed.
 #[test]
 fn a_pattern_that_matches_everything_does_not_feed_itself() {
     let nodes = Nodes::up_with("kafka", &["--heap", "256m"]);
@@ -228,7 +230,8 @@ fn patterns() -> impl Strategy<Value = String> {
     (expression, proptest::bool::ANY).prop_map(|(body, ends)| format!("^(?:{body}){}", if ends { "$" } else { "" }))
 }
 
-/// Matches in our dialect are those of Python's `re`, which shares no code with it, for what both can say.
+/// Matches in our dialect are those of Python's `re`, which shares no code with it, for what both
+/// can say.
 #[test]
 fn topic_patterns_match_what_an_independent_implementation_matches() {
     const CASES: usize = 400;

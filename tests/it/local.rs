@@ -1,4 +1,5 @@
-//! The program on one machine: local log, embedded store, events over HTTP and TCP, and everything that can happen to it.
+//! The program on one machine: local log, embedded store, events over HTTP and TCP, and everything
+//! that can happen to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -195,7 +196,8 @@ impl Remains {
         ids
     }
 
-    /// The counts are those of a single fold over these records, up to the stored position. `Err` when they cannot be read.
+    /// The counts are those of a single fold over these records, up to the stored position. `Err`
+    /// when they cannot be read.
     async fn check(self, log: Vec<RecordBatch>, config: &Path) -> Result<(), StoreError> {
         let partition = TopicPartition::new("events", 0);
         let position = self.store.positions(0).await?.get(&partition).map_or(0, |stored| stored.position);
@@ -307,7 +309,7 @@ fn copy_of(log: &[RecordBatch]) -> Vec<RecordBatch> {
     log.iter().map(|records| first_of(records, records.len())).collect()
 }
 
-// ---- kill -9 ---------------------------------------------------------------------------------------------------------
+// ---- kill -9 ------------------------------------------------------------------------------------
 
 /// What the senders know when they end.
 #[derive(Default)]
@@ -382,8 +384,8 @@ fn send_tcp(site: &Site, sent: &Sent, sender: usize, is_over: &AtomicBool) {
     }
 }
 
-/// Kills the process at random moments while events come in over HTTP and TCP; then every acknowledged event must be in the log once,
-/// and the counts those of the log.
+/// Kills the process at random moments while events come in over HTTP and TCP; then every
+/// acknowledged event must be in the log once, and the counts those of the log.
 fn kill_at_random(durability: &str, kills: usize, seed: u64) {
     let site = Arc::new(Site::new(&format!("durability = \"{durability}\""), ""));
     let (sent, is_over) = (Arc::new(Sent::default()), Arc::new(AtomicBool::new(false)));
@@ -435,7 +437,8 @@ fn kill_minus_nine_at_random_moments_periodic() {
     kill_at_random("periodic", 50, 2);
 }
 
-/// From the embedded store to Redis, under the same log: counting goes on where it stood, also through kill -9.
+/// From the embedded store to Redis, under the same log: counting goes on where it stood, also
+/// through kill -9.
 #[test]
 fn a_store_that_moves_to_redis_goes_on_exactly() {
     let site = Site::new("", "");
@@ -477,7 +480,7 @@ fn a_store_that_moves_to_redis_goes_on_exactly() {
     assert_oracle_agrees(&site.config, &records, &redis);
 }
 
-// ---- damaged files ---------------------------------------------------------------------------------------------------
+// ---- damaged files ------------------------------------------------------------------------------
 
 fn files_below(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
@@ -493,7 +496,8 @@ fn written_bytes(file: &Path) -> u64 {
     bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1)
 }
 
-/// Whatever bit of whatever file is wrong: it is said and nothing is opened, or what was recovered is exact.
+/// Whatever bit of whatever file is wrong: it is said and nothing is opened, or what was recovered
+/// is exact.
 #[test]
 fn a_torn_or_damaged_file_is_noticed_and_never_a_wrong_count() {
     let site = Site::new("", "");
@@ -580,7 +584,7 @@ fn a_torn_or_damaged_file_is_noticed_and_never_a_wrong_count() {
     assert!(refused > 0 && recovered > 0, "{refused} refused, {recovered} recovered");
 }
 
-// ---- a full disk -----------------------------------------------------------------------------------------------------
+// ---- a full disk --------------------------------------------------------------------------------
 
 /// A file system of its own, small; `None` where that is not allowed.
 struct SmallDisk {
@@ -603,7 +607,8 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Fills the disk under a running process, to the reserve and beyond it: it stops acknowledging, says so, and goes on once there is room.
+/// Fills the disk under a running process, to the reserve and beyond it: it stops acknowledging,
+/// says so, and goes on once there is room.
 fn fill_the_disk(reserve_bytes: u64) {
     let Some(disk) = SmallDisk::mount(160) else {
         eprintln!("NOT tested: a full disk, since this user may not mount a file system");
@@ -676,7 +681,7 @@ fn a_disk_that_fills_beyond_the_reserve_loses_nothing() {
     fill_the_disk(1 << 20);
 }
 
-// ---- what a client can do ---------------------------------------------------------------------------------------------
+// ---- what a client can do -----------------------------------------------------------------------
 
 #[test]
 fn events_come_in_as_one_an_array_or_lines_and_packed() {
@@ -740,7 +745,8 @@ fn events_come_in_as_one_an_array_or_lines_and_packed() {
     poll_until(PATIENCE, "all are counted", || (site.events() == 17).then_some(()));
     let found = site.get("/api/v1/find?q=add/id&days=1&value=d");
     assert_eq!(found["results"][0]["data"]["count"], 6, "{found}");
-    // One each of the array and the five lists of lines, one that came alone, one with a key; not those of the repetition.
+    // One each of the array and the five lists of lines, one that came alone, one with a key; not
+    // those of the repetition.
     assert_eq!(process.metric("traqq_ingest_rejected_total"), 8.0);
     assert_eq!(process.stop(), 0);
 }
@@ -892,7 +898,8 @@ fn dead_letters_can_be_looked_at() {
     assert_eq!(process.stop(), 0);
 }
 
-/// A sender that says nothing, lies about its length, or packs a bomb takes nothing from the others.
+/// A sender that says nothing, lies about its length, or packs a bomb takes nothing from the
+/// others.
 #[test]
 fn bad_clients_cost_little_and_others_are_served() {
     let site = Site::new("", "[worker]\nmemory_max_bytes = 134217728\n");
@@ -949,7 +956,8 @@ fn bad_clients_cost_little_and_others_are_served() {
     assert_eq!(process.stop(), 0);
 }
 
-/// What an answer promises while many send at once: as many events as were accepted, and none lost on SIGTERM.
+/// What an answer promises while many send at once: as many events as were accepted, and none lost
+/// on SIGTERM.
 #[test]
 fn sigterm_drains_and_a_second_process_is_refused() {
     let site = Arc::new(Site::new("", ""));

@@ -28,6 +28,7 @@ mod output;
 mod private;
 mod process;
 mod projections;
+mod prose;
 mod protocol;
 mod proxy;
 mod readme;

@@ -12,8 +12,9 @@ use traqq_counts::store::{Contents, KeyDump, Meta, Store, StoreError, StoredKey,
 use crate::redis_store::{Embedded, config, now, pattern, plan, raw};
 use crate::servers::Redis;
 
-/// A node that loses its tail may go back behind `mapping apply`, so that its lane has the old rules and the others the new ones:
-/// to apply the new ones again was refused as somebody else's change.
+/// A node that loses its tail may go back behind `mapping apply`, so that its lane has the old
+/// rules and the others the new ones: to apply the new ones again was refused as somebody else's
+/// change.
 #[tokio::test]
 async fn a_lane_that_went_back_behind_a_change_takes_the_rules_again() {
     let redis = Redis::start(&[]);
@@ -46,8 +47,8 @@ async fn a_lane_that_went_back_behind_a_change_takes_the_rules_again() {
     );
 }
 
-/// A lane that went back behind a longer retention went back with the ends of its keys, and kept them: months later its part of the
-/// counts was missing.
+/// A lane that went back behind a longer retention went back with the ends of its keys, and kept
+/// them: months later its part of the counts was missing.
 #[tokio::test]
 async fn a_lane_that_went_back_behind_a_longer_retention_keeps_its_keys_as_long_as_the_others() {
     const DAY: i64 = 86_400;
@@ -91,8 +92,9 @@ async fn a_lane_that_went_back_behind_a_longer_retention_keeps_its_keys_as_long_
     }
 }
 
-/// A node that lost everything: an import was refused, but left the lost lane as one that is being filled, for ever; and to apply the
-/// mapping that the store has already was refused as somebody else's change.
+/// A node that lost everything: an import was refused, but left the lost lane as one that is being
+/// filled, for ever; and to apply the mapping that the store has already was refused as somebody
+/// else's change.
 #[tokio::test]
 async fn a_lost_lane_is_left_to_the_worker() {
     let redis = Redis::start(&[]);
@@ -115,8 +117,8 @@ async fn a_lost_lane_is_left_to_the_worker() {
     }
 }
 
-/// `mapping apply` wrote the new time zone database and said that there was nothing to change; and it was recommended for another zone,
-/// which it refuses.
+/// `mapping apply` wrote the new time zone database and said that there was nothing to change; and
+/// it was recommended for another zone, which it refuses.
 #[tokio::test]
 async fn what_apply_can_change_of_the_zone_is_said() {
     let store = MemoryStore::new(1);
@@ -136,7 +138,8 @@ async fn what_apply_can_change_of_the_zone_is_said() {
     assert!(!apply_rules(&store, &berlin).await.unwrap().changed);
 }
 
-/// Keys kept the end they were born with, so that a day of a month ago was a zero where the mapping promised a year.
+/// Keys kept the end they were born with, so that a day of a month ago was a zero where the mapping
+/// promised a year.
 #[tokio::test]
 async fn a_longer_retention_holds_for_what_is_there_and_what_is_gone_is_known() {
     const DAY: i64 = 86_400;
@@ -172,7 +175,8 @@ async fn a_longer_retention_holds_for_what_is_there_and_what_is_gone_is_known() 
             }
         }
         let gone = store.meta().await.unwrap().unwrap().gone[&BucketKind::Day].clone();
-        // What expired while it was kept for thirty days, and in the moment in which it was kept for ten.
+        // What expired while it was kept for thirty days, and in the moment in which it was kept
+        // for ten.
         let expected = [(30, created), (10, now())].map(|(days, since)| (since - days * DAY, now() - days * DAY));
         assert_eq!(gone.len(), 2);
         for ((after, until), (since, now)) in gone.into_iter().zip(expected) {

@@ -1,5 +1,5 @@
-//! The worker against the memory broker and the memory store, with faults: whatever happens, the counts are those of one fold
-//! over the log.
+//! The worker against the memory broker and the memory store, with faults: whatever happens, the
+//! counts are those of one fold over the log.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -261,7 +261,8 @@ async fn counts_are_exact_whatever_happens() {
     }
 }
 
-/// One new partition without a leader sent its lane back to the stored positions every few seconds, and no other new one was begun with.
+/// One new partition without a leader sent its lane back to the stored positions every few seconds,
+/// and no other new one was begun with.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_partition_without_a_leader_keeps_no_other_waiting() {
     let (mut harness, mut random) = (Harness::new(2, 1), Random(3));
@@ -306,7 +307,8 @@ fn a_broker_timestamp_beyond_the_calendar_is_a_dead_letter() {
     assert_eq!(folded[0].stats.events, 2);
 }
 
-/// Each metric and bucket has a copy of a label: long ones, of which only the first copy was counted, took ten times what they were taken for.
+/// Each metric and bucket has a copy of a label: long ones, of which only the first copy was
+/// counted, took ten times what they were taken for.
 #[test]
 fn a_batch_is_cut_before_its_labels_hold_too_much() {
     let names = ["a", "b", "c", "d", "e", "f"];
@@ -334,7 +336,8 @@ fn a_batch_is_cut_before_its_labels_hold_too_much() {
     assert_eq!(folded.iter().map(|folded| folded.stats.records).sum::<u64>(), 2000);
 }
 
-/// What is folded is held until it is committed: long elements and dead letters cut a batch as operations do.
+/// What is folded is held until it is committed: long elements and dead letters cut a batch as
+/// operations do.
 #[test]
 fn a_batch_is_cut_before_it_holds_too_much() {
     let mut records = RecordBatch::new(TopicPartition::new(TOPIC, 0), 1);

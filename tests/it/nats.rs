@@ -1,4 +1,5 @@
-//! A worker process between a real nats-server and a real Redis: what does not fit into the chaos run.
+//! A worker process between a real nats-server and a real Redis: what does not fit into the chaos
+//! run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -200,7 +201,8 @@ fn a_stream_that_was_deleted_and_made_again_stops_its_partitions() {
     scene.wait_for_total(3_010);
 }
 
-/// The same under the feet of a worker, over several partitions: what was applied last lies in another one now.
+/// The same under the feet of a worker, over several partitions: what was applied last lies in
+/// another one now.
 #[test]
 fn a_stream_that_is_made_again_under_a_worker_is_noticed() {
     let scene = Scene::new(4, "");
@@ -216,7 +218,8 @@ fn a_stream_that_is_made_again_under_a_worker_is_noticed() {
     assert_eq!(scene.total(), 1_000, "nothing of the other stream is counted");
 }
 
-/// Messages removed before they were counted: said and waited for, or skipped when the operator wants that.
+/// Messages removed before they were counted: said and waited for, or skipped when the operator
+/// wants that.
 #[test]
 fn a_purged_stream_stops_or_is_skipped() {
     let scene = Scene::new(1, "");
@@ -313,7 +316,8 @@ fn a_stream_that_forgets_what_was_acknowledged_is_refused() {
     assert!(text.contains("there is no stream \"events\"") && text.contains("doctor --create"), "{text}");
 }
 
-/// The spread is even after every change, and a worker that is killed is replaced within five seconds.
+/// The spread is even after every change, and a worker that is killed is replaced within five
+/// seconds.
 #[test]
 fn partitions_are_spread_and_taken_over() {
     let scene = Scene::new(8, "");
@@ -362,15 +366,18 @@ fn two_owners_count_once() {
     assert_eq!(sleeper.stop(), 0);
 }
 
-/// A worker that has lost a partition and does not know it makes the consumer anew, to begin where it stands itself. What that one delivers
-/// first could pass for what comes next, were it not compared with the stream; and where the servers forgot the owner's pull with its consumer, the
-/// owner waited for ever (seen once in 150 schedules on three servers). Here somebody does so all the time, and the owner gets through.
+/// A worker that has lost a partition and does not know it makes the consumer anew, to begin where
+/// it stands itself. What that one delivers first could pass for what comes next, were it not
+/// compared with the stream; and where the servers forgot the owner's pull with its consumer, the
+/// owner waited for ever (seen once in 150 schedules on three servers). Here somebody does so all
+/// the time, and the owner gets through.
 #[test]
 fn a_consumer_that_somebody_else_makes_anew_skips_nothing() {
     let scene = Scene::new(2, "");
     let worker = scene.worker(0);
     scene.publish(2_000);
-    // Without a pause, since the owner is open to it only between making its consumer and pulling from it.
+    // Without a pause, since the owner is open to it only between making its consumer and pulling
+    // from it.
     let made = with(&scene.nats, |jetstream| async move {
         let (stream, until) = (jetstream.get_stream(STREAM).await.unwrap(), Instant::now() + Duration::from_secs(8));
         let mut made = 0;
@@ -398,7 +405,8 @@ fn a_consumer_that_somebody_else_makes_anew_skips_nothing() {
     assert_eq!(scene.total(), 2_000 + made);
 }
 
-/// Others fill the stream while a partition has nothing: trimming what they filled is not a loss of its own.
+/// Others fill the stream while a partition has nothing: trimming what they filled is not a loss of
+/// its own.
 #[test]
 fn a_quiet_partition_is_not_a_lost_one() {
     let scene = Scene::new(2, "[worker]\nposition_check_ms = 500\n");
@@ -470,7 +478,8 @@ fn events_come_in_in_front_of_nats() {
     assert_eq!(&letter.payload[..], b"not json");
     assert_eq!(letter.headers.get("traqq-reason").unwrap().as_str(), "invalid_json");
     assert_eq!(letter.headers.get("traqq-offset").unwrap().as_str(), "502");
-    // More in one request than may wait for their acknowledgement: it waited for itself, and everything behind it.
+    // More in one request than may wait for their acknowledgement: it waited for itself, and
+    // everything behind it.
     let many: Vec<&str> = (0..20_000).map(|number| &*lines[number % lines.len()]).collect();
     let answer = post("content-type: application/x-ndjson\r\n", &many.join("\n"));
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"accepted\":20000"), "{answer}");
@@ -502,7 +511,8 @@ pub fn publish_raw(nats: &Nats, messages: &[Raw]) {
     assert!(lines.any(|line| line.unwrap() == "PONG"));
 }
 
-/// A client that cannot read a message's headers ends the connection, and met the message again behind the next one, for ever.
+/// A client that cannot read a message's headers ends the connection, and met the message again
+/// behind the next one, for ever.
 #[test]
 fn messages_with_headers_that_nats_does_not_allow_are_counted() {
     let scene = Scene::new(2, "");
@@ -539,7 +549,8 @@ fn messages_with_headers_that_nats_does_not_allow_are_counted() {
     assert_eq!(worker.stop(), 0);
 }
 
-/// What is sent to the server twice, because nobody knows whether the first time was recorded, is stored once.
+/// What is sent to the server twice, because nobody knows whether the first time was recorded, is
+/// stored once.
 #[test]
 fn dead_letters_that_are_sent_again_are_stored_once() {
     let scene = Scene::new(2, "[worker]\non_empty_store = \"restart\"\n");

@@ -1,4 +1,5 @@
-//! Who may talk to nats-server, and how: every way to log in, TLS, a domain, and the least that a user needs.
+//! Who may talk to nats-server, and how: every way to log in, TLS, a domain, and the least that a
+//! user needs.
 
 use nkeys::KeyPair;
 
@@ -8,7 +9,8 @@ use crate::nats::{STREAM, Scene};
 use crate::process::post;
 use crate::servers::{Nats, free_port};
 
-/// Makes the stream, sends events through a worker and counts them, all with these lines of `[broker.nats]`.
+/// Makes the stream, sends events through a worker and counts them, all with these lines of
+/// `[broker.nats]`.
 fn works(nats: Nats, access: &str) -> Scene {
     let http = free_port();
     let scene = Scene::on(nats, 2, access, &format!("127.0.0.1:{http}"), "");

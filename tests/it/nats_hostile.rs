@@ -187,7 +187,8 @@ fn consumer_of(scene: &Scene, partition: i32) -> Option<String> {
     })
 }
 
-/// Each of them ended the client of all partitions, so that a few of them a second stopped everybody.
+/// Each of them ended the client of all partitions, so that a few of them a second stopped
+/// everybody.
 #[test]
 fn messages_that_end_the_client_interrupt_no_other_partition() {
     let scene = Scene::new(2, "");

@@ -25,7 +25,8 @@ fn command(config: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Every command that prints while a server runs, and those that need the data directory for themselves.
+/// Every command that prints while a server runs, and those that need the data directory for
+/// themselves.
 const BESIDE_A_SERVER: [&[&str]; 20] = [
     &["--help"],
     &["--version"],
@@ -164,7 +165,8 @@ impl Drop for Silent {
     }
 }
 
-/// `traqq run 2>/dev/full` ended with a panic at its first line, and a log whose disk filled up later ended it then.
+/// `traqq run 2>/dev/full` ended with a panic at its first line, and a log whose disk filled up
+/// later ended it then.
 #[test]
 fn counting_goes_on_without_a_log() {
     for (level, format) in [("info", "text"), ("trace", "json")] {
@@ -211,7 +213,8 @@ fn a_message_that_cannot_be_written_changes_no_exit_code() {
     }
 }
 
-/// A terminal that closes ended the process at once, with what it had in flight; one that was started by `nohup` is to go on.
+/// A terminal that closes ended the process at once, with what it had in flight; one that was
+/// started by `nohup` is to go on.
 #[test]
 fn a_terminal_that_closes_is_a_reason_to_stop_and_to_drain() {
     let site = Site::new("", "");

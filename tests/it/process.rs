@@ -23,7 +23,8 @@ impl Process {
         Self::launch(config, traqq(), "log")
     }
 
-    /// `command` ends in the program's name; `extension` is that of the log, beside the configuration.
+    /// `command` ends in the program's name; `extension` is that of the log, beside the
+    /// configuration.
     pub fn launch(config: &Path, mut command: Command, extension: &str) -> Self {
         let log = config.with_extension(extension);
         let file = std::fs::File::create(&log).unwrap();

@@ -1,4 +1,5 @@
-//! Projections beside the counts: over the same log, each with a group, a ledger and a pace of its own.
+//! Projections beside the counts: over the same log, each with a group, a ledger and a pace of its
+//! own.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -59,7 +60,8 @@ struct Inner {
     largest: usize,
 }
 
-/// A ledger in memory that groups commits: batches wait for so many, or for a while, and land together or not at all.
+/// A ledger in memory that groups commits: batches wait for so many, or for a while, and land
+/// together or not at all.
 #[derive(Clone)]
 struct Grouped {
     inner: Arc<Mutex<Inner>>,
@@ -330,7 +332,8 @@ fn metric(metrics: &PrometheusHandle, name: &str, projection: &str) -> f64 {
     metrics.render().lines().filter(of).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-/// Members come and go, are thrown out, and are killed with batches under way that wait for their group; the sums are those of the log.
+/// Members come and go, are thrown out, and are killed with batches under way that wait for their
+/// group; the sums are those of the log.
 #[test]
 fn groups_of_commits_are_exact_whatever_happens() {
     for seed in 1..=200_u64 {
@@ -438,8 +441,9 @@ fn open_log(directory: &Path) -> LocalLog {
     LocalLog::open(&database, &LogConfig::default(), true, 1 << 20, || NOW_MS).unwrap()
 }
 
-/// One projection that stands still for minutes is nothing the other notices, but that the log is kept for it; each has its own
-/// status, metrics and committed positions, and dead letters are published once.
+/// One projection that stands still for minutes is nothing the other notices, but that the log is
+/// kept for it; each has its own status, metrics and committed positions, and dead letters are
+/// published once.
 #[test]
 fn a_projection_that_stalls_for_minutes_keeps_no_other_waiting() {
     simulate(3, async |metrics| {

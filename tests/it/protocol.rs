@@ -1,24 +1,29 @@
-//! The protocol of commit, fence and resync as a model, of which a checker visits every state that can be reached.
+//! The protocol of commit, fence and resync as a model, of which a checker visits every state that
+//! can be reached.
 //!
-//! Two workers both believe that they own all partitions of one lane, which is the worst that rebalances, zombies and leases can do. They
-//! read records one by one, send batches of one or two over connections that deliver in order, with two in flight, and resync.
+//! Two workers both believe that they own all partitions of one lane, which is the worst that
+//! rebalances, zombies and leases can do. They read records one by one, send batches of one or two
+//! over connections that deliver in order, with two in flight, and resync.
 //!
-//! What a worker does with a partition is not written down here a second time: each has a [`Cursor`], the state machine that the
-//! product runs, over real records, checkpoints and fingerprints. Written down here is what cannot be cloned and hashed: the log, the
-//! ledger with its fence (a script in Redis, a batch in an embedded database), the way between them, and of a lane that it sends
-//! in order and forgets what is under way in a doubt (its own state counts jobs and epochs without end, and holds memory and timers;
-//! `worker/lane.rs` has its tests beside it).
+//! What a worker does with a partition is not written down here a second time: each has a
+//! [`Cursor`], the state machine that the product runs, over real records, checkpoints and
+//! fingerprints. Written down here is what cannot be cloned and hashed: the log, the ledger with
+//! its fence (a script in Redis, a batch in an embedded database), the way between them, and of a
+//! lane that it sends in order and forgets what is under way in a doubt (its own state counts jobs
+//! and epochs without end, and holds memory and timers; `worker/lane.rs` has its tests beside it).
 //!
 //! Whenever it likes, and as often as the bounds allow,
 //!
-//! - a connection breaks: requests on their way arrive later, in any order, or never; answers are lost;
-//! - the store falls back to what it last wrote to disk, and connections break with it, or do not (a failover behind a proxy);
+//! - a connection breaks: requests on their way arrive later, in any order, or never; answers are
+//!   lost;
+//! - the store falls back to what it last wrote to disk, and connections break with it, or do not
+//!   (a failover behind a proxy);
 //! - the topic is deleted and made again with other records.
 //!
-//! In every state the counts must be those of the records below the stored position, each once, of one log. And where nothing more
-//! happens by itself all must be counted, or the workers have stopped because the log is another one. Each rule of the protocol is
-//! left out in turn to see that the checker notices. `TRAQQ_MODEL=large` visits
-//! some four million states.
+//! In every state the counts must be those of the records below the stored position, each once, of
+//! one log. And where nothing more happens by itself all must be counted, or the workers have
+//! stopped because the log is another one. Each rule of the protocol is left out in turn to see
+//! that the checker notices. `TRAQQ_MODEL=large` visits some four million states.
 
 use std::num::NonZeroUsize;
 
@@ -38,7 +43,8 @@ const RECORDS_MAX: usize = 3;
 /// The topic is made again once at most.
 const LOGS: usize = 2;
 
-/// The product counts generations up. Here two are enough: that of the last opening, and one that is over.
+/// The product counts generations up. Here two are enough: that of the last opening, and one that
+/// is over.
 const CURRENT: u64 = 1;
 const OVER: u64 = 0;
 
@@ -178,7 +184,8 @@ impl Reader {
         self.cursor.stop();
     }
 
-    /// A doubt. What a cursor that waits knew before is overwritten when it is restored: states that differ in nothing else are one.
+    /// A doubt. What a cursor that waits knew before is overwritten when it is restored: states
+    /// that differ in nothing else are one.
     fn wait(&mut self) {
         self.cursor.wait();
         if self.cursor.phase() == Phase::Waiting {

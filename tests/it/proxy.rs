@@ -1,4 +1,5 @@
-//! A TCP proxy that breaks things where a test wants them broken: after so many bytes, in either direction, or by saying nothing.
+//! A TCP proxy that breaks things where a test wants them broken: after so many bytes, in either
+//! direction, or by saying nothing.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
@@ -16,7 +17,8 @@ pub enum Direction {
 
 #[derive(Default)]
 struct Faults {
-    /// Direction and the bytes that still pass in it; then the connection that carries the next one is cut.
+    /// Direction and the bytes that still pass in it; then the connection that carries the next one
+    /// is cut.
     cut: Option<(Direction, usize)>,
     is_stalled: bool,
     is_trickling: bool,
@@ -103,7 +105,8 @@ impl Proxy {
         format!("redis://{}", self.address)
     }
 
-    /// Lets `bytes` more pass in a direction, and cuts the connection that carries the one behind them.
+    /// Lets `bytes` more pass in a direction, and cuts the connection that carries the one behind
+    /// them.
     pub fn cut_after(&self, direction: Direction, bytes: usize) {
         self.shared.faults.lock().unwrap().cut = Some((direction, bytes));
     }
@@ -113,8 +116,8 @@ impl Proxy {
         self.shared.faults.lock().unwrap().is_stalled = true;
     }
 
-    /// From now on nothing passes over the connections there are, and nobody is told: both ends believe in them. New ones are as
-    /// good as ever.
+    /// From now on nothing passes over the connections there are, and nobody is told: both ends
+    /// believe in them. New ones are as good as ever.
     pub fn silence(&self) {
         self.shared.silent_before.store(self.shared.accepted.load(Ordering::SeqCst), Ordering::SeqCst);
     }
@@ -185,7 +188,8 @@ fn write(mut to: &TcpStream, bytes: &[u8], direction: Direction, shared: &Shared
     to.write_all(left)
 }
 
-/// How many of `count` bytes may pass; fewer than all of them means that the connection is to be cut.
+/// How many of `count` bytes may pass; fewer than all of them means that the connection is to be
+/// cut.
 fn admit(count: usize, direction: Direction, shared: &Shared) -> usize {
     let mut faults = shared.faults.lock().unwrap();
     while direction == Direction::Down && faults.is_stalled {

@@ -1,4 +1,5 @@
-//! Every way to a Redis, with the permissions it takes, and what is looked at before anything is counted.
+//! Every way to a Redis, with the permissions it takes, and what is looked at before anything is
+//! counted.
 
 use std::collections::BTreeSet;
 
@@ -58,8 +59,8 @@ pub async fn use_all(config: &Config) -> StoreResult<()> {
     Ok(())
 }
 
-/// Permissions were looked at in the beginning, and a user who may not do that was only warned: a script ended in its middle, positions
-/// moved and counts lost, again with every restart.
+/// Permissions were looked at in the beginning, and a user who may not do that was only warned: a
+/// script ended in its middle, positions moved and counts lost, again with every restart.
 #[tokio::test]
 async fn a_permission_that_the_script_lacks_costs_nothing() {
     let redis = Redis::start(&[]);
@@ -164,7 +165,8 @@ async fn the_printed_acl_rule_is_enough() {
     let Finding::Bad(line) = finding(&as_user("looker", 0, 1), "permissions").await else { panic!("not bad") };
     let (_, rule) = line.split_once("`ACL SETUSER looker ").expect("a command to run");
     let rule = rule.trim_end_matches('`');
-    // Exactly that is enough, wherever the keys are; the server has an append-only file, so that it is rewritten first.
+    // Exactly that is enough, wherever the keys are; the server has an append-only file, so that it
+    // is rewritten first.
     user("worker", rule);
     for (database, lanes) in [(0, 1), (5, 1), (6, 3)] {
         use_all(&as_user("worker", database, lanes)).await.unwrap();
@@ -297,7 +299,8 @@ async fn tls_with_an_authority_of_our_own() {
     assert!(half.err().unwrap().to_string().contains("go together"));
 }
 
-/// Queries were once answered with "unreadable", as if the key were broken, while the server was loading or refused the command.
+/// Queries were once answered with "unreadable", as if the key were broken, while the server was
+/// loading or refused the command.
 #[tokio::test]
 async fn a_read_that_the_server_refuses_is_an_error_and_not_an_answer() {
     let redis = Redis::start(&[]);

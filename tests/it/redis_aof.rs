@@ -1,5 +1,5 @@
-//! Power cuts inside the append-only file: whatever byte the last block ends at, and even if the next crash comes while the file is
-//! being rewritten, the counts are those of every batch once.
+//! Power cuts inside the append-only file: whatever byte the last block ends at, and even if the
+//! next crash comes while the file is being rewritten, the counts are those of every batch once.
 
 use std::fs;
 use std::io::Write;
@@ -138,8 +138,8 @@ fn template() -> Template {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(Template::make())
 }
 
-/// Redis rolls a half block back but leaves its opening in the file; what is appended behind it would count twice after the
-/// second restart.
+/// Redis rolls a half block back but leaves its opening in the file; what is appended behind it
+/// would count twice after the second restart.
 #[test]
 fn a_power_cut_at_any_byte_of_the_last_block_is_survived() {
     let template = template();
@@ -159,9 +159,10 @@ fn a_power_cut_at_any_byte_of_the_last_block_is_survived() {
     });
 }
 
-/// The second crash comes while the file is rewritten: Redis finds an open block at the end of a file that is not the last one,
-/// cuts it off and refuses to start (7.0.15), once. The ways back: start it again, or `redis-check-aof --fix` on that very file,
-/// because on the manifest the tool refuses too.
+/// The second crash comes while the file is rewritten: Redis finds an open block at the end of a
+/// file that is not the last one, cuts it off and refuses to start (7.0.15), once. The ways back:
+/// start it again, or `redis-check-aof --fix` on that very file, because on the manifest the tool
+/// refuses too.
 #[test]
 fn a_crash_during_the_rewrite_is_survived() {
     let template = template();
@@ -218,8 +219,9 @@ fn a_crash_during_the_rewrite_is_survived() {
     assert!(refused > 0 && refused_by_tool > 0, "{refused} and {refused_by_tool} of {all} files");
 }
 
-/// A sector in the middle of the file is garbage: Redis refuses to start, and what `redis-check-aof --fix` leaves is a shorter past, which
-/// is counted on from. (Garbage inside a value is no error to Redis: its file has no checksums.)
+/// A sector in the middle of the file is garbage: Redis refuses to start, and what
+/// `redis-check-aof --fix` leaves is a shorter past, which is counted on from. (Garbage inside a
+/// value is no error to Redis: its file has no checksums.)
 #[test]
 fn damage_in_the_middle_is_cut_off_and_counted_again() {
     let template = template();
@@ -265,7 +267,8 @@ fn check_aof(path: &Path) -> bool {
     child.wait().unwrap().success()
 }
 
-/// The rewrite happens once for each life of the server, and only where there is an append-only file.
+/// The rewrite happens once for each life of the server, and only where there is an append-only
+/// file.
 #[tokio::test]
 async fn the_file_is_rewritten_once_for_each_life_of_the_server() {
     let finished = |redis: &Redis| redis.log().matches("Background AOF rewrite finished successfully").count();

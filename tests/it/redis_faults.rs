@@ -1,5 +1,6 @@
-//! Redis as operators find it at night: it cannot save, it loads for minutes, its password was changed. The worker waits or stops with
-//! a reason, and afterwards the store holds a single fold over the log.
+//! Redis as operators find it at night: it cannot save, it loads for minutes, its password was
+//! changed. The worker waits or stops with a reason, and afterwards the store holds a single fold
+//! over the log.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,8 @@ fn refusals(redis: &Redis, code: &str) -> u64 {
     line.map_or(0, |count| count.trim().parse().unwrap())
 }
 
-/// A directory stands where the snapshot should go, as a full disk would: writes are refused (MISCONF) until a snapshot succeeds.
+/// A directory stands where the snapshot should go, as a full disk would: writes are refused
+/// (MISCONF) until a snapshot succeeds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_cannot_save_is_waited_for() {
     let mut bench = Bench::over(Redis::start(&["--save", "1 1"]), 1, 21);
@@ -43,7 +45,8 @@ async fn a_server_that_cannot_save_is_waited_for() {
     bench.assert_exact("it saves again").await;
 }
 
-/// A restart with much data: connections are accepted and every command is refused (LOADING) for seconds.
+/// A restart with much data: connections are accepted and every command is refused (LOADING) for
+/// seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_loads_its_data_is_waited_for() {
     let slowly = ["--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024"];
@@ -65,8 +68,8 @@ async fn a_server_that_loads_its_data_is_waited_for() {
     bench.assert_exact("it has loaded").await;
 }
 
-/// Without an append-only file a killed server comes back with its last snapshot, and before the first one with nothing: what is
-/// missing is counted again.
+/// Without an append-only file a killed server comes back with its last snapshot, and before the
+/// first one with nothing: what is missing is counted again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_with_snapshots_only_is_counted_on_from_the_last_one() {
     for lanes in [1, 3] {
@@ -95,8 +98,9 @@ async fn a_server_with_snapshots_only_is_counted_on_from_the_last_one() {
     }
 }
 
-/// The password is changed and connections are cut: the worker cannot know whether it is the one that is wrong, so it says which
-/// setting to look at and ends. The next one with the right password goes on.
+/// The password is changed and connections are cut: the worker cannot know whether it is the one
+/// that is wrong, so it says which setting to look at and ends. The next one with the right
+/// password goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_password_that_was_changed_stops_the_worker() {
     let mut bench = Bench::over(Redis::start(&[]), 1, 23);

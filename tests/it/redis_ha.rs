@@ -1,4 +1,5 @@
-//! Redis Cluster and Sentinel: real servers that fail over, and slots that move, under the store and under a worker.
+//! Redis Cluster and Sentinel: real servers that fail over, and slots that move, under the store
+//! and under a worker.
 //!
 //! Events on their way through all of this are for `tests/chaos`; here each case stands alone.
 
@@ -117,8 +118,9 @@ async fn reopened(store: &RedisStore, lane: usize) -> (Box<dyn Session>, i64) {
     }
 }
 
-/// While a slot moves, its keys are on two nodes. A batch is refused before anything of it is written, also when all keys that
-/// it names first are still here and only one that the script comes to in the middle is not; reads go on.
+/// While a slot moves, its keys are on two nodes. A batch is refused before anything of it is
+/// written, also when all keys that it names first are still here and only one that the script
+/// comes to in the middle is not; reads go on.
 #[tokio::test]
 async fn a_slot_that_moves_refuses_batches_whole_and_answers_reads() {
     let (nodes, config) = cluster();
@@ -183,7 +185,8 @@ async fn poll(mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// A primary is killed: its replica takes over, what was counted and position agree there, and the other lanes are not concerned.
+/// A primary is killed: its replica takes over, what was counted and position agree there, and the
+/// other lanes are not concerned.
 #[tokio::test]
 async fn a_replica_takes_over_a_lane() {
     let (mut nodes, config) = cluster();
@@ -264,7 +267,8 @@ fn a_worker_counts_in_a_cluster() {
     }
     let lanes = keys(&nodes, "t{*}:ckpt");
     assert_eq!(lanes.len(), LANES, "{lanes:?}");
-    // A node that loses everything takes its lane with it, or the meta that all look at: what it had is counted again.
+    // A node that loses everything takes its lane with it, or the meta that all look at: what it
+    // had is counted again.
     for port in nodes.ports() {
         if !cli(&port, &["FLUSHALL"]).contains("OK") {
             continue;
@@ -290,7 +294,8 @@ fn a_worker_counts_in_a_cluster() {
     assert_eq!(unprefixed("t"), unprefixed("u"));
 }
 
-/// Sentinels say who the primary is; when it is killed they name another one, and when it comes back it is a replica.
+/// Sentinels say who the primary is; when it is killed they name another one, and when it comes
+/// back it is a replica.
 #[tokio::test]
 async fn sentinels_name_the_primary() {
     let mut nodes = Nodes::up("redis-sentinel");

@@ -1,4 +1,5 @@
-//! Connections to Redis that somebody closes while nothing is sent: a server with a `timeout`, a proxy, a failover, an operator.
+//! Connections to Redis that somebody closes while nothing is sent: a server with a `timeout`, a
+//! proxy, a failover, an operator.
 
 use std::process::Command;
 
@@ -83,8 +84,9 @@ async fn a_question_to_a_primary_over_a_connection_that_was_closed_is_asked_agai
     assert_answers(&store, &nodes.ports()[..1]).await;
 }
 
-/// What an idle worker looks at now and then failed likewise, and it went back to the stored positions with a warning; and the session
-/// of the batches was closed, so that the first batch after a quiet while was in doubt.
+/// What an idle worker looks at now and then failed likewise, and it went back to the stored
+/// positions with a warning; and the session of the batches was closed, so that the first batch
+/// after a quiet while was in doubt.
 #[test]
 fn an_idle_worker_keeps_its_connections_or_replaces_them_without_a_word() {
     // Without, there would be a warning about that.

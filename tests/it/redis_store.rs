@@ -114,7 +114,8 @@ enum Comparable {
     Unreadable(String),
 }
 
-/// An answer without the freedom it has: order where none is promised, and the encoding of registers.
+/// An answer without the freedom it has: order where none is promised, and the encoding of
+/// registers.
 fn comparable(read: &Read, reply: Reply) -> Comparable {
     match reply {
         Reply::Values(mut values) => {
@@ -150,7 +151,7 @@ pub async fn assert_same(ours: &dyn Store, reference: &dyn Store, reads: &[Read]
     assert!(answers > 0, "{context}: nothing to compare");
 }
 
-// ---- the same answers as the memory store ----------------------------------------------------------------------------
+// ---- the same answers as the memory store -------------------------------------------------------
 
 pub const LABELS: [&str; 9] = ["a", "b", "a:b", "100%", "a%3Ab", "x@y", "\\__other__", "über", "p\\~q~r"];
 pub const RULES: &str = r#"{"mapping":{"bitmap":["ip"],"bitmap_by":[{"key":"geo","of":"ip"}],"add":["event","event~geo"],
@@ -239,7 +240,8 @@ async fn settle(
         let Outcome::Applied(applied) = answer.await.unwrap() else { panic!("not applied") };
         *folded += applied.values_folded;
         assert_eq!((applied.values_folded, applied.keys_expired), (expected.values_folded, expected.keys_expired));
-        // The memory store adds the elements of expired keys nowhere, Redis is sent them all the same.
+        // The memory store adds the elements of expired keys nowhere, Redis is sent them all the
+        // same.
         assert!(applied.elements_sent + applied.elements_saved >= expected.elements_sent);
         assert!(applied.quarantined.is_empty(), "{applied:?}");
     }
@@ -285,7 +287,8 @@ impl Embedded {
     }
 }
 
-/// Commits the same batches to all stores, of which the memory store is the reference; returns how many values were folded.
+/// Commits the same batches to all stores, of which the memory store is the reference; returns how
+/// many values were folded.
 async fn case(url: &str, lanes: usize, batches: &[Drawn]) -> u64 {
     let mut connection = raw(url).await;
     let () = cmd("FLUSHALL").query_async(&mut connection).await.unwrap();
@@ -483,7 +486,8 @@ fn contents(redis: &Redis, database: &str) -> BTreeMap<String, (String, Vec<Stri
     keys.lines().filter(|key| !key.is_empty()).map(show).collect()
 }
 
-/// The worked example of docs/semantics.md, run as it stands there, leaves exactly the keys that we write.
+/// The worked example of docs/semantics.md, run as it stands there, leaves exactly the keys that we
+/// write.
 #[tokio::test]
 async fn the_worked_example_of_the_documentation_is_what_is_written() {
     const DOCUMENT: &str = include_str!("../../docs/semantics.md");
@@ -544,7 +548,7 @@ async fn the_worked_example_of_the_documentation_is_what_is_written() {
     }
 }
 
-// ---- the fence -------------------------------------------------------------------------------------------------------
+// ---- the fence ----------------------------------------------------------------------------------
 
 const SMALL: &str = r#"{"mapping":{"bitmap":["ip"],"add":["event"]}}"#;
 pub const BUCKET: Bucket = Bucket { kind: BucketKind::Day, start: 1_699_920_000 };
@@ -654,7 +658,8 @@ async fn what_follows_a_failed_batch_is_refused() {
     let mut connection = raw(&redis.url()).await;
     let mut session = store.session(0).await.unwrap();
     assert!(matches!(commit(&mut session, small(0, 0, &["1"])).await, Ok(Outcome::Applied(_))));
-    // The first of three fails for want of the script; by the time the others arrive somebody has loaded it again.
+    // The first of three fails for want of the script; by the time the others arrive somebody has
+    // loaded it again.
     let before = dump(&mut connection).await;
     let digest = {
         let () = cmd("SCRIPT").arg("FLUSH").query_async(&mut connection).await.unwrap();
@@ -693,8 +698,9 @@ async fn what_follows_a_failed_batch_is_refused() {
     assert_eq!((position(&store, 0).await, counted(&store).await), (40, 40));
 }
 
-/// The connection is cut after every so many bytes of three batches or of their replies; what is applied is always a whole batch,
-/// and who goes on from the stored position counts everything once.
+/// The connection is cut after every so many bytes of three batches or of their replies; what is
+/// applied is always a whole batch, and who goes on from the stored position counts everything
+/// once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_cut_anywhere_applies_whole_batches() {
     let redis = Redis::start(&[]);
@@ -734,7 +740,8 @@ async fn a_connection_cut_anywhere_applies_whole_batches() {
                     other => panic!("{direction:?} {cut}: {other:?}"),
                 }
             }
-            // A batch is shorter if the one before it was acknowledged already: what it added need not be sent.
+            // A batch is shorter if the one before it was acknowledged already: what it added need
+            // not be sent.
             let is_shorter = || acknowledged == 3 && proxy.passed(direction) - passed <= cut;
             let is_cut = proxy.cuts() == cuts + 1;
             assert!(is_cut || is_shorter(), "{direction:?} {cut} of {length}, {acknowledged} acknowledged");
@@ -752,7 +759,8 @@ async fn a_connection_cut_anywhere_applies_whole_batches() {
             at = position;
         }
     }
-    // Every number of batches got through in one case or another; of lost replies, all three were applied.
+    // Every number of batches got through in one case or another; of lost replies, all three were
+    // applied.
     for applied in 0..=2 {
         assert!(applied_by_position.contains_key(&(true, applied)), "{applied_by_position:?}");
     }
@@ -785,8 +793,9 @@ async fn a_reply_that_does_not_come_ends_the_connection() {
     assert_eq!(counted(&direct).await, 2);
 }
 
-/// A session was once opened between FLUSHALL and the new meta: recording the server's identity made a meta of one field, which
-/// kept the real one from being created and stopped every worker for good.
+/// A session was once opened between FLUSHALL and the new meta: recording the server's identity
+/// made a meta of one field, which kept the real one from being created and stopped every worker
+/// for good.
 #[tokio::test]
 async fn a_session_on_an_empty_store_leaves_it_empty() {
     let redis = Redis::start(&[]);
@@ -902,7 +911,7 @@ async fn out_of_memory_refuses_a_batch_as_a_whole() {
     assert!(matches!(commit(&mut session, small(0, 0, &["1"])).await, Ok(Outcome::Applied(_))));
 }
 
-// ---- the shadow ------------------------------------------------------------------------------------------------------
+// ---- the shadow ---------------------------------------------------------------------------------
 
 fn sent_and_saved(outcome: StoreResult<Outcome>) -> (u64, u64) {
     match outcome {
@@ -940,7 +949,8 @@ async fn repeats_are_not_sent_and_registers_are_those_of_sending_all() {
     assert_eq!(sent_and_saved(commit(&mut session, small(0, 61, &["1", "2"])).await), (2, 0));
 }
 
-/// Positions and registers go back, the connection stays: what the shadow knows of is not in the store any more.
+/// Positions and registers go back, the connection stays: what the shadow knows of is not in the
+/// store any more.
 #[tokio::test]
 async fn a_shadow_of_a_store_that_went_back_is_refused() {
     let redis = Redis::start(&[]);
@@ -955,7 +965,8 @@ async fn a_shadow_of_a_store_that_went_back_is_refused() {
         let () = cmd("RESTORE").arg(key).arg(0).arg(value).arg("REPLACE").query_async(&mut connection).await.unwrap();
     }
     let restored = contents(&redis, "0");
-    // Partition 0 has not moved: its fence holds, and only the shadow's guard is in the way of leaving `2` out.
+    // Partition 0 has not moved: its fence holds, and only the shadow's guard is in the way of
+    // leaving `2` out.
     let outcome = commit(&mut session, small(0, 1, &["2", "3"])).await.unwrap();
     assert_eq!(outcome, Outcome::ShadowStale);
     assert_eq!(contents(&redis, "0"), restored);
@@ -964,8 +975,8 @@ async fn a_shadow_of_a_store_that_went_back_is_refused() {
     assert_eq!(uniques(&store).await, registers(&["1", "2", "3"]));
 }
 
-/// A key that vanished was once made anew by a batch whose elements were all unknown to the shadow, and from then on the shadow
-/// was trusted again: elements counted before were left out for good.
+/// A key that vanished was once made anew by a batch whose elements were all unknown to the shadow,
+/// and from then on the shadow was trusted again: elements counted before were left out for good.
 #[tokio::test]
 async fn a_shadow_of_a_key_that_is_gone_is_refused() {
     let redis = Redis::start(&[]);

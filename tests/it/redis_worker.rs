@@ -1,5 +1,5 @@
-//! The worker over the memory broker and a real Redis, with what goes wrong with a Redis: whatever happens, the store holds a
-//! single fold over the log.
+//! The worker over the memory broker and a real Redis, with what goes wrong with a Redis: whatever
+//! happens, the store holds a single fold over the log.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -176,8 +176,8 @@ fn all_reads() -> Vec<Read> {
     reads_of(&metrics_of(&plan.rules.rules), &buckets, &LABELS)
 }
 
-/// Batches used to be cut by age however many were under way: the slower the store, the less was merged, and three lanes sent
-/// twice the operations of one.
+/// Batches used to be cut by age however many were under way: the slower the store, the less was
+/// merged, and three lanes sent twice the operations of one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_while_a_batch_is_under_way_is_one_batch() {
     let mut bench = Bench::new(1, 0x51ed_2701);
@@ -203,8 +203,9 @@ async fn what_comes_while_a_batch_is_under_way_is_one_batch() {
     assert!((2..=8).contains(&commits.unwrap_or(0)), "{commits:?} commits of 400 records\n{stats}");
 }
 
-/// Connections cut at random in both directions with several batches in flight, the script forgotten now and then, one and three
-/// lanes, two workers of which one or the other is a zombie for a while.
+/// Connections cut at random in both directions with several batches in flight, the script
+/// forgotten now and then, one and three lanes, two workers of which one or the other is a zombie
+/// for a while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_cut_at_random_lose_and_double_nothing() {
     for (lanes, seed) in [(1, 0x9e37_79b9), (3, 0x7f4a_7c15)] {
@@ -219,7 +220,8 @@ async fn connections_cut_at_random_lose_and_double_nothing() {
                 _ => bench.proxy.cut_after(Direction::Down, bench.random.below(300) as usize),
             }
             if bench.random.below(2) == 0 {
-                // A zombie: the group has given its partitions away, and it goes on until it notices.
+                // A zombie: the group has given its partitions away, and it goes on until it
+                // notices.
                 bench.log.broker.expire(workers[bench.random.below(2) as usize].member);
             }
             if bench.random.below(3) == 0 {
@@ -266,8 +268,9 @@ async fn a_store_that_lost_everything_is_counted_again() {
     }
 }
 
-/// The node that keeps the store's own meta loses everything: since when a metric counts was forgotten, and what the other lanes had not
-/// counted of it before was a smaller number where it had been null.
+/// The node that keeps the store's own meta loses everything: since when a metric counts was
+/// forgotten, and what the other lanes had not counted of it before was a smaller number where it
+/// had been null.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_meta_of_a_lost_node_is_what_the_others_know() {
     let mut bench = Bench::new(3, 8);
@@ -412,7 +415,8 @@ async fn a_key_of_another_type_does_not_hold_up_the_rest() {
     worker.stop().await;
 }
 
-/// Keys of unique counts vanish under the shadow. What was in them is gone; what comes afterwards is counted in full.
+/// Keys of unique counts vanish under the shadow. What was in them is gone; what comes afterwards
+/// is counted in full.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unique_counts_that_vanish_are_filled_again() {
     let mut bench = Bench::new(1, 10);
@@ -450,7 +454,8 @@ async fn a_topic_that_was_created_again_stops_and_a_trimmed_one_says_so() {
     bench.wait_until_done("before").await;
     worker.stop().await;
     let counted = bench.applied().await;
-    // 0: shorter than it was. 1: as long again, with other records. 2: trimmed past the position. 3: trimmed to it.
+    // 0: shorter than it was. 1: as long again, with other records. 2: trimmed past the position.
+    // 3: trimmed to it.
     let [zero, one, two, three] = [0, 1, 2, 3].map(|index| bench.log.partition(index));
     let highs = [0, 1, 2, 3].map(|index| bench.log.broker.high(&bench.log.partition(index)));
     let reference = bench.log.replay().await;

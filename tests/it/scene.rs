@@ -120,8 +120,8 @@ impl ProducerContext for Deliveries {
 
 pub struct Scene {
     pub brokers: String,
-    /// Where the test itself produces: past a proxy that disturbs the worker, or librdkafka in the test
-    /// meets what the worker is to be tested for.
+    /// Where the test itself produces: past a proxy that disturbs the worker, or librdkafka in the
+    /// test meets what the worker is to be tested for.
     pub direct: String,
     pub topic: String,
     pub redis: Redis,
@@ -154,7 +154,8 @@ impl Scene {
         Process::launch(&self.file, crate::cli::traqq(), &format!("{name}.log"))
     }
 
-    /// Events from number `from` on, some every few milliseconds, until it is over; answers how many there are then.
+    /// Events from number `from` on, some every few milliseconds, until it is over; answers how
+    /// many there are then.
     pub fn keep_producing(&self, from: usize, is_over: &Arc<AtomicBool>) -> JoinHandle<usize> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.direct).set("enable.idempotence", "true");
@@ -182,7 +183,8 @@ impl Scene {
         produce_at(&self.direct, &self.topic, more, lines);
     }
 
-    /// All events are counted, each once, and by their values; to be asked for good when no worker runs any more.
+    /// All events are counted, each once, and by their values; to be asked for good when no worker
+    /// runs any more.
     pub fn assert_exact(&self, events: usize) {
         assert_eq!(counts(&self.redis), counts_of(events));
     }

@@ -1,5 +1,5 @@
-//! What traqq must never print: every secret of a configuration, wherever it was put, in every command, at the most talkative level,
-//! over servers that answer and over servers that refuse.
+//! What traqq must never print: every secret of a configuration, wherever it was put, in every
+//! command, at the most talkative level, over servers that answer and over servers that refuse.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,7 +11,8 @@ use crate::cli::{traqq, write_config};
 use crate::process::PATIENCE;
 use crate::servers::{Nats, Redis, free_port, poll_until};
 
-/// What begins every secret here, and is part of no other word: finding it means that one was printed.
+/// What begins every secret here, and is part of no other word: finding it means that one was
+/// printed.
 const MARK: &str = "zq";
 
 const SECRETS: [(&str, &str); 6] = [
@@ -134,8 +135,8 @@ fn secrets_are_printed_by_no_command_at_any_level() {
     }
 }
 
-/// Where no secret belongs: user and password in front of a host, a token alone, in percent-encoding, behind what cuts a URL short,
-/// and as a parameter.
+/// Where no secret belongs: user and password in front of a host, a token alone, in
+/// percent-encoding, behind what cuts a URL short, and as a parameter.
 fn addresses(prefix: &str, port: u16) -> Vec<String> {
     let users = ["user:zqA@", "zqB@", ":zqC@", "us%40er:zq%44@", "user:zq/E@", "user:zq?F@", "user:zq#G@"];
     let ends = ["?password=zqH", "?token=zqI&x=1", "?user=u&pass=zqJ", "?zqK", "#zqL", "/?auth=zqM"];
@@ -143,7 +144,8 @@ fn addresses(prefix: &str, port: u16) -> Vec<String> {
     users.chain(ends.iter().map(|end| format!("{prefix}127.0.0.1:{port}{end}"))).collect()
 }
 
-/// Configurations with a secret in every key that holds an address, a list of hosts or a client's property.
+/// Configurations with a secret in every key that holds an address, a list of hosts or a client's
+/// property.
 fn misplaced(port: u16) -> Vec<String> {
     let quiet = redis(&format!("redis://127.0.0.1:{port}"));
     let mut configs: Vec<String> = Vec::new();

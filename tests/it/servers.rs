@@ -1,7 +1,8 @@
 //! Real servers for the integration tests.
 //!
-//! Every test has Redis processes of its own (50 ms each); all tests of the binary share one Kafka and take topics and
-//! groups of their own in it. No server outlives the test process: not after a panic, not after `kill -9`.
+//! Every test has Redis processes of its own (50 ms each); all tests of the binary share one Kafka
+//! and take topics and groups of their own in it. No server outlives the test process: not after a
+//! panic, not after `kill -9`.
 
 #![allow(dead_code, reason = "a toolbox: what one test needs, the next does not")]
 
@@ -22,8 +23,9 @@ use tempfile::TempDir;
 const READY_MAX: Duration = Duration::from_secs(20);
 const START_ATTEMPTS: usize = 5;
 
-/// Asks `condition` until it answers, and panics with `what` when it has not within `deadline`. The longer that takes the less often it is
-/// asked: a question may be a process, and the processors are for those who are waited for.
+/// Asks `condition` until it answers, and panics with `what` when it has not within `deadline`. The
+/// longer that takes the less often it is asked: a question may be a process, and the processors
+/// are for those who are waited for.
 pub fn poll_until<T>(deadline: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -38,13 +40,14 @@ pub fn poll_until<T>(deadline: Duration, what: &str, mut condition: impl FnMut()
 
 /// A port nobody listens on.
 ///
-/// It is below the range that systems hand to outgoing connections (32768 and up): there, any client may take the port
-/// while a killed server is down, even one that reconnects to that server and so connects to itself.
+/// It is below the range that systems hand to outgoing connections (32768 and up): there, any
+/// client may take the port while a killed server is down, even one that reconnects to that server
+/// and so connects to itself.
 pub fn free_port() -> u16 {
     const RANGE: std::ops::Range<u32> = 15_000..32_000;
     static NEXT: OnceLock<AtomicU32> = OnceLock::new();
-    // A counter, so that two tests of this process never get the same port; from a random start, so that two processes
-    // rarely do.
+    // A counter, so that two tests of this process never get the same port; from a random start, so
+    // that two processes rarely do.
     let next = NEXT.get_or_init(|| AtomicU32::new(RandomState::new().hash_one(std::process::id()) as u32 >> 1));
     for _ in RANGE {
         let at = next.fetch_add(1, Ordering::Relaxed) % (RANGE.end - RANGE.start);
@@ -67,7 +70,8 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts a server and returns once it answers. `args` come last, so `["--appendonly", "yes"]` wins over the default.
+    /// Starts a server and returns once it answers. `args` come last, so `["--appendonly", "yes"]`
+    /// wins over the default.
     pub fn start(args: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("traqq-redis-").tempdir().expect("a temporary directory");
         let args = args.iter().map(|&arg| arg.to_owned()).collect();
@@ -113,7 +117,8 @@ impl Redis {
         assert!(Command::new("kill").args([name, &self.pid().to_string()]).status().expect("kill").success());
     }
 
-    /// Ends the server as a crash does: it writes nothing more, and clients see a closed connection.
+    /// Ends the server as a crash does: it writes nothing more, and clients see a closed
+    /// connection.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("kill redis-server");
@@ -129,7 +134,8 @@ impl Redis {
         }
     }
 
-    /// Starts the server again with the same port, directory and arguments; one that still runs is stopped in order.
+    /// Starts the server again with the same port, directory and arguments; one that still runs is
+    /// stopped in order.
     pub fn restart(&mut self) {
         self.stop();
         if let Err(log) = self.launch() {
@@ -185,7 +191,8 @@ impl Drop for Redis {
     }
 }
 
-/// True for a server that serves commands (or would, after a password); not while it loads its data.
+/// True for a server that serves commands (or would, after a password); not while it loads its
+/// data.
 fn answers_ping(port: u16) -> io::Result<bool> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut connection = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
@@ -256,7 +263,8 @@ impl Nats {
         let path = self.dir.path().join("nats.log");
         let log = fs::File::options().create(true).append(true).open(&path).expect("nats.log");
         let mut command = mortal(nats_server());
-        // Whether it is ready is asked at its monitoring port: the other one may want credentials, or TLS.
+        // Whether it is ready is asked at its monitoring port: the other one may want credentials,
+        // or TLS.
         let port = free_port();
         command.args(["--addr", "127.0.0.1", "--port", &self.port.to_string(), "--http_port", &port.to_string()]);
         command.arg("--config").arg(self.dir.path().join("nats.conf")).args(["--jetstream", "--store_dir"]);
@@ -304,8 +312,8 @@ fn nats_server() -> &'static str {
     })
 }
 
-/// The brokers to use: `KAFKA_BROKERS`, or else one Kafka for this test binary, which `tests/servers` starts at the first
-/// call and removes when this process has ended.
+/// The brokers to use: `KAFKA_BROKERS`, or else one Kafka for this test binary, which
+/// `tests/servers` starts at the first call and removes when this process has ended.
 pub fn kafka_brokers() -> String {
     static BROKERS: OnceLock<String> = OnceLock::new();
     BROKERS
@@ -318,7 +326,8 @@ fn start_kafka() -> String {
     exports["KAFKA_BROKERS"].clone()
 }
 
-/// Has `tests/servers` start something, which it removes when this process has ended; what it exports.
+/// Has `tests/servers` start something, which it removes when this process has ended; what it
+/// exports.
 fn up(name: &str, more: &[&str], state: &Path) -> BTreeMap<String, String> {
     let pid = std::process::id().to_string();
     let arguments = ["up", name, "--with-pid", &pid, "--state", state.to_str().expect("a path is UTF-8")];
@@ -413,13 +422,15 @@ impl Drop for Nodes {
             let _ = child.kill();
             let _ = child.wait();
         }
-        // A panic here, while a test unwinds, would abort the whole binary; what stays is removed when the process has ended.
+        // A panic here, while a test unwinds, would abort the whole binary; what stays is removed
+        // when the process has ended.
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers");
         let _ = Command::new(script).args(["down", "--state"]).arg(&self.state).output();
     }
 }
 
-/// A command whose process the kernel kills together with the thread that started it, where the system can.
+/// A command whose process the kernel kills together with the thread that started it, where the
+/// system can.
 fn mortal(program: &str) -> Command {
     if !cfg!(target_os = "linux") {
         return Command::new(program);
@@ -431,8 +442,8 @@ fn mortal(program: &str) -> Command {
 
 /// Starts a child from a thread that lives as long as the process.
 ///
-/// The parent-death signal follows the *thread*: a server started on a runtime's blocking thread would be killed when
-/// that thread has idled for ten seconds, in the middle of a test.
+/// The parent-death signal follows the *thread*: a server started on a runtime's blocking thread
+/// would be killed when that thread has idled for ten seconds, in the middle of a test.
 fn spawn(command: Command) -> io::Result<Child> {
     type Request = (Command, mpsc::Sender<io::Result<Child>>);
     static SPAWNER: OnceLock<Mutex<mpsc::Sender<Request>>> = OnceLock::new();

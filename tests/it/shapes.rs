@@ -1,4 +1,5 @@
-//! Events as real senders write them: nine of thirteen shapes had no member `event`, and were dead letters.
+//! Events as real senders write them: nine of thirteen shapes had no member `event`, and were dead
+//! letters.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use crate::servers::{Redis, poll_until};
 
 const JSON: &str = "content-type: application/json\r\n";
 
-/// What each sender documents, cut to what matters, the headers of its requests, and the names it must count under.
+/// What each sender documents, cut to what matters, the headers of its requests, and the names it
+/// must count under.
 fn senders() -> Vec<(&'static str, String, String, Vec<&'static str>)> {
     let json = |value: Value| value.to_string();
     let mut senders = vec![
@@ -109,7 +111,8 @@ fn a_refusal_says_where_and_why() {
     assert_eq!(process.stop(), 0);
 }
 
-/// Rules of `[events]` that the events of the chaos runs do not come by: the oracle folds the same records under each of them.
+/// Rules of `[events]` that the events of the chaos runs do not come by: the oracle folds the same
+/// records under each of them.
 #[tokio::test]
 async fn the_oracle_agrees_under_every_rule_of_events() {
     for events in [

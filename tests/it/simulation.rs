@@ -1,9 +1,12 @@
-//! Thousands of schedules of everything that can go wrong, with the clock and the order of all that happens in the hand of a seed.
+//! Thousands of schedules of everything that can go wrong, with the clock and the order of all that
+//! happens in the hand of a seed.
 //!
-//! The worker, its loop, lanes and folds are the real ones; so are the rules of the memory store and the group of the memory
-//! broker. Simulated are the way to the store (delays, replies lost after the batch was applied, connections that break while commands are
-//! still on their way to be applied, crashes that roll back acknowledged batches or take everything), the broker's moods (polls and commits that fail, members
-//! that are thrown out without noticing) and the destination of dead letters. Time is tokio's paused clock, so that a minute takes milliseconds.
+//! The worker, its loop, lanes and folds are the real ones; so are the rules of the memory store
+//! and the group of the memory broker. Simulated are the way to the store (delays, replies lost
+//! after the batch was applied, connections that break while commands are still on their way to be
+//! applied, crashes that roll back acknowledged batches or take everything), the broker's moods
+//! (polls and commits that fail, members that are thrown out without noticing) and the destination
+//! of dead letters. Time is tokio's paused clock, so that a minute takes milliseconds.
 //!
 //!     TRAQQ_SCHEDULES=100000 cargo test --test it simulation
 //!     TRAQQ_SEED=4711 TRAQQ_SCHEDULES=1 cargo test --test it simulation     # what failed, again
@@ -175,7 +178,8 @@ impl Session for SimSession {
         };
         self.arrives_at = arrives_at;
         if breaks {
-            // The client is told at once; what it has sent before is still under way, and so may be this.
+            // The client is told at once; what it has sent before is still under way, and so may be
+            // this.
             *self.is_broken.lock().unwrap() = true;
         }
         let (answered, answer) = oneshot::channel();

@@ -128,8 +128,8 @@ impl Trap {
             assert_eq!(warnings.matches("is not read").count(), 1, "{case}: {arguments:?}: {warnings}");
             assert!(self.elsewhere.accept().is_err(), "{case}: {arguments:?} went where the file says");
         }
-        // A worker that cannot begin without it says so too.
-        // What would count, change or remove something else without it ends, and a store of its own is not begun.
+        // A worker that cannot begin without it says so too. What would count, change or remove
+        // something else without it ends, and a store of its own is not begun.
         for arguments in [&["run"][..], &["serve"], &["store", "drop", "--yes"], &["mapping", "apply"]] {
             let output = self.run(arguments);
             let warnings = String::from_utf8_lossy(&output.stderr).into_owned();

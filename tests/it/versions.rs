@@ -1,5 +1,5 @@
-//! A worker of an earlier version stopped, and this one goes on: under the same prefix, in the same data directory. What those versions
-//! wrote is kept in `fixtures/`.
+//! A worker of an earlier version stopped, and this one goes on: under the same prefix, in the same
+//! data directory. What those versions wrote is kept in `fixtures/`.
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -1,4 +1,5 @@
-//! What a person must not miss: events that are not counted, where to look, and what is told by whom.
+//! What a person must not miss: events that are not counted, where to look, and what is told by
+//! whom.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -23,7 +24,8 @@ fn stats(process: &Process) -> Value {
     serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
 }
 
-/// 300 records without a name behind a worker with `discard`: no line in the log, a green page, "Events counted 1".
+/// 300 records without a name behind a worker with `discard`: no line in the log, a green page,
+/// "Events counted 1".
 #[test]
 fn kafka_records_that_are_not_counted_are_said_everywhere() {
     let port = free_port();

@@ -37,7 +37,8 @@ TTL_SLACK = 5  # where Redis does not tell the expiry itself, or keys move from 
 BEGINNING = 64 << 10
 
 
-# Records ---------------------------------------------------------------------------------------------------------------
+# Records
+# --------------------------------------------------------------------------------------------------
 
 
 def consumer_of(brokers):
@@ -165,7 +166,8 @@ def fold_all(config, options):
     return fold, counts, dead
 
 
-# Redis -----------------------------------------------------------------------------------------------------------------
+# Redis
+# --------------------------------------------------------------------------------------------------
 
 
 def registers_of(data):
@@ -300,7 +302,8 @@ class Store:
         return result
 
 
-# Comparison ------------------------------------------------------------------------------------------------------------
+# Comparison
+# --------------------------------------------------------------------------------------------------
 
 
 def bucket_of(key):
@@ -437,7 +440,8 @@ class Comparison:
             if bucket not in self.fold.ends or self.is_expired(key, now):
                 continue
             want = self.fold.expiry(*bucket)
-            # MIGRATE hands on how long a key has still to live, not until when: each move of its slot adds what the journey took.
+            # MIGRATE hands on how long a key has still to live, not until when: each move of its
+            # slot adds what the journey took.
             is_exact = self.store.has_expiretime and len(self.store.lanes) == 1
             slack = 0 if is_exact else TTL_SLACK
             if (want is None) != (have is None) or (want is not None and abs(want - have) > slack):

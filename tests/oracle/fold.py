@@ -39,7 +39,8 @@ DATE_TIME = re.compile(
 STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 NOT_BRACKETS = re.compile(r"[^][{}]+")
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-# Escapes one after the other, so that an escaped backslash is not taken for the beginning of another.
+# Escapes one after the other, so that an escaped backslash is not taken for the beginning of
+# another.
 ESCAPE = re.compile(
     r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
@@ -65,7 +66,8 @@ DECODER = json.JSONDecoder(parse_float=Num, parse_int=Num, parse_constant=refuse
 BLANK = re.compile(r"[ \t\n\r]*")
 
 
-# JSON ----------------------------------------------------------------------------------------------------------------
+# JSON
+# --------------------------------------------------------------------------------------------------
 
 
 def deeper_than(text, limit):
@@ -142,7 +144,8 @@ def member_text(text, name):
     return found
 
 
-# Values --------------------------------------------------------------------------------------------------------------
+# Values
+# --------------------------------------------------------------------------------------------------
 
 
 def is_stripped(c):
@@ -229,7 +232,8 @@ def micros(text):
     return sign * whole
 
 
-# Time ----------------------------------------------------------------------------------------------------------------
+# Time
+# --------------------------------------------------------------------------------------------------
 
 
 def epoch_second(text):
@@ -245,7 +249,8 @@ def epoch_second(text):
         return sign * int(digits) * 10**power
     kept = len(digits) + power
     whole = int(digits[:kept]) if kept > 0 else 0
-    # Something is cut off, as the last digit is not zero: down is away from zero for a negative number.
+    # Something is cut off, as the last digit is not zero: down is away from zero for a negative
+    # number.
     return whole if sign > 0 else -whole - 1
 
 
@@ -277,8 +282,8 @@ def date_second(text, zone):
     elif not utc:
         if zone is None:
             return None
-        # fold=0: the first of two, and of none the offset before the clock was put forward. Python has no year 0, in which
-        # every zone is as in the year 4.
+        # fold=0: the first of two, and of none the offset before the clock was put forward. Python
+        # has no year 0, in which every zone is as in the year 4.
         delta = datetime.datetime(year or 4, month, day, hour, minute, second, tzinfo=zone, fold=0).utcoffset()
         offset = delta.days * DAY + delta.seconds
     return days_before(year, month, day) * DAY + hour * 3600 + minute * 60 + second - offset
@@ -314,7 +319,8 @@ class Zone:
     def offset(self, second):
         offset = self.offsets.get(second)
         if offset is None:
-            # Local time must stay within Python's years; nothing changes in the two days at either end.
+            # Local time must stay within Python's years; nothing changes in the two days at either
+            # end.
             inside = min(max(second, SECOND_MIN + 2 * DAY), SECOND_END - 2 * DAY)
             moment = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(seconds=inside)
             delta = moment.astimezone(self.zone).utcoffset()
@@ -367,7 +373,8 @@ def retention_seconds(text):
     return int(text[:-1]) * {"d": DAY, "h": 3600, "m": 60}[text[-1]]
 
 
-# HyperLogLog ---------------------------------------------------------------------------------------------------------
+# HyperLogLog
+# --------------------------------------------------------------------------------------------------
 
 
 def murmur64a(data, seed):
@@ -396,7 +403,8 @@ def raise_registers(have, more):
             have[register] = rank
 
 
-# The mapping ---------------------------------------------------------------------------------------------------------
+# The mapping
+# --------------------------------------------------------------------------------------------------
 
 
 def normal(pattern):
@@ -527,7 +535,8 @@ class Fold:
             self.fields.append(field)
         return self.fields.index(field)
 
-    # Reading a record ------------------------------------------------------------------------------------------------
+    # Reading a record
+    # ----------------------------------------------------------------------------------------------
 
     def record(self, topic, partition, offset, timestamp_ms, key, headers, value):
         try:
@@ -680,7 +689,8 @@ class Fold:
             amount = self.amount_of[value] = False if amount is None else amount
         return amount
 
-    # Counting --------------------------------------------------------------------------------------------------------
+    # Counting
+    # ----------------------------------------------------------------------------------------------
 
     def live(self, second, timestamp_ms):
         """The buckets that are written."""
@@ -774,7 +784,8 @@ class Fold:
         if rank > registers.get(register, 0):
             registers[register] = rank
 
-    # The result ------------------------------------------------------------------------------------------------------
+    # The result
+    # ----------------------------------------------------------------------------------------------
 
     def absorb(self, other):
         """Adds what another fold of the same configuration found."""

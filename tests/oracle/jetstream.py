@@ -9,7 +9,8 @@ import threading
 PENDING_MAX = 4000
 CHUNK = 2000
 TIMEOUT_S = 30
-# A header whose value, with a lone CR, ends the client of a worker for good; every so many messages.
+# A header whose value, with a lone CR, ends the client of a worker for good; every so many
+# messages.
 POISON = "X-Poison"
 POISON_EVERY = 9_973
 # Every so many say which stream they are for, which is not that of their dead letters.
@@ -124,7 +125,8 @@ def records_of(url, stream, subject=None):
         while left > 0:
             chunk = []
             for message in await more.fetch(min(CHUNK, left), timeout=TIMEOUT_S):
-                # $JS.ACK, in the newer form domain and account, then stream, consumer, deliveries, sequences, nanoseconds.
+                # $JS.ACK, in the newer form domain and account, then stream, consumer, deliveries,
+                # sequences, nanoseconds.
                 parts = message.reply.split(".")
                 sequence, _, nanoseconds = parts[5:8] if len(parts) == 9 else parts[7:10]
                 headers = [(name, value.encode()) for name, value in (message.headers or {}).items()]

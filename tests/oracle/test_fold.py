@@ -312,7 +312,8 @@ class Time(unittest.TestCase):
         skip = 1_325_239_200  # 2011-12-30T10:00:00Z
         self.assertEqual(apia.bucket("d", skip - 1)[1], skip)
         self.assertEqual(apia.bucket("d", skip)[0], skip)
-        # Back over midnight: one minute of the new day, an hour at the name of the old one, and then the new day again.
+        # Back over midnight: one minute of the new day, an hour at the name of the old one, and
+        # then the new day again.
         begin = 1_162_089_000  # 2006-10-29T02:30:00Z
         newfoundland = Zone("America/St_Johns")
         for second in (begin, begin + 59, begin + 60, begin + 3659, begin + 3660):

@@ -39,7 +39,8 @@ PATIENCE_S = PATIENCE_MS / 1000
 CONTRAST_MIN = 4.5
 HOSTILE = "<img src=x onerror='window.pwned=1'>\"&amp;"
 
-# Every text that is visible, with its contrast against what is behind it. Colours are resolved by painting them.
+# Every text that is visible, with its contrast against what is behind it. Colours are resolved by
+# painting them.
 CONTRASTS = """() => {
   const canvas = document.createElement("canvas"); canvas.width = canvas.height = 1;
   const ctx = canvas.getContext("2d", { willReadFrequently: true });
@@ -67,7 +68,8 @@ CONTRASTS = """() => {
   return found;
 }"""
 
-# Pixels of the chart's plotting area: how many are colourful, and how many have the colour of the period before.
+# Pixels of the chart's plotting area: how many are colourful, and how many have the colour of the
+# period before.
 PIXELS = """() => {
   const canvas = document.querySelector("#chart canvas"), over = document.querySelector("#chart .u-over");
   const outer = canvas.getBoundingClientRect(), inner = over.getBoundingClientRect();
@@ -117,7 +119,8 @@ class Scene:
         self.browser, self.url, self.token, self.screenshots = browser, url.rstrip("/"), token, screenshots
         self.contexts = []
 
-    # -- the interface, asked directly ---------------------------------------------------------------------------------
+    # -- the interface, asked directly
+    # ---------------------------------------------------------------------------------
 
     def fetch(self, path, headers=None):
         own = {"authorization": f"Bearer {self.token}"} if self.token else {}
@@ -133,7 +136,8 @@ class Scene:
         check(status == 200, f"{path} answered {status}: {body[:200]!r}")
         return json.loads(body)
 
-    # -- the page ------------------------------------------------------------------------------------------------------
+    # -- the page
+    # ----------------------------------------------------------------------------------------------
 
     def open(self, fragment="", width=1280, height=900, scheme="light", prepare=None, tolerate=()):
         context = self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme,
@@ -241,7 +245,8 @@ def key(metric):
     return "/".join(name for name in names if name)
 
 
-# -- what is checked -----------------------------------------------------------------------------------------------------
+# -- what is checked
+# --------------------------------------------------------------------------------------------------
 
 
 def files_are_small_and_guarded(scene, _):

@@ -1,8 +1,9 @@
 //! Which parser keeps the rules, found out by asking it.
 //!
-//! `validates` stands for three things: every broken document is refused, wherever the break is and whether the part
-//! is read or not; text that is no UTF-8 is refused everywhere; of members that appear twice the last one counts.
-//! Beside it: valid documents that a parser refuses or misreads, and whether its numbers keep all their digits.
+//! `validates` stands for three things: every broken document is refused, wherever the break is and
+//! whether the part is read or not; text that is no UTF-8 is refused everywhere; of members that
+//! appear twice the last one counts. Beside it: valid documents that a parser refuses or misreads,
+//! and whether its numbers keep all their digits.
 
 use crate::contender::Contender;
 use crate::fields::{Fields, NAMES};
@@ -81,7 +82,8 @@ const TWICE: [(&str, &str, usize, &str); 7] = [
     ("twice_thrice", r#""ts":"a","x":{"ts":3},"ts":2"#, 7, "number 2"),
 ];
 
-/// As [`TWICE`], for documents in which nothing is wrong and nothing appears twice but what is changed.
+/// As [`TWICE`], for documents in which nothing is wrong and nothing appears twice but what is
+/// changed.
 const VALID: [(&str, &str, usize, &str); 12] = [
     ("unread_float_beyond_f64", r#""x":1e999"#, 0, "text 1.2.3.4"),
     ("unread_integer_of_40_digits", r#""x":1234567890123456789012345678901234567890"#, 0, "text 1.2.3.4"),
@@ -163,8 +165,8 @@ fn document_without(slot: usize, members: &str) -> Vec<u8> {
     format!("{{{},{members}}}", kept.join(",")).into_bytes()
 }
 
-/// Every broken value as an unread member in front, behind and within, and as a read one. Cases that differ only in
-/// where the unread member stands share a name.
+/// Every broken value as an unread member in front, behind and within, and as a read one. Cases
+/// that differ only in where the unread member stands share a name.
 fn broken_documents() -> Vec<(String, Vec<u8>)> {
     let mut documents = Vec::new();
     for (name, value) in BROKEN_VALUES.iter().chain(&BROKEN_TEXTS) {

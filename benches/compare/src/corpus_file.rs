@@ -38,7 +38,8 @@ impl CorpusFile {
         self.lines.iter().map(|line| &self.bytes[line.clone()])
     }
 
-    /// The median of `passes` runs of `pass`, in seconds. One more run comes before and is not counted.
+    /// The median of `passes` runs of `pass`, in seconds. One more run comes before and is not
+    /// counted.
     pub fn median_seconds(&self, passes: usize, mut pass: impl FnMut(&Self)) -> f64 {
         assert!(passes > 0, "no passes asked for");
         pass(self);

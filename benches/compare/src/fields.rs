@@ -1,7 +1,8 @@
 //! What a parser has to hand over of an event: MEDIUM's fields, by traqq's rules.
 //!
-//! Strings unescaped; numbers as their text, or as a value where the parser keeps no text; booleans; anything else is
-//! as absent. Of a member that appears twice the last counts, also when the last is null.
+//! Strings unescaped; numbers as their text, or as a value where the parser keeps no text;
+//! booleans; anything else is as absent. Of a member that appears twice the last counts, also when
+//! the last is null.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -44,8 +45,8 @@ pub enum Scalar<'a> {
 }
 
 impl<'a> Scalar<'a> {
-    /// From the raw text of a value already known to be valid JSON. `None` if it is a string whose escapes make no
-    /// text (a lone surrogate).
+    /// From the raw text of a value already known to be valid JSON. `None` if it is a string whose
+    /// escapes make no text (a lone surrogate).
     pub fn from_raw(raw: &'a str) -> Option<Self> {
         Some(match raw.as_bytes()[0] {
             b'"' if raw.contains('\\') => Scalar::Text(serde_json::from_str::<String>(raw).ok()?.into()),
@@ -58,7 +59,8 @@ impl<'a> Scalar<'a> {
     }
 }
 
-/// The scalar with its kind in front, as conformance compares it; a number that kept no text in shortest form.
+/// The scalar with its kind in front, as conformance compares it; a number that kept no text in
+/// shortest form.
 impl fmt::Display for Scalar<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,7 +1,8 @@
 //! Long work makes way for short work.
 //!
-//! A system that shares its processors fairly lets a busy thread finish its slice, a few milliseconds, whoever wakes meanwhile and however
-//! low the busy thread's priority is. Threads that work on batches therefore offer their processor every 100 µs or so: a question is answered
+//! A system that shares its processors fairly lets a busy thread finish its slice, a few
+//! milliseconds, whoever wakes meanwhile and however low the busy thread's priority is. Threads
+//! that work on batches therefore offer their processor every 100 µs or so: a question is answered
 //! then, not a slice later. An offer that nobody takes costs well under a microsecond.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,8 +33,8 @@ impl Courtesy {
     }
 }
 
-/// The same for a task, which shares its thread with others: a question over much that never waits for anything would keep them all from
-/// it, and its own deadline with them.
+/// The same for a task, which shares its thread with others: a question over much that never waits
+/// for anything would keep them all from it, and its own deadline with them.
 pub struct Turn {
     begun: Instant,
     /// Nanoseconds from there to the beginning of this turn.

@@ -1,7 +1,9 @@
-//! What everything of traqq shares: records and positions, the rules of events, decoding, HyperLogLog, and small things that guard
-//! against what comes from outside. No I/O, no clock of its own, no server.
+//! What everything of traqq shares: records and positions, the rules of events, decoding,
+//! HyperLogLog, and small things that guard against what comes from outside. No I/O, no clock of
+//! its own, no server.
 //!
-//! - `model`    the nouns every layer shares; `escape` makes text from outside harmless, one function for each sink
+//! - `model`    the nouns every layer shares; `escape` makes text from outside harmless, one
+//!              function for each sink
 //! - `decode`   records to events
 //! - `hll`      HyperLogLog, byte-compatible with Redis
 //! - `courtesy` long work makes way for short work

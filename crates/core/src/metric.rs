@@ -1,4 +1,5 @@
-//! What a metric is. Each crate has a list of its own, `names.rs`, and nobody writes a name anywhere else.
+//! What a metric is. Each crate has a list of its own, `names.rs`, and nobody writes a name
+//! anywhere else.
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {

@@ -5,8 +5,8 @@ use rustls_pki_types::pem::PemObject;
 
 use crate::error::ConfigError;
 
-/// The key in the text of a file that a setting names. What is wrong with a text is not said, for the
-/// parser says it with the line that it is in, which may be all of the key.
+/// The key in the text of a file that a setting names. What is wrong with a text is not said, for
+/// the parser says it with the line that it is in, which may be all of the key.
 pub fn private_key(setting: &str, file: &str, text: &[u8]) -> Result<PrivateKeyDer<'static>, ConfigError> {
     PrivateKeyDer::from_pem_slice(text)
         .map_err(|_| format!("{setting} = {file:?} has no private key; it must be PEM, without a password").into())

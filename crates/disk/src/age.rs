@@ -1,8 +1,8 @@
 //! The clock that says what is too old to be kept.
 //!
-//! What is removed is gone. A clock that is years ahead for a minute (a bad battery, a wrong server of time, a slip of the hand) would have
-//! everything removed that has a retention. So a jump ahead is believed only when it has lasted; until then time goes on as the
-//! monotonic clock has it.
+//! What is removed is gone. A clock that is years ahead for a minute (a bad battery, a wrong server
+//! of time, a slip of the hand) would have everything removed that has a retention. So a jump ahead
+//! is believed only when it has lasted; until then time goes on as the monotonic clock has it.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -12,7 +12,8 @@ pub struct Config {
     pub directory: PathBuf,
     /// What an acknowledged event survives.
     pub durability: Durability,
-    /// Nothing more is taken while the disk has less room than this, so that what was taken can be put in order.
+    /// Nothing more is taken while the disk has less room than this, so that what was taken can be
+    /// put in order.
     pub reserve_bytes: u64,
 }
 
@@ -22,7 +23,8 @@ pub struct Config {
 pub enum Durability {
     /// After fsync; appends that arrive meanwhile share the next one. Survives the loss of power.
     EveryWrite,
-    /// After the operating system has it; fsync follows within 100 ms. Survives a killed process; power loss takes the last 100 ms.
+    /// After the operating system has it; fsync follows within 100 ms. Survives a killed process;
+    /// power loss takes the last 100 ms.
     Periodic,
     /// After the operating system has it; it writes when it likes. Survives a killed process.
     Os,

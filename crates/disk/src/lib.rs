@@ -1,8 +1,10 @@
-//! The data directory: one database in which the local log and what is kept of it live together, each in a [`Tree`] of its own.
+//! The data directory: one database in which the local log and what is kept of it live together,
+//! each in a [`Tree`] of its own.
 //!
-//! One journal takes every write in order, and a batch of writes is in it whole or not at all. What must not come apart is in one tree:
-//! the store has counts, positions and meta side by side. Whatever a crash takes away, it takes from the end of a tree, so that a
-//! position can never be newer or older than the counts it stands for.
+//! One journal takes every write in order, and a batch of writes is in it whole or not at all. What
+//! must not come apart is in one tree: the store has counts, positions and meta side by side.
+//! Whatever a crash takes away, it takes from the end of a tree, so that a position can never be
+//! newer or older than the counts it stands for.
 //!
 //! ```text
 //! traqq-data/
@@ -10,10 +12,12 @@
 //!   database/     fjall: the journal, and the trees (`log`, `store`)
 //! ```
 //!
-//! A write that fails leaves the database closed, because nobody knows what of it arrived. After a full disk it is opened again as soon as
-//! there is room, under a new epoch: whoever keeps something in memory about it compares epochs and reads again. After any other failure
-//! it stays closed until a restart: the system drops what it could not sync and calls the next sync a success, so that an event could be
-//! acknowledged behind one that is lost. A person looks at the disk first.
+//! A write that fails leaves the database closed, because nobody knows what of it arrived. After a
+//! full disk it is opened again as soon as there is room, under a new epoch: whoever keeps
+//! something in memory about it compares epochs and reads again. After any other failure it stays
+//! closed until a restart: the system drops what it could not sync and calls the next sync a
+//! success, so that an event could be acknowledged behind one that is lost. A person looks at the
+//! disk first.
 
 mod age;
 mod config;
@@ -87,8 +91,8 @@ impl DatabaseError {
 
 pub type DatabaseResult<T> = Result<T, DatabaseError>;
 
-/// A tree of rows in the database. Whoever keeps something there has a constant of this, which says what it is on disk; it never
-/// changes.
+/// A tree of rows in the database. Whoever keeps something there has a constant of this, which says
+/// what it is on disk; it never changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tree {
     pub name: &'static str,
@@ -100,7 +104,8 @@ pub struct Tree {
 pub enum Values {
     /// Small: they stand beside their keys.
     Small,
-    /// Blocks that are compressed already: they stand apart, so that merging tables does not move them.
+    /// Blocks that are compressed already: they stand apart, so that merging tables does not move
+    /// them.
     Blocks,
 }
 
@@ -137,8 +142,8 @@ pub struct Database {
 }
 
 impl Database {
-    /// Opens the directory, or makes it. `memory_bytes` is what block cache and write buffers may take; `trees` are those that will be
-    /// asked for, others that are there stay as they are.
+    /// Opens the directory, or makes it. `memory_bytes` is what block cache and write buffers may
+    /// take; `trees` are those that will be asked for, others that are there stay as they are.
     pub fn open(config: &Config, memory_bytes: usize, trees: &[Tree]) -> DatabaseResult<Arc<Self>> {
         let directory = &config.directory;
         check_format(directory)?;
@@ -173,7 +178,8 @@ impl Database {
         Ok(database)
     }
 
-    /// The format of a directory that nobody uses; `None` when there is no directory yet. Changes nothing.
+    /// The format of a directory that nobody uses; `None` when there is no directory yet. Changes
+    /// nothing.
     pub fn inspect(config: &Config) -> DatabaseResult<Option<u32>> {
         let directory = &config.directory;
         let database = directory.join("database");
@@ -263,8 +269,8 @@ impl Database {
         )))
     }
 
-    /// Writes a batch whole or not at all. An acknowledged batch is as durable as is configured when `is_acknowledged`; others may be lost with
-    /// everything behind them, never alone.
+    /// Writes a batch whole or not at all. An acknowledged batch is as durable as is configured
+    /// when `is_acknowledged`; others may be lost with everything behind them, never alone.
     pub fn commit(&self, open: &Arc<Open>, batch: OwnedWriteBatch, is_acknowledged: bool) -> DatabaseResult<()> {
         self.wait_for_room(open)?;
         let mode = match (self.durability, is_acknowledged) {
@@ -310,7 +316,8 @@ impl Database {
         }
     }
 
-    /// What an error means. Afterwards the database is closed, unless what is on the disk is damaged.
+    /// What an error means. Afterwards the database is closed, unless what is on the disk is
+    /// damaged.
     pub fn failed(&self, open: &Arc<Open>, error: fjall::Error) -> DatabaseError {
         self.close(open, error, false)
     }
@@ -394,7 +401,8 @@ fn try_open(directory: &Path, cache_bytes: u64, trees: &[Tree], epoch: u64) -> D
         if epoch > 1 && may_pass { DatabaseError::Retry(line) } else { DatabaseError::Stop(line) }
     };
     let place = directory.join("database");
-    // Whoever has it open changes it under our eyes. Somebody who is closing it is done in a moment.
+    // Whoever has it open changes it under our eyes. Somebody who is closing it is done in a
+    // moment.
     let since = Instant::now();
     while is_locked(&place) && since.elapsed() < CLOSING_MAX {
         std::thread::sleep(STALL);
@@ -444,8 +452,9 @@ fn is_certain_damage(error: &fjall::Error) -> bool {
     !matches!(error, fjall::Error::Locked) && is_damage(error)
 }
 
-/// Whether a failed write leaves open what of it, and of the writes before it, is on the disk. A full disk has refused it; a poisoned
-/// database has failed to make a table of what is in its journal, and the journal is read again.
+/// Whether a failed write leaves open what of it, and of the writes before it, is on the disk. A
+/// full disk has refused it; a poisoned database has failed to make a table of what is in its
+/// journal, and the journal is read again.
 fn leaves_doubt(error: &fjall::Error) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     match error {
@@ -545,7 +554,8 @@ mod tests {
     const TREE: Tree = Tree { name: "log", values: Values::Blocks };
     const OTHER: Tree = Tree { name: "other", values: Values::Small };
 
-    /// A projection that is added later, or left out for a while, finds what it has kept; the others do not notice.
+    /// A projection that is added later, or left out for a while, finds what it has kept; the
+    /// others do not notice.
     #[test]
     fn trees_come_and_go_and_keep_their_rows() {
         let directory = tempfile::tempdir().unwrap();
@@ -565,7 +575,8 @@ mod tests {
         assert_eq!((keys(TREE), keys(OTHER)), (vec![0, 1, 2, 3], vec![1, 3]));
     }
 
-    /// A process that is killed while it writes leaves the beginning of a write, and zeros behind it: the journal's room is taken ahead.
+    /// A process that is killed while it writes leaves the beginning of a write, and zeros behind
+    /// it: the journal's room is taken ahead.
     #[test]
     fn a_write_that_was_cut_off_at_any_byte_is_whole_or_not_there() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,7 +1,8 @@
 //! What the database does not check itself when it opens: the list of a tree's tables.
 //!
-//! `current` names the version of a tree that holds, with the XXH3 of its file `v<number>`; lsm-tree 3.1 writes the checksum and does
-//! not look at it. A list that is damaged may leave tables out, or ask for more memory than there is.
+//! `current` names the version of a tree that holds, with the XXH3 of its file `v<number>`;
+//! lsm-tree 3.1 writes the checksum and does not look at it. A list that is damaged may leave
+//! tables out, or ask for more memory than there is.
 
 use std::fs;
 use std::io;
@@ -17,7 +18,8 @@ pub fn verify(database: &Path) -> io::Result<()> {
     }
     for tree in fs::read_dir(&trees)? {
         let tree = tree?.path();
-        // A tree that was being made when the process ended has none yet; the database deals with that.
+        // A tree that was being made when the process ended has none yet; the database deals with
+        // that.
         if let Ok(current) = fs::read(tree.join("current")) {
             check(&tree, &current)?;
         }

@@ -85,7 +85,8 @@ pub enum Appended {
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AppendError {
-    /// The log cannot take it now. Whether it did is known to be "no" unless the text says otherwise.
+    /// The log cannot take it now. Whether it did is known to be "no" unless the text says
+    /// otherwise.
     #[error(transparent)]
     Retry(ErrorLine),
     /// An event that the log will never take.
@@ -115,21 +116,24 @@ impl AppendError {
     }
 }
 
-/// The end of the log where events come in. Called by many tasks at a time; no call blocks its thread.
+/// The end of the log where events come in. Called by many tasks at a time; no call blocks its
+/// thread.
 #[async_trait]
 pub trait Appender: Send + Sync {
     /// The field whose value becomes the record's key, which says where it goes.
     fn key_field(&self) -> Option<&str>;
 
-    /// What became of a request that the log has had before under this key; `None` when it has not. Asked before a request is judged,
-    /// so that a repetition costs little; a log that cannot say it need not. [`AppendError::KeyReused`] when the fingerprint is another.
+    /// What became of a request that the log has had before under this key; `None` when it has not.
+    /// Asked before a request is judged, so that a repetition costs little; a log that cannot say
+    /// it need not. [`AppendError::KeyReused`] when the fingerprint is another.
     async fn replayed(&self, _key: &str, _fingerprint: u64) -> Result<Option<RequestCounts>, AppendError> {
         Ok(None)
     }
 
-    /// Returns when the log has all of them, in order where they have one partition, as durably as it is configured. With an
-    /// [`Idempotency`] that the log has had before it takes none of them and returns [`Appended::Replayed`]: key and events are
-    /// remembered in one step, or a request whose answer was lost could count twice. A log that cannot remember keys answers
+    /// Returns when the log has all of them, in order where they have one partition, as durably as
+    /// it is configured. With an [`Idempotency`] that the log has had before it takes none of them
+    /// and returns [`Appended::Replayed`]: key and events are remembered in one step, or a request
+    /// whose answer was lost could count twice. A log that cannot remember keys answers
     /// [`AppendError::KeysUnsupported`] rather than take the events.
     ///
     /// An error says that none of them was taken, unless its text says that nobody knows.

@@ -1,8 +1,9 @@
 //! Kafka, through librdkafka.
 //!
-//! The rebalance hook only notes what the group wants. An offer is answered at once, with nothing to fetch, so that the group is never
-//! kept waiting; [`Consumer::open`] adds each partition with our own offset when the store has said it. librdkafka's own committed offset is
-//! never where reading begins.
+//! The rebalance hook only notes what the group wants. An offer is answered at once, with nothing
+//! to fetch, so that the group is never kept waiting; [`Consumer::open`] adds each partition with
+//! our own offset when the store has said it. librdkafka's own committed offset is never where
+//! reading begins.
 
 mod assignment;
 mod config;
@@ -87,8 +88,8 @@ fn connect(
 }
 
 impl KafkaConsumer {
-    /// Subscribes to the topics that are named, and to those that match the pattern when they are known; reaches the broker in
-    /// the background.
+    /// Subscribes to the topics that are named, and to those that match the pattern when they are
+    /// known; reaches the broker in the background.
     pub fn new(config: &Config, buffer_bytes_max: usize) -> Result<Self, ConfigError> {
         let topics = Topics::new(config)?;
         let (consumer, lookout) = connect(config, buffer_bytes_max, &topics)?;
@@ -131,8 +132,8 @@ impl KafkaConsumer {
         Ok(())
     }
 
-    /// Follows topics that come and go. One that a single look does not find is kept: a broker that has just started may not
-    /// have heard of it yet.
+    /// Follows topics that come and go. One that a single look does not find is kept: a broker that
+    /// has just started may not have heard of it yet.
     fn follow(&mut self) -> KafkaResult<()> {
         let Some(seen) = self.lookout.take() else { return Ok(()) };
         let found = seen.names();
@@ -144,7 +145,8 @@ impl KafkaConsumer {
         self.subscribe(names)
     }
 
-    /// Reads once more where it stands: librdkafka says that a broker refuses it, and not that it no longer does.
+    /// Reads once more where it stands: librdkafka says that a broker refuses it, and not that it
+    /// no longer does.
     fn ask_again_if_refused(&mut self) {
         if self.is_paused || !lock(&self.consumer.context().standing).is_to_ask_again(Instant::now()) {
             return;
@@ -221,7 +223,8 @@ impl KafkaConsumer {
         BrokerError::stop(format!("kafka {}: group {:?}: {text}{remedy}", self.brokers, self.group))
     }
 
-    /// Where the application stands, control records and aborted transactions included, of every open partition.
+    /// Where the application stands, control records and aborted transactions included, of every
+    /// open partition.
     fn positions(&self) -> KafkaResult<Vec<(TopicPartition, i64)>> {
         let positions = self.consumer.position()?;
         let elements = positions.elements();
@@ -243,7 +246,8 @@ impl KafkaConsumer {
             .map_err(|error| self.retry("seek", error))
     }
 
-    /// Adds the partitions of `new` to those that are fetched; `openings` are these and the ones that were sought just before.
+    /// Adds the partitions of `new` to those that are fetched; `openings` are these and the ones
+    /// that were sought just before.
     fn assign(&self, new: &[&Opening], openings: &[Opening]) -> KafkaResult<()> {
         if matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
             let begin = new.iter().map(|opening| (&opening.partition, opening.offset));
@@ -320,7 +324,8 @@ impl Consumer for KafkaConsumer {
             openings.iter().partition(|opening| self.open.contains_key(&opening.partition));
         for opening in open {
             if let Err(error) = self.seek(opening) {
-                // After an offset that was out of range librdkafka has stopped the fetcher, and refuses to seek.
+                // After an offset that was out of range librdkafka has stopped the fetcher, and
+                // refuses to seek.
                 tracing::debug!(%error, partition = %opening.partition, "seeking; assigning it anew");
                 if matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
                     let list = to_list([&opening.partition]);
@@ -353,8 +358,8 @@ impl Consumer for KafkaConsumer {
     }
 
     fn release(&mut self, partitions: &[TopicPartition]) {
-        // One that was offered and never opened is not in librdkafka's assignment, and naming it there would be refused; the call
-        // is due all the same, because the group waits for it.
+        // One that was offered and never opened is not in librdkafka's assignment, and naming it
+        // there would be refused; the call is due all the same, because the group waits for it.
         let opened: Vec<&TopicPartition> =
             partitions.iter().filter(|partition| self.open.contains_key(partition)).collect();
         // librdkafka would know it for paused still when it comes back.

@@ -1,5 +1,5 @@
-//! Where the log is. A [`Consumer`] hands out records of the partitions it was given, a [`Producer`] takes dead letters, an
-//! [`Appender`] takes events.
+//! Where the log is. A [`Consumer`] hands out records of the partitions it was given, a
+//! [`Producer`] takes dead letters, an [`Appender`] takes events.
 //!
 //! - `consumer`  the contract of rebalances, and what a consumer must do
 //! - `producer`  dead letters; `appender` events on their way in

@@ -1,7 +1,8 @@
 //! The reference broker: topics, a group and its rebalances in one process's memory.
 //!
-//! Partitions move as in a cooperative group: an owner is asked to give back what it has too much, and only then, or
-//! when the group has lost patience with it, does somebody else get it. A member that was expired goes on reading until it notices: a zombie.
+//! Partitions move as in a cooperative group: an owner is asked to give back what it has too much,
+//! and only then, or when the group has lost patience with it, does somebody else get it. A member
+//! that was expired goes on reading until it notices: a zombie.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -35,7 +35,8 @@ impl ProduceError {
 /// Where dead letters go. Called by many tasks at a time.
 #[async_trait]
 pub trait Producer: Send + Sync {
-    /// Returns when the destination has the message, as durably as it is configured. Called again after [`ProduceError::Retry`], for as
-    /// long as it takes, and for the same record after a restart: delivery is at least once.
+    /// Returns when the destination has the message, as durably as it is configured. Called again
+    /// after [`ProduceError::Retry`], for as long as it takes, and for the same record after a
+    /// restart: delivery is at least once.
     async fn send(&self, message: &Message) -> Result<(), ProduceError>;
 }

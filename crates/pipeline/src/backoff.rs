@@ -1,4 +1,5 @@
-//! How long to wait before the next try: doubling up to a cap, with jitter so that many workers do not come back at once.
+//! How long to wait before the next try: doubling up to a cap, with jitter so that many workers do
+//! not come back at once.
 
 use std::time::Duration;
 

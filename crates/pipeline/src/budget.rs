@@ -1,4 +1,5 @@
-//! A bound on the bytes of records that are read and not yet folded, and of what is folded and not yet committed.
+//! A bound on the bytes of records that are read and not yet folded, and of what is folded and not
+//! yet committed.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Chance, where many would otherwise do the same at the same time. A simulation seeds it, and everything happens again as it did.
+//! Chance, where many would otherwise do the same at the same time. A simulation seeds it, and
+//! everything happens again as it did.
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};

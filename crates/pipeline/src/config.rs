@@ -14,7 +14,8 @@ pub struct Config {
     pub batch_events: usize,
     /// or bytes of records,
     pub batch_bytes: usize,
-    /// or operations of what they are folded into (field operations after merging, which keeps the store's script short),
+    /// or operations of what they are folded into (field operations after merging, which keeps the
+    /// store's script short),
     pub batch_operations: usize,
     /// or when its first record has waited this long and no other batch of the lane is under way.
     pub batch_age_ms: u64,
@@ -114,7 +115,8 @@ impl Config {
         self.memory_max_bytes / 4
     }
 
-    /// Of it, what is folded and not yet committed, about: a record may come to many times its size.
+    /// Of it, what is folded and not yet committed, about: a record may come to many times its
+    /// size.
     pub const fn folded_bytes_max(&self) -> usize {
         self.in_flight_bytes_max() / 2
     }

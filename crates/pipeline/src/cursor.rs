@@ -1,4 +1,5 @@
-//! What one partition goes through between its ledger and the log: the worker's side of the protocol.
+//! What one partition goes through between its ledger and the log: the worker's side of the
+//! protocol.
 //!
 //! ```text
 //!            restore, open           opened               arrived
@@ -8,12 +9,13 @@
 //!    +---------------------------------------------------------------- |
 //! ```
 //!
-//! A partition *waits* until its stored checkpoint is known, is *opened* from there under a new generation, *verifies* that the first
-//! record is the one that was applied last, and *runs*. Whatever is in doubt sends it back to waiting; a log that is another one stops
-//! it until an operator acts.
+//! A partition *waits* until its stored checkpoint is known, is *opened* from there under a new
+//! generation, *verifies* that the first record is the one that was applied last, and *runs*.
+//! Whatever is in doubt sends it back to waiting; a log that is another one stops it until an
+//! operator acts.
 //!
-//! A pure state machine: no clock, no I/O, no logging. It can be cloned, compared and hashed, so that the checker in
-//! `tests/it/protocol.rs` drives this code through every state it can reach.
+//! A pure state machine: no clock, no I/O, no logging. It can be cloned, compared and hashed, so
+//! that the checker in `tests/it/protocol.rs` drives this code through every state it can reach.
 
 use traqq_core::model::{Checkpoint, Fingerprint, Part, RecordBatch, TopicPartition};
 use traqq_log::Watermarks;
@@ -52,9 +54,11 @@ pub struct Cursor {
 pub enum Opened {
     /// It belongs to an opening that is over.
     Outdated,
-    /// Records will arrive. `unverified` is the record that was applied last, if the log no longer has it.
+    /// Records will arrive. `unverified` is the record that was applied last, if the log no longer
+    /// has it.
     Reads { unverified: Option<Fingerprint> },
-    /// The checkpoint does not fit the log. Nothing has changed: the caller stops the cursor, or moves it.
+    /// The checkpoint does not fit the log. Nothing has changed: the caller stops the cursor, or
+    /// moves it.
     Misfit(Misfit),
 }
 
@@ -64,7 +68,8 @@ pub enum Arrival {
     Take { part: Part, unverified: Option<Fingerprint> },
     /// They repeat what is known, or belong to an opening that is over.
     Drop,
-    /// The log is not the one that was read before. Nothing has changed: the caller stops the cursor.
+    /// The log is not the one that was read before. Nothing has changed: the caller stops the
+    /// cursor.
     Misfit(Misfit),
 }
 
@@ -126,7 +131,8 @@ impl Cursor {
         }
     }
 
-    /// Takes the stored checkpoint. Returns what was acknowledged before, if the ledger has gone back behind it.
+    /// Takes the stored checkpoint. Returns what was acknowledged before, if the ledger has gone
+    /// back behind it.
     pub fn restore(&mut self, stored: Checkpoint) -> Option<Checkpoint> {
         let before = self.committed;
         self.from = stored;
@@ -209,7 +215,8 @@ impl Cursor {
         self.committed = to;
     }
 
-    /// Whether the ledger's checkpoint is the one that it acknowledged last, as far as that can be said.
+    /// Whether the ledger's checkpoint is the one that it acknowledged last, as far as that can be
+    /// said.
     pub fn agrees_with(&self, stored: Option<&Checkpoint>) -> bool {
         !matches!(self.phase, Phase::Running | Phase::Verifying(_)) || stored == Some(&self.committed)
     }
@@ -302,7 +309,8 @@ mod tests {
 
     #[test]
     fn records_are_taken_dropped_or_of_another_log() {
-        // The position, the record applied last, the records that arrive, and what is taken of them.
+        // The position, the record applied last, the records that arrive, and what is taken of
+        // them.
         for (position, last, arrive, taken) in [
             (0, None, &[0, 1][..], Some(&[0, 1][..])),
             (5, Some(4), &[4, 5, 6], Some(&[5, 6])),

@@ -1,5 +1,5 @@
-//! What a dead letter looks like: the record as it came, with headers that say where it came from and
-//! why it was not counted. deploy/README.md lists them for operators.
+//! What a dead letter looks like: the record as it came, with headers that say where it came from
+//! and why it was not counted. deploy/README.md lists them for operators.
 
 use traqq_core::decode::DeadLetter;
 use traqq_core::hll::murmur64a;
@@ -41,8 +41,8 @@ pub fn whole(letter: &DeadLetter, detail: &str) -> Message {
     Message { key: letter.key.clone(), value: letter.value.clone(), headers, timestamp_ms: None }
 }
 
-/// Coordinates, size, hash and the first `bytes_max` bytes of a record that the destination does not
-/// take whole, without its key and headers.
+/// Coordinates, size, hash and the first `bytes_max` bytes of a record that the destination does
+/// not take whole, without its key and headers.
 pub fn beginning(letter: &DeadLetter, detail: &str, bytes_max: usize) -> Message {
     let value = letter.value.as_deref().unwrap_or_default();
     let bare = DeadLetter { headers: Vec::new(), key: None, value: None, ..letter.clone() };

@@ -1,5 +1,5 @@
-//! The thread that owns the consumer: everything that touches it happens here, one thing after the other, so that records
-//! read before a seek cannot pass for records read after it.
+//! The thread that owns the consumer: everything that touches it happens here, one thing after the
+//! other, so that records read before a seek cannot pass for records read after it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
@@ -21,7 +21,8 @@ const POLL: Duration = Duration::from_millis(20);
 const POLL_BYTES_MAX: usize = 8 << 20;
 /// How long to wait for room before fetching is paused.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long opening partitions may keep the others from being polled; those that are left are asked for again.
+/// How long opening partitions may keep the others from being polled; those that are left are asked
+/// for again.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const KNOWN_EVERY: Duration = Duration::from_secs(1);
 /// No call to the consumer takes this long, whatever the broker does: their own timeouts are a

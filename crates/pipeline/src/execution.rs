@@ -1,5 +1,6 @@
-//! Where the consumer and the folds run: on threads of their own, where each may block; or as tasks, so that a simulation has the clock
-//! and the order of everything in its hand. The code is the same: on a thread nothing of it is ever waited for but by blocking.
+//! Where the consumer and the folds run: on threads of their own, where each may block; or as
+//! tasks, so that a simulation has the clock and the order of everything in its hand. The code is
+//! the same: on a thread nothing of it is ever waited for but by blocking.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
-//! The bookkeeping of one lane: records that wait for their batch to be cut, jobs that are folded, batches that are under way.
+//! The bookkeeping of one lane: records that wait for their batch to be cut, jobs that are folded,
+//! batches that are under way.
 //!
-//! Jobs are numbered. They are folded in any order and sent in theirs. A doubt begins a new *epoch*: whatever belongs to an older
-//! one is void when it comes back.
+//! Jobs are numbered. They are folded in any order and sent in theirs. A doubt begins a new
+//! *epoch*: whatever belongs to an older one is void when it comes back.
 //!
 //! Nothing here waits or sends; the loop does what is returned.
 
@@ -16,7 +17,8 @@ use super::pool::BudgetedPart;
 use super::projection::{Batch, CutPolicy};
 use traqq_core::model::TopicPartition;
 
-/// What a record comes to when it is folded, until one knows: much, so that the first batches are small.
+/// What a record comes to when it is folded, until one knows: much, so that the first batches are
+/// small.
 const RECORD_BYTES: usize = 1024;
 
 /// When a batch is cut, of all lanes alike.
@@ -63,7 +65,8 @@ impl Pending {
         self.parts.push(part);
     }
 
-    /// The first parts, at least one and no more than so many events, and how many events they have.
+    /// The first parts, at least one and no more than so many events, and how many events they
+    /// have.
     fn take(&mut self, events_max: usize) -> (Vec<BudgetedPart>, usize) {
         let (mut count, mut events, mut bytes) = (0, 0, 0);
         for part in &self.parts {
@@ -153,7 +156,8 @@ impl<B: Batch> Lane<B> {
         self.epoch == epoch
     }
 
-    /// Everything under way is void. Returns the new epoch, and how long to wait before the ledger is asked.
+    /// Everything under way is void. Returns the new epoch, and how long to wait before the ledger
+    /// is asked.
     pub fn desync(&mut self, why: &str) -> (u64, Duration) {
         self.epoch += 1;
         self.clear();
@@ -204,8 +208,8 @@ impl<B: Batch> Lane<B> {
         self.pending.forget(partition);
     }
 
-    /// Cuts a job if one is due. `has_room` says whether there is memory for what it is folded into; `is_hurried` when nothing is to
-    /// wait for a batch to fill.
+    /// Cuts a job if one is due. `has_room` says whether there is memory for what it is folded
+    /// into; `is_hurried` when nothing is to wait for a batch to fill.
     pub fn cut(&mut self, cutting: &Cutting, has_room: impl FnOnce() -> bool, is_hurried: bool) -> Option<Cut> {
         let CutPolicy { bytes_max, age_max, waits_for_idle_lane, in_flight_max, .. } = cutting.policy;
         if !self.is_connected || self.pending.parts.is_empty() {
@@ -271,8 +275,8 @@ impl<B: Batch> Lane<B> {
         }
     }
 
-    /// Whether it is time to compare positions, as a lane with nothing under way must now and then. What is returned goes to
-    /// [`Self::is_as_it_was`] with the positions.
+    /// Whether it is time to compare positions, as a lane with nothing under way must now and then.
+    /// What is returned goes to [`Self::is_as_it_was`] with the positions.
     pub fn begin_check(&mut self, every: Duration) -> Option<(u64, u64)> {
         let is_due =
             self.is_connected && self.jobs == 0 && self.pending.parts.is_empty() && self.checked_at.elapsed() >= every;
@@ -380,7 +384,8 @@ mod tests {
         assert_eq!(budget.room(Duration::ZERO), 1 << 20, "all is given back");
     }
 
-    /// What comes while a batch is under way merges into the next one, unless the ledger answers late by intention.
+    /// What comes while a batch is under way merges into the next one, unless the ledger answers
+    /// late by intention.
     #[tokio::test(start_paused = true)]
     async fn age_counts_only_where_it_may() {
         let budget = Budget::new("test", 1 << 20);

@@ -3,7 +3,8 @@
 //! - `projection` what a projection is; `ledger` where it keeps its result and its positions
 //! - `plain`      what projections have alike that are a few tables in a database
 //! - `run`        the loop that ties everything together: records, jobs, answers
-//! - `partitions` what is known of the partitions, and what is to be done about them; `cursor` the rules of each
+//! - `partitions` what is known of the partitions, and what is to be done about them; `cursor` the
+//!   rules of each
 //! - `lane`       what waits, is folded and is under way in one lane
 //! - `driver`     the thread that owns the consumer
 //! - `pool`       the threads that fold

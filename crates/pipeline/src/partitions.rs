@@ -1,7 +1,8 @@
 //! The partitions that this worker has: what is known of each, and what is to be done about it.
 //!
-//! Nothing here waits, sends or logs into the status by itself: what is to be done is returned as [`Effect`]s, which the loop executes in
-//! order. The rules by which a partition begins, goes back and stops are those of [`Cursor`].
+//! Nothing here waits, sends or logs into the status by itself: what is to be done is returned as
+//! [`Effect`]s, which the loop executes in order. The rules by which a partition begins, goes back
+//! and stops are those of [`Cursor`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,7 +19,8 @@ use traqq_core::error::ErrorLine;
 use traqq_core::model::{Checkpoint, Part, Positions, RecordBatch, Span, TopicPartition};
 use traqq_log::{BrokerError, Mark, Watermarks};
 
-/// A partition may be without a reader for so long before it is worth a word: its leader moves, its consumer is made anew.
+/// A partition may be without a reader for so long before it is worth a word: its leader moves, its
+/// consumer is made anew.
 const UNREAD_AFTER: Duration = Duration::from_secs(10);
 
 /// What is to be done about partitions.
@@ -140,7 +142,8 @@ impl Partitions {
         self.of_lane(lane).for_each(|(_, partition)| partition.cursor.wait());
     }
 
-    /// Takes what the ledger says of a lane: after a doubt of all its partitions, otherwise (`is_resync` false) of those that wait.
+    /// Takes what the ledger says of a lane: after a doubt of all its partitions, otherwise
+    /// (`is_resync` false) of those that wait.
     pub fn snapshot(
         &mut self,
         lane: usize,
@@ -172,7 +175,8 @@ impl Partitions {
             }
         }
         if !is_resync && !lost.is_empty() {
-            // Header and positions were not read in one step: the ledger may have been emptied in between.
+            // Header and positions were not read in one step: the ledger may have been emptied in
+            // between.
             effects.push(Effect::Desync { lane, why: "a checkpoint is missing" });
             return effects;
         }
@@ -203,7 +207,8 @@ impl Partitions {
         (!opens.is_empty()).then_some(Effect::Open(opens))
     }
 
-    /// The time has come that [`Effect::OpenAgain`] named. A doubt in between opens it by itself, from where the ledger stands.
+    /// The time has come that [`Effect::OpenAgain`] named. A doubt in between opens it by itself,
+    /// from where the ledger stands.
     pub fn open_again(&mut self, name: TopicPartition, generation: u64) -> Option<Effect> {
         let is_due = self.partitions.get(&name).is_some_and(|known| known.cursor.is_opening(generation));
         if is_due { self.open(vec![name]) } else { None }
@@ -343,7 +348,8 @@ impl Partitions {
         self.unread = unread.into_iter().collect();
     }
 
-    /// Looks at every partition for one that is not read though it should be; `is_connected` says it of a lane.
+    /// Looks at every partition for one that is not read though it should be; `is_connected` says
+    /// it of a lane.
     pub fn judge(&mut self, is_connected: impl Fn(usize) -> bool) -> Vec<Effect> {
         let mut effects = Vec::new();
         for (name, partition) in &mut self.partitions {
@@ -372,7 +378,8 @@ impl Partitions {
         effects
     }
 
-    /// Offsets of these partitions that are worth committing to the broker; they are taken for committed.
+    /// Offsets of these partitions that are worth committing to the broker; they are taken for
+    /// committed.
     pub fn commit(&mut self, names: &[TopicPartition]) -> Option<Effect> {
         let marks = self.marks(names);
         for mark in &marks {

@@ -1,4 +1,5 @@
-//! The threads that fold. Jobs go in, batches come out, in any order; the loop puts them back in order.
+//! The threads that fold. Jobs go in, batches come out, in any order; the loop puts them back in
+//! order.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -13,7 +14,8 @@ use super::execution::Execution;
 use super::projection::{Batch, Fold, Projection};
 use traqq_core::model::{Part, RecordBatch, Span};
 
-/// What a fold thread yields to the threads that answer; of this process only, where the system knows threads.
+/// What a fold thread yields to the threads that answer; of this process only, where the system
+/// knows threads.
 const FOLD_NICE: i32 = 10;
 /// How long a fold takes by the clock of a simulation, so that jobs overtake each other.
 const SIMULATED_FOLD: Duration = Duration::from_millis(10);
@@ -60,7 +62,8 @@ pub struct Done<B> {
     pub lane: usize,
     pub epoch: u64,
     pub sequence: u64,
-    /// `None` when the fold panicked, which is a bug. What is folded keeps its part of the budget until it is committed.
+    /// `None` when the fold panicked, which is a bug. What is folded keeps its part of the budget
+    /// until it is committed.
     pub folded: Option<Vec<(B, Permit)>>,
 }
 
@@ -104,7 +107,8 @@ impl<P: Projection> Pool<P> {
                     // Questions to this process are answered between two batches, not behind them.
                     let _ = rustix::process::nice(FOLD_NICE);
                     loop {
-                        // The lock is held while waiting: the others queue up behind it, which is what they would do anyway.
+                        // The lock is held while waiting: the others queue up behind it, which is
+                        // what they would do anyway.
                         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                         if !job.is_ok_and(|job| bench.work(job)) {
                             return;

@@ -1,10 +1,12 @@
 //! What a projection is to the worker that runs it.
 //!
-//! A projection is one reading of the log: counts, an archive, a table of one's own. It says how records are folded into batches
-//! ([`Fold`]), what a batch is ([`Batch`]), and where batches and positions are kept together ([`Ledger`]). Everything else is the
-//! worker's: reading, rebalances, memory, the order of batches, doubt and resync, dead letters, draining, status and metrics.
+//! A projection is one reading of the log: counts, an archive, a table of one's own. It says how
+//! records are folded into batches ([`Fold`]), what a batch is ([`Batch`]), and where batches and
+//! positions are kept together ([`Ledger`]). Everything else is the worker's: reading, rebalances,
+//! memory, the order of batches, doubt and resync, dead letters, draining, status and metrics.
 //!
-//! Each projection of a log has a consumer group, a ledger and a pace of its own; none waits for another.
+//! Each projection of a log has a consumer group, a ledger and a pace of its own; none waits for
+//! another.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,7 +19,8 @@ use traqq_core::model::{Span, TopicPartition};
 
 /// One reading of the log.
 pub trait Projection: Send + Sync + Sized + 'static {
-    /// The label `projection` of the worker's metrics, and the name in the status: `[a-z_]+`. Dashboards know it, so it stays.
+    /// The label `projection` of the worker's metrics, and the name in the status: `[a-z_]+`.
+    /// Dashboards know it, so it stays.
     const NAME: &'static str;
     /// What some records are folded into.
     type Batch: Batch;
@@ -34,16 +37,19 @@ pub trait Projection: Send + Sync + Sized + 'static {
     /// Where batches and positions are kept.
     fn ledger(&self) -> &dyn Ledger<Self>;
 
-    /// The ledger's name among those that share a broker: it stands beside the offsets that are committed there, so that a ledger
-    /// which was lost can be told from one that is new. It must not change while the ledger lives.
+    /// The ledger's name among those that share a broker: it stands beside the offsets that are
+    /// committed there, so that a ledger which was lost can be told from one that is new. It must
+    /// not change while the ledger lives.
     fn ledger_name(&self) -> &str;
 
-    /// The header of a ledger that begins at `now_ms`, in epoch milliseconds; its starts are empty, the worker fills them in.
+    /// The header of a ledger that begins at `now_ms`, in epoch milliseconds; its starts are empty,
+    /// the worker fills them in.
     fn new_header(&self, now_ms: i64) -> Self::Header;
 
-    /// Why a stored header forbids this projection to go on, and what to do about it; `None` when it may. With
-    /// [`Compared::Identity`] only what can never change is compared (whose ledger it is, the format of its rows), with
-    /// [`Compared::Everything`] also what it is made of (a mapping, a schema).
+    /// Why a stored header forbids this projection to go on, and what to do about it; `None` when
+    /// it may. With [`Compared::Identity`] only what can never change is compared (whose ledger it
+    /// is, the format of its rows), with [`Compared::Everything`] also what it is made of (a
+    /// mapping, a schema).
     fn difference(&self, stored: &Self::Header, compared: Compared) -> Option<String>;
 
     /// Why a record was not taken: one line, for a person.
@@ -69,17 +75,21 @@ pub enum Compared {
     Everything,
 }
 
-/// Folds records into batches; one for each thread, so it needs no locks. Pure code: no I/O, no clock.
+/// Folds records into batches; one for each thread, so it needs no locks. Pure code: no I/O, no
+/// clock.
 ///
-/// Folding the same records from the same checkpoints gives the same batches, or batches with the same effect: after a doubt they are
-/// read and folded again.
+/// Folding the same records from the same checkpoints gives the same batches, or batches with the
+/// same effect: after a doubt they are read and folded again.
 pub trait Fold: Send + 'static {
     type Batch: Batch;
 
-    /// Folds the parts of a job, in order, into one batch or several. Batches follow one another: of each partition, one begins
-    /// where the one before it ends, the first one at [`Part::from`](traqq_core::model::Part::from), and the last one ends behind the
-    /// part's last record ([`RecordBatch::checkpoint_after`](traqq_core::model::RecordBatch::checkpoint_after)). No batch for a part that
-    /// moves no position. A part should be dropped as soon as it is folded, which returns its memory.
+    /// Folds the parts of a job, in order, into one batch or several. Batches follow one another:
+    /// of each partition, one begins where the one before it ends, the first one at
+    /// [`Part::from`](traqq_core::model::Part::from), and the last one ends behind the part's last
+    /// record
+    /// ([`RecordBatch::checkpoint_after`](traqq_core::model::RecordBatch::checkpoint_after)). No
+    /// batch for a part that moves no position. A part should be dropped as soon as it is folded,
+    /// which returns its memory.
     fn fold(&mut self, parts: Vec<BudgetedPart>) -> Vec<Self::Batch>;
 }
 
@@ -98,7 +108,8 @@ pub trait Batch: Send + Sync + 'static {
 
     fn stats(&self) -> Self::Stats;
 
-    /// Records, or events in them, that could not be taken. They are published before the batch is committed.
+    /// Records, or events in them, that could not be taken. They are published before the batch is
+    /// committed.
     fn dead_letters(&self) -> &[DeadLetter];
 }
 
@@ -114,8 +125,8 @@ pub struct Intake {
 
 /// Numbers that are added up over the life of the process.
 pub trait Observed: Default + Send + 'static {
-    /// Each with the name of the counter that it is added to, which is in the list of metrics. The same names every time: the
-    /// default says which there are.
+    /// Each with the name of the counter that it is added to, which is in the list of metrics. The
+    /// same names every time: the default says which there are.
     fn numbers(&self) -> Vec<(&'static str, u64)>;
 
     /// Logs what a person should read of it. Called once, when the batch was applied.
@@ -124,7 +135,8 @@ pub trait Observed: Default + Send + 'static {
 
 /// What a ledger says of itself, beside what the projection wants to know.
 pub trait Header: Clone + Send + Sync + 'static {
-    /// Where each partition that is known began. A partition that has a start and no position has lost it.
+    /// Where each partition that is known began. A partition that has a start and no position has
+    /// lost it.
     fn starts(&self) -> &BTreeMap<TopicPartition, i64>;
 
     fn starts_mut(&mut self) -> &mut BTreeMap<TopicPartition, i64>;
@@ -146,10 +158,12 @@ pub struct CutPolicy {
     pub bytes_max: usize,
     /// or when its first record has waited so long.
     pub age_max: Duration,
-    /// Age counts only while the lane has nothing under way: what comes meanwhile merges into the batch, so a ledger that is slow
-    /// gets fewer. For a ledger that answers late because it groups batches, `false`.
+    /// Age counts only while the lane has nothing under way: what comes meanwhile merges into the
+    /// batch, so a ledger that is slow gets fewer. For a ledger that answers late because it groups
+    /// batches, `false`.
     pub waits_for_idle_lane: bool,
-    /// Batches of a lane that were sent and are not answered. A ledger that groups batches needs as many as a group may have.
+    /// Batches of a lane that were sent and are not answered. A ledger that groups batches needs as
+    /// many as a group may have.
     pub in_flight_max: usize,
 }
 

@@ -1,4 +1,5 @@
-//! What is said again and again, kept back for a while: a log that cannot be reached is reported several times a second.
+//! What is said again and again, kept back for a while: a log that cannot be reached is reported
+//! several times a second.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -28,7 +28,8 @@ pub struct View<P: Projection> {
     pub session: Option<Box<dyn Session<P>>>,
 }
 
-/// Connects to a lane after a while and reads its positions, until that has worked or an operator must act.
+/// Connects to a lane after a while and reads its positions, until that has worked or an operator
+/// must act.
 pub async fn resync<P: Projection>(
     starter: Starter<P>,
     internal: mpsc::UnboundedSender<Internal<P>>,
@@ -51,12 +52,14 @@ pub async fn adopt<P: Projection>(
 ) {
     let attempt = || adopted(&starter, lane, epoch, &unknown);
     if !send_view(&internal, lane, "cannot begin with new partitions yet", ADOPT_TRIES, attempt).await {
-        // The lane may have lost what it stood on, and nobody else would notice while it has nothing to commit.
+        // The lane may have lost what it stood on, and nobody else would notice while it has
+        // nothing to commit.
         let _ = internal.send(Internal::Doubt { lane, epoch, why: "new partitions cannot begin" });
     }
 }
 
-/// Sends what an attempt finds, or that a person must act; `false` after so many tries without either.
+/// Sends what an attempt finds, or that a person must act; `false` after so many tries without
+/// either.
 async fn send_view<P: Projection, F>(
     internal: &mpsc::UnboundedSender<Internal<P>>,
     lane: usize,
@@ -102,8 +105,8 @@ async fn view<P: Projection>(starter: &Starter<P>, lane: usize, epoch: u64) -> R
     Ok(View { lane, epoch, header, positions, session: Some(session) })
 }
 
-/// Reads the positions of new partitions, which begin at their first record. One whose broker does not answer is left out: it will be
-/// asked for again, and is no doubt of the lane.
+/// Reads the positions of new partitions, which begin at their first record. One whose broker does
+/// not answer is left out: it will be asked for again, and is no doubt of the lane.
 async fn adopted<P: Projection>(
     starter: &Starter<P>,
     lane: usize,
@@ -125,7 +128,8 @@ async fn adopted<P: Projection>(
             }
             Err(error) => return Err(error.into()),
         };
-        // A partition that others know of may have been lost by its lane, with all that was counted of it.
+        // A partition that others know of may have been lost by its lane, with all that was counted
+        // of it.
         starts.push((partition.clone(), header.starts().get(partition).copied().unwrap_or(low)));
     }
     if let Some(error) = silent {

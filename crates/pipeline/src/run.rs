@@ -1,11 +1,12 @@
 //! The loop of a worker.
 //!
-//! Records come from the driver, are gathered per lane, folded by the pool, put back in order and sent by the lane's task. Whatever
-//! is in doubt (a fence, an error, a timeout, a lost connection) is settled one way: the lane's session and batches are thrown away,
-//! the stored positions are read, and every partition of the lane that is still ours goes on from there.
+//! Records come from the driver, are gathered per lane, folded by the pool, put back in order and
+//! sent by the lane's task. Whatever is in doubt (a fence, an error, a timeout, a lost connection)
+//! is settled one way: the lane's session and batches are thrown away, the stored positions are
+//! read, and every partition of the lane that is still ours goes on from there.
 //!
-//! What is known of partitions and lanes, and the rules for both, are in [`Partitions`] and [`Lane`], which return what is to be
-//! done. This is where it is done.
+//! What is known of partitions and lanes, and the rules for both, are in [`Partitions`] and
+//! [`Lane`], which return what is to be done. This is where it is done.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,13 +38,15 @@ use traqq_log::{BrokerError, Consumer, Event, Start};
 const NOTICES_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(10);
 const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// A lane that cannot commit, or a log that cannot be reached, for this long makes the worker unready.
+/// A lane that cannot commit, or a log that cannot be reached, for this long makes the worker
+/// unready.
 const UNREADY_AFTER: Duration = Duration::from_secs(3);
 /// The loop waits for nobody: a tick comes every 10 ms, on a machine that is overloaded within
 /// seconds.
 const TICK_MAX: Duration = Duration::from_secs(60);
-/// Positions are committed to the broker again now and then even if they have not moved: a commit that met a rebalance may be gone
-/// without a word, and the broker forgets offsets that nobody renews.
+/// Positions are committed to the broker again now and then even if they have not moved: a commit
+/// that met a rebalance may be gone without a word, and the broker forgets offsets that nobody
+/// renews.
 const MARK_ALL_EVERY: Duration = Duration::from_secs(5);
 /// What is given back to the group is drained for no longer, whatever `worker.drain_timeout_ms`
 /// says: the group waits for a member for its rebalance timeout (15 s by default), and shuts it
@@ -234,9 +237,10 @@ impl<P: Projection> Worker<P> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let result = loop {
-            // Cancel safety: receiving from a channel, waiting for a tick and watching a flag lose nothing when another branch
-            // wins; every branch deals with what it took at once and without waiting. What is rare comes first, then what ends
-            // something before what begins something.
+            // Cancel safety: receiving from a channel, waiting for a tick and watching a flag lose
+            // nothing when another branch wins; every branch deals with what it took at once and
+            // without waiting. What is rare comes first, then what ends something before what
+            // begins something.
             let step = tokio::select! {
                 biased;
                 changed = shutdown.changed(), if !this.is_draining => {
@@ -315,10 +319,12 @@ impl<P: Projection> Loop<P> {
     fn on_assigned(&mut self, names: Vec<TopicPartition>) {
         tracing::info!(partitions = ?names, projection = P::NAME, "assigned");
         self.count_rebalance("assigned", names.len());
-        // One that was lost and offered again at once may be offered twice, the second time when it has been read already.
+        // One that was lost and offered again at once may be offered twice, the second time when it
+        // has been read already.
         self.forget(&names);
         for (lane, names) in self.partitions.assigned(names) {
-            // A lane that resyncs reads the positions anyway, and its view covers the new partitions.
+            // A lane that resyncs reads the positions anyway, and its view covers the new
+            // partitions.
             if self.lanes[lane].is_connected() {
                 self.adopt(lane, names);
             }
@@ -678,7 +684,8 @@ impl<P: Projection> Loop<P> {
         let deadline = tokio::time::sleep(Duration::from_millis(self.config.drain_timeout_ms));
         tokio::pin!(deadline);
         loop {
-            // Cancel safety: notices are only taken so that the driver, which may wait for room, gets to the command.
+            // Cancel safety: notices are only taken so that the driver, which may wait for room,
+            // gets to the command.
             tokio::select! {
                 _ = &mut wait => break,
                 () = &mut deadline => {

@@ -1,6 +1,8 @@
-//! The task that sends a lane's batches over one session: dead letters first, then the batch, several in flight.
+//! The task that sends a lane's batches over one session: dead letters first, then the batch,
+//! several in flight.
 //!
-//! It lives as long as the session. The first answer that is not "applied" ends it: the loop takes over from there.
+//! It lives as long as the session. The first answer that is not "applied" ends it: the loop takes
+//! over from there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +26,8 @@ use traqq_core::error::ErrorLine;
 use traqq_core::model::Span;
 use traqq_log::{ProduceError, Producer};
 
-/// What becomes of records, or events in them, that a projection cannot take. Of several projections over one log one publishes
-/// them, and all count them with the same reasons.
+/// What becomes of records, or events in them, that a projection cannot take. Of several
+/// projections over one log one publishes them, and all count them with the same reasons.
 #[derive(Clone)]
 pub enum DeadLetters {
     /// Each is published before the batch that passes it is committed.
@@ -94,8 +96,8 @@ impl<P: Projection> LaneSender<P> {
                 self.session.flush().await;
                 is_flushed = true;
             }
-            // Cancel safety: neither `recv`, `next` nor `changed` loses anything when another branch wins, and what a branch took
-            // is dealt with before the next turn.
+            // Cancel safety: neither `recv`, `next` nor `changed` loses anything when another
+            // branch wins, and what a branch took is dealt with before the next turn.
             tokio::select! {
                 biased;
                 batch = batches.recv(), if !is_full => {
@@ -136,7 +138,8 @@ impl<P: Projection> LaneSender<P> {
     }
 }
 
-/// Returns when the destination has all of them; it never gives up, so their offsets are never passed without them.
+/// Returns when the destination has all of them; it never gives up, so their offsets are never
+/// passed without them.
 async fn bury<P: Projection>(producer: &dyn Producer, projection: &P, status: &Status, mut letters: &[DeadLetter]) {
     while !letters.is_empty() {
         let (chunk, rest) = letters.split_at(letters_at_once(letters));

@@ -1,4 +1,5 @@
-//! What must hold before anything is folded: one ledger, one group, one shape, and a recorded start for every partition.
+//! What must hold before anything is folded: one ledger, one group, one shape, and a recorded start
+//! for every partition.
 
 use std::sync::Arc;
 
@@ -97,8 +98,9 @@ impl<P: Projection> Starter<P> {
         Ok(header)
     }
 
-    /// The header of the first lane that still has one though the ledger has none: what kept the ledger's lost everything. What the
-    /// other lanes have counted they have counted since when their header says.
+    /// The header of the first lane that still has one though the ledger has none: what kept the
+    /// ledger's lost everything. What the other lanes have counted they have counted since when
+    /// their header says.
     async fn known_by_a_lane(&self) -> Result<Option<P::Header>, NotStarted> {
         let ledger = self.projection.ledger();
         for lane in 0..ledger.lanes() {
@@ -110,7 +112,8 @@ impl<P: Projection> Starter<P> {
         Ok(None)
     }
 
-    /// A lane has no header though the ledger has one: its node lost everything, positions and results together.
+    /// A lane has no header though the ledger has one: its node lost everything, positions and
+    /// results together.
     pub async fn begin_again(&self, lane: usize) -> Result<(), NotStarted> {
         let ledger = self.projection.ledger();
         // Emptied altogether: the next try begins it.
@@ -161,7 +164,8 @@ impl<P: Projection> Starter<P> {
     }
 }
 
-/// The note beside the offsets that a ledger of this name commits to the broker: where reading began, should the ledger ever be lost.
+/// The note beside the offsets that a ledger of this name commits to the broker: where reading
+/// began, should the ledger ever be lost.
 pub fn note_of(ledger_name: &str, start: i64) -> String {
     format!("traqq prefix={ledger_name} start={start}")
 }

@@ -1,4 +1,5 @@
-//! What a person may look at while workers run: readiness, partitions, totals, of each projection by itself.
+//! What a person may look at while workers run: readiness, partitions, totals, of each projection
+//! by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -86,7 +87,8 @@ struct Inner {
     /// Why the worker is not ready.
     obstacles: BTreeMap<Obstacle, String>,
     partitions: BTreeMap<TopicPartition, PartitionStatus>,
-    /// What became of records since the process started, by the names of the metrics without `traqq_` and `_total`.
+    /// What became of records since the process started, by the names of the metrics without
+    /// `traqq_` and `_total`.
     totals: BTreeMap<&'static str, u64>,
     uncounted: Uncounted,
 }
@@ -198,7 +200,8 @@ impl Status {
         self.pulse.tick();
     }
 
-    /// Accounts for a batch that was applied, in the metrics and in the totals, and logs what of it was not counted.
+    /// Accounts for a batch that was applied, in the metrics and in the totals, and logs what of it
+    /// was not counted.
     pub(super) fn applied(
         &self,
         intake: Intake,
@@ -278,7 +281,8 @@ impl Status {
     }
 }
 
-/// The status of a process: that of its projections. The first one is the one that was there before there were others.
+/// The status of a process: that of its projections. The first one is the one that was there before
+/// there were others.
 pub struct Statuses(Vec<Arc<Status>>);
 
 impl Statuses {

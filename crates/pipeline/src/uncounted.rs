@@ -1,7 +1,8 @@
-//! Records that were not counted: how many for each reason, and where the first and the last of them are in the log.
+//! Records that were not counted: how many for each reason, and where the first and the last of
+//! them are in the log.
 //!
-//! A batch is accounted for when the store has applied it. Where every record holds one event, records = events + tombstones + dead
-//! letters.
+//! A batch is accounted for when the store has applied it. Where every record holds one event,
+//! records = events + tombstones + dead letters.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -164,7 +165,8 @@ impl Uncounted {
         self.all.count()
     }
 
-    /// Whether most events come to nothing: of the recent ones, or of all if none came lately. `events` were counted in all.
+    /// Whether most events come to nothing: of the recent ones, or of all if none came lately.
+    /// `events` were counted in all.
     pub fn is_most(&self, events: u64, now_ms: i64) -> bool {
         let minute = now_ms.div_euclid(MINUTE_MS);
         let recent = self.recent.iter().filter(|(then, ..)| minute - then < RECENT_MINUTES);

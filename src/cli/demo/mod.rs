@@ -35,10 +35,12 @@ const EVENTS_PER_DAY: f64 = 3000.0;
 const BATCH_EVENTS: usize = 1000;
 const TICK: Duration = Duration::from_millis(200);
 
-/// Watch an invented web shop: a traqq with data of its own, some days of history, then live until Ctrl-C
+/// Watch an invented web shop: a traqq with data of its own, some days of history, then live until
+/// Ctrl-C
 ///
-/// What is counted elsewhere is not touched: it runs a server of its own, with the mapping of config/starter.toml whatever
-/// the configuration says. Only with --server do the events go to a traqq that runs already.
+/// What is counted elsewhere is not touched: it runs a server of its own, with the mapping of
+/// config/starter.toml whatever the configuration says. Only with --server do the events go to a
+/// traqq that runs already.
 #[derive(Args)]
 pub struct Demo {
     /// Live events per second
@@ -65,7 +67,8 @@ pub struct Demo {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9878")]
     listen: String,
 
-    /// Count the invented events with the traqq that runs at http://HOST:PORT or https://HOST:PORT, among its own
+    /// Count the invented events with the traqq that runs at http://HOST:PORT or https://HOST:PORT,
+    /// among its own
     #[arg(long, value_name = "URL", conflicts_with_all = ["directory", "listen"])]
     server: Option<String>,
 }
@@ -77,7 +80,8 @@ impl Demo {
                 let client = ServerArgument::at(url.clone()).client(&config.server)?;
                 let mut stream = self.stream(client);
                 block_on(async {
-                    // Cancel safety: what is under way when Ctrl-C comes may be counted or not; nobody relies on it.
+                    // Cancel safety: what is under way when Ctrl-C comes may be counted or not;
+                    // nobody relies on it.
                     let result = tokio::select! {
                         result = self.send(&mut stream, !self.no_history) => result,
                         _ = tokio::signal::ctrl_c() => Ok(()),
@@ -108,15 +112,16 @@ impl Demo {
         say!("open {url}");
         let metrics = start_telemetry(&own.log, &[])?;
         let mut stream = self.stream(client);
-        // It is waited for until it listens, which may be a moment after the first events are there.
+        // It is waited for until it listens, which may be a moment after the first events are
+        // there.
         stream.reached = true.into();
         if has_data {
             stream.line.say("its history is there from before; going on live");
         }
         runtime()?.block_on(async {
-            // The mapping is this version's, also where another one made the data.
-            // Cancel safety: the server ends by itself, with a signal or an error, and then nothing is sent any more. Sending
-            // ends with an error only.
+            // The mapping is this version's, also where another one made the data. Cancel safety:
+            // the server ends by itself, with a signal or an error, and then nothing is sent any
+            // more. Sending ends with an error only.
             let result = tokio::select! {
                 served = app::run(&own, true, metrics) => served.map_err(|error| error.to_string().into()),
                 sent = self.send(&mut stream, !self.no_history && !has_data) => sent,

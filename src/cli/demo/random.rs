@@ -1,4 +1,5 @@
-//! Random numbers that are the same for the same seed, forever: SplitMix64 (Steele, Lea, Flood 2014).
+//! Random numbers that are the same for the same seed, forever: SplitMix64 (Steele, Lea, Flood
+//! 2014).
 
 pub struct Random {
     state: u64,

@@ -31,8 +31,9 @@ pub struct Batch {
 pub struct Batches {
     items: Items,
     times: Times,
-    /// Hash of all that was cut so far: of the content, whatever the file's name and packing are, and whatever gives events
-    /// their time. So what was sent with another time is known again, and refused rather than counted twice.
+    /// Hash of all that was cut so far: of the content, whatever the file's name and packing are,
+    /// and whatever gives events their time. So what was sent with another time is known again, and
+    /// refused rather than counted twice.
     chain: u128,
     /// An event that did not fit into the batch before.
     held: Option<(u64, Vec<u8>)>,
@@ -68,7 +69,8 @@ struct Filling {
     body: Vec<u8>,
     lines: Vec<u64>,
     unreadable: Vec<(u64, String)>,
-    /// What was taken of the file, as the file has it: so a batch ends in the same place whatever becomes of its events.
+    /// What was taken of the file, as the file has it: so a batch ends in the same place whatever
+    /// becomes of its events.
     items: usize,
     bytes: usize,
 }
@@ -89,8 +91,8 @@ impl Batches {
         Self { items, times, chain: run.into(), held: None, has_begun: false }
     }
 
-    /// The next batch, and `None` at the end. After an error of the input there is nothing more, and the batch that it fell into
-    /// is not cut: a mended file has another one there.
+    /// The next batch, and `None` at the end. After an error of the input there is nothing more,
+    /// and the batch that it fell into is not cut: a mended file has another one there.
     pub fn next(&mut self) -> Result<Option<Batch>, ErrorLine> {
         let mut filling = Filling::default();
         match self.fill(&mut filling) {
@@ -242,8 +244,8 @@ mod tests {
         assert_eq!((found[1].lines.clone(), found[0].unreadable[0].0), (vec![3], 2));
     }
 
-    /// What makes a second run of an import harmless. The key is written down: another one would count twice whatever an
-    /// earlier version had sent.
+    /// What makes a second run of an import harmless. The key is written down: another one would
+    /// count twice whatever an earlier version had sent.
     #[test]
     fn the_same_content_has_the_same_keys() {
         let text = ndjson(2500);
@@ -266,7 +268,8 @@ mod tests {
         assert_eq!(keys.len(), 6);
     }
 
-    /// The same file with another time, run again, is not to count twice: the server knows the key, and not the body.
+    /// The same file with another time, run again, is not to count twice: the server knows the key,
+    /// and not the body.
     #[test]
     fn a_batch_has_its_key_whatever_gives_it_its_time() {
         let text: String = (0..1500).map(|index| format!("{{\"event\":\"a\",\"at\":{index},\"ts\":null}}\n")).collect();

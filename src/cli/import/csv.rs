@@ -1,7 +1,9 @@
-//! Records of CSV, strictly: cells in quotes as RFC 4180 has them, a separator of one byte, rows that end with LF, CR LF or CR.
+//! Records of CSV, strictly: cells in quotes as RFC 4180 has them, a separator of one byte, rows
+//! that end with LF, CR LF or CR.
 //!
-//! A quote that is open decides where the next row begins, so nothing is guessed about one that is wrong. A bad row is passed
-//! over when it certainly ends on its own line; otherwise nobody can say which rows follow, and reading ends there.
+//! A quote that is open decides where the next row begins, so nothing is guessed about one that is
+//! wrong. A bad row is passed over when it certainly ends on its own line; otherwise nobody can say
+//! which rows follow, and reading ends there.
 
 use std::io::BufRead;
 
@@ -227,7 +229,8 @@ mod tests {
 
     use super::*;
 
-    /// The rows with their lines, whole or with what is wrong, and why reading ended if not with the file.
+    /// The rows with their lines, whole or with what is wrong, and why reading ended if not with
+    /// the file.
     type Read = (Vec<(u64, u64, Result<Vec<String>, ErrorLine>)>, Option<String>);
 
     fn read(text: &[u8], separator: u8, bytes_max: usize, buffer: usize) -> Read {
@@ -271,7 +274,8 @@ mod tests {
         }
     }
 
-    /// What stood behind a stray quote was one row of the rest of the file, or nothing: 19,899 of 20,000 rows were gone, unsaid.
+    /// What stood behind a stray quote was one row of the rest of the file, or nothing: 19,899 of
+    /// 20,000 rows were gone, unsaid.
     #[test]
     fn a_quote_that_is_never_closed_names_its_line() {
         let (found, end) = rows("event,geo\nbuy,DE\nbuy,\"x\nbuy,FR\nbuy,ES\n");
@@ -345,7 +349,8 @@ mod tests {
         })
     }
 
-    /// Python's reader, strictly, as an independent one: the rows that it reads up to the first error, and whether there is one.
+    /// Python's reader, strictly, as an independent one: the rows that it reads up to the first
+    /// error, and whether there is one.
     const PYTHON: &str = r#"
 import csv, io, json, sys
 for case in sys.stdin:

@@ -53,7 +53,8 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// Appends a line, as much of it as is allowed. Says whether that was all, and whether the input ended with it.
+    /// Appends a line, as much of it as is allowed. Says whether that was all, and whether the
+    /// input ended with it.
     fn read(&mut self, body: &mut Vec<u8>) -> Result<(bool, bool), ErrorLine> {
         let mut length = 0_usize;
         loop {

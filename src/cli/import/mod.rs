@@ -1,5 +1,5 @@
-//! `traqq import`: files of events. Exactly once: a batch is always cut in the same way and carries a key made from its
-//! content and place, by which the server knows it again.
+//! `traqq import`: files of events. Exactly once: a batch is always cut in the same way and carries
+//! a key made from its content and place, by which the server knows it again.
 
 mod batch;
 mod csv;
@@ -38,33 +38,39 @@ use traqq_core::error::ErrorLine;
 
 /// Send events from files, each of them once
 ///
-/// An import that was interrupted is run again with the same files and options: the server knows what it has already and skips
-/// it. It remembers that for 24 hours. Names and compression of files do not matter for it, only what is in them; a file that has
-/// grown meanwhile is to be imported when it is complete, for its last events are sent again together with the new ones.
+/// An import that was interrupted is run again with the same files and options: the server knows
+/// what it has already and skips it. It remembers that for 24 hours. Names and compression of files
+/// do not matter for it, only what is in them; a file that has grown meanwhile is to be imported
+/// when it is complete, for its last events are sent again together with the new ones.
 ///
-/// A line or row that cannot be an event is rejected and named, and the others are imported. Where rows of CSV cannot be told
-/// apart any more, because a quote is never closed or text follows one that was closed on another line, reading ends, with the
-/// line of that quote; mended, the same command goes on there. Either way the exit code is 1.
+/// A line or row that cannot be an event is rejected and named, and the others are imported. Where
+/// rows of CSV cannot be told apart any more, because a quote is never closed or text follows one
+/// that was closed on another line, reading ends, with the line of that quote; mended, the same
+/// command goes on there. Either way the exit code is 1.
 #[derive(Args)]
 pub struct Import {
     /// Files, also compressed with gzip or zstd, in UTF-8 or UTF-16; - is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<String>,
 
-    /// How events are written down [default: csv for names that end with .csv, .tsv or .tab, else ndjson]
+    /// How events are written down [default: csv for names that end with .csv, .tsv or .tab, else
+    /// ndjson]
     #[arg(long)]
     format: Option<Format>,
 
-    /// What stands between the cells of CSV: a character, or tab [default: the one of , ; | and tab that is in the header]
+    /// What stands between the cells of CSV: a character, or tab [default: the one of , ; | and tab
+    /// that is in the header]
     #[arg(long, value_name = "CHARACTER", value_parser = separator)]
     separator: Option<u8>,
 
-    /// The field, or column, that has the time of the events. They get it as the first of the server's events.time_fields, and
-    /// keep the field. Without this an event needs one of these fields
+    /// The field, or column, that has the time of the events. They get it as the first of the
+    /// server's events.time_fields, and keep the field. Without this an event needs one of these
+    /// fields
     #[arg(long, value_name = "NAME", conflicts_with = "now")]
     time_field: Option<String>,
 
-    /// Count events without a time as of now; otherwise they are rejected, or the file is when it has no times at all
+    /// Count events without a time as of now; otherwise they are rejected, or the file is when it
+    /// has no times at all
     #[arg(long)]
     now: bool,
 
@@ -76,7 +82,8 @@ pub struct Import {
     #[arg(long)]
     again: bool,
 
-    /// Send without keys, as it must be in front of Kafka: what is sent again after a lost connection counts twice
+    /// Send without keys, as it must be in front of Kafka: what is sent again after a lost
+    /// connection counts twice
     #[arg(long, conflicts_with = "again")]
     at_least_once: bool,
 
@@ -88,7 +95,8 @@ pub struct Import {
 pub enum Format {
     /// A JSON object per line
     Ndjson,
-    /// Rows of cells, quoted as RFC 4180 has it, under a header; numbers are numbers, empty cells and columns without a name are left out
+    /// Rows of cells, quoted as RFC 4180 has it, under a header; numbers are numbers, empty cells
+    /// and columns without a name are left out
     Csv,
 }
 
@@ -118,7 +126,8 @@ impl Import {
         block_on(self.import(client, bytes, config.rules().events))?
     }
 
-    /// Everything that can be wrong with files before anything is sent. Returns their size, if all have one.
+    /// Everything that can be wrong with files before anything is sent. Returns their size, if all
+    /// have one.
     fn check_files(&self) -> Result<Option<u64>, Failure> {
         if self.files.iter().filter(|file| *file == "-").count() > 1 {
             return Err(Failure::Usage("standard input is there once; name - once".to_owned()));
@@ -278,8 +287,8 @@ fn separator(text: &str) -> Result<u8, ErrorLine> {
     }
 }
 
-/// How a file holds its events: as it is said to, or else by its name in front of what says how it is compressed. A file that
-/// does not begin so is not read.
+/// How a file holds its events: as it is said to, or else by its name in front of what says how it
+/// is compressed. A file that does not begin so is not read.
 fn layout(file: &str, format: Option<Format>, separator: Option<u8>, start: &[u8]) -> Result<Layout, ErrorLine> {
     let name = file.to_ascii_lowercase();
     let name = [".gz", ".zst", ".gzip", ".zstd"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);

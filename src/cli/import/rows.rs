@@ -1,5 +1,5 @@
-//! Rows of CSV as JSON objects: the first row names the members, a cell that is a JSON number is one, an empty cell is left
-//! out, everything else is a string.
+//! Rows of CSV as JSON objects: the first row names the members, a cell that is a JSON number is
+//! one, an empty cell is left out, everything else is a string.
 
 use std::io::{BufRead, Chain, Cursor, Read};
 
@@ -180,7 +180,8 @@ fn string(text: &str) -> String {
     serde_json::to_string(text).expect("a string is JSON")
 }
 
-/// Whether a text is a number as RFC 8259 writes it: `-0.5e10`, but not `007`, `+1`, `.5` or `1,000`.
+/// Whether a text is a number as RFC 8259 writes it: `-0.5e10`, but not `007`, `+1`, `.5` or
+/// `1,000`.
 fn is_json_number(text: &[u8]) -> bool {
     fn digits(text: &[u8]) -> Option<&[u8]> {
         let count = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -277,7 +278,8 @@ mod tests {
         assert_eq!((&body[..], given.columns().len()), (&br#"{"a;b":1,"c":2}"#[..], 2));
     }
 
-    /// A quote that is closed by another stray one makes one row of several lines, which is well formed.
+    /// A quote that is closed by another stray one makes one row of several lines, which is well
+    /// formed.
     #[test]
     fn a_bad_row_of_several_lines_says_how_far_it_goes() {
         let found = rows(b"a,b,c\n1,\"2,3\n4,5,6\n7,8\",9,0\n1,2,3\n", 100).unwrap();

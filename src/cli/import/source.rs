@@ -1,4 +1,5 @@
-//! Where an import reads: a file or standard input as UTF-8, unpacked and decoded by what its first bytes say.
+//! Where an import reads: a file or standard input as UTF-8, unpacked and decoded by what its first
+//! bytes say.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Error, ErrorKind, Read, Result};
@@ -24,7 +25,8 @@ pub struct Source {
     pub start: Vec<u8>,
 }
 
-/// Opens a file, or standard input for `-`. What is read of it, before it is unpacked, is added to `read`.
+/// Opens a file, or standard input for `-`. What is read of it, before it is unpacked, is added to
+/// `read`.
 pub fn open(file: &str, read: &Arc<AtomicU64>) -> Result<Source> {
     let bytes: Box<dyn Read + Send> =
         if file == "-" { Box::new(std::io::stdin()) } else { Box::new(File::open(file)?) };

@@ -74,7 +74,8 @@ impl Times {
         Some(events)
     }
 
-    /// Sees to it that an event, which is a line, has a time. `columns` are those of its file, if it has some.
+    /// Sees to it that an event, which is a line, has a time. `columns` are those of its file, if
+    /// it has some.
     pub fn apply(&mut self, event: &mut Vec<u8>, columns: &[String]) -> Result<(), Refusal> {
         if self.mode == Mode::Now {
             return Ok(());

@@ -74,7 +74,8 @@ async fn live(mut watch: Watch, interval: Duration) -> Outcome {
             next.tick().await;
             watch.look().await
         };
-        // Cancel safety: a look that is given up leaves the last board, and the next one takes a new connection.
+        // Cancel safety: a look that is given up leaves the last board, and the next one takes a
+        // new connection.
         tokio::select! {
             seen = look => if let Err(failure) = seen {
                 watch.fail(failure.text());

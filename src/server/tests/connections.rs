@@ -30,8 +30,8 @@ async fn ask(stream: &TcpStream) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-/// Behind a load balancer that keeps its connections for a minute, one that was closed after the ten seconds of a header made
-/// every request a 502 that was sent at that moment.
+/// Behind a load balancer that keeps its connections for a minute, one that was closed after the
+/// ten seconds of a header made every request a 502 that was sent at that moment.
 #[tokio::test]
 async fn a_connection_outlives_the_timeout_of_a_header() {
     let server = start(&Config { header_timeout_ms: 100, ..local() }).await;

@@ -1,4 +1,5 @@
-//! `corpus OUT.ndjson [--events 200000] [--kind standard|hostile|small]` writes a corpus and describes it in a line.
+//! `corpus OUT.ndjson [--events 200000] [--kind standard|hostile|small]` writes a corpus and
+//! describes it in a line.
 
 use std::collections::HashSet;
 use std::fs::File;

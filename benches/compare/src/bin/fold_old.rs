@@ -1,8 +1,10 @@
-//! `fold_old CORPUS.ndjson SMALL|MEDIUM|LARGE [--passes 3]`: parse and process with the published crate, one thread.
+//! `fold_old CORPUS.ndjson SMALL|MEDIUM|LARGE [--passes 3]`: parse and process with the published
+//! crate, one thread.
 //!
-//! An event takes the way it takes in the crate's own server: text to `Value`, `IncomingEvent::from_json`,
-//! `ProcessedEvent::from_incoming`. Nothing is stored. The crate buckets by the wall clock, so `ts` is not asked for.
-//! `TraqqConfig::validate` refuses MEDIUM (a pattern may appear in one kind of metric only); processing does not call it.
+//! An event takes the way it takes in the crate's own server: text to `Value`,
+//! `IncomingEvent::from_json`, `ProcessedEvent::from_incoming`. Nothing is stored. The crate
+//! buckets by the wall clock, so `ts` is not asked for. `TraqqConfig::validate` refuses MEDIUM (a
+//! pattern may appear in one kind of metric only); processing does not call it.
 
 use std::hint::black_box;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! `parsers CORPUS.ndjson [--passes 5] [NAME...]`: MEDIUM's fields out of every event, one thread, one line a parser.
+//! `parsers CORPUS.ndjson [--passes 5] [NAME...]`: MEDIUM's fields out of every event, one thread,
+//! one line a parser.
 //!
 //! Each parser is examined first. One whose `validates` is false does less than traqq's own has to.
 
@@ -73,7 +74,8 @@ impl Run {
         );
     }
 
-    /// How many of the first 2,000 events read otherwise than by the typed serde_json; numbers as the nearest f64.
+    /// How many of the first 2,000 events read otherwise than by the typed serde_json; numbers as
+    /// the nearest f64.
     fn misread<C: Contender>(&self) -> usize {
         let (mut reference, mut contender) = (SerdeTypedUtf8, C::default());
         self.corpus

@@ -1,4 +1,5 @@
-//! The parsers. A type a parser, each made once and asked for every event, so that it may keep its buffers.
+//! The parsers. A type a parser, each made once and asked for every event, so that it may keep its
+//! buffers.
 
 mod serde_json;
 mod simd_json;
@@ -15,6 +16,7 @@ pub trait Contender: Default {
     const NAME: &'static str;
     const NOTE: &'static str;
 
-    /// Calls `read` with the fields and returns true, or returns false where the document is refused.
+    /// Calls `read` with the fields and returns true, or returns false where the document is
+    /// refused.
     fn parse(&mut self, document: &[u8], read: impl FnOnce(Fields<'_>)) -> bool;
 }

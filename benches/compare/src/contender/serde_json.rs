@@ -1,7 +1,7 @@
 //! serde_json: typed, raw slots, and the `Value` that the published crate starts from.
 //!
-//! From a slice it checks the UTF-8 of what it hands over, not of what it skips; so there are forms that check the
-//! document first.
+//! From a slice it checks the UTF-8 of what it hands over, not of what it skips; so there are forms
+//! that check the document first.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,4 +1,5 @@
-//! simd-json. It parses in place, so each form first copies the document into a buffer of its own; that is in the time.
+//! simd-json. It parses in place, so each form first copies the document into a buffer of its own;
+//! that is in the time.
 
 use std::borrow::Cow;
 

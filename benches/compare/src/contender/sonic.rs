@@ -1,4 +1,5 @@
-//! sonic-rs. It picks its instructions when it is compiled: build with `-C target-cpu=native` to see it at its best.
+//! sonic-rs. It picks its instructions when it is compiled: build with `-C target-cpu=native` to
+//! see it at its best.
 
 use std::borrow::Cow;
 

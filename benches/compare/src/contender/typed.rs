@@ -1,5 +1,5 @@
-//! An event as a serde type: what `#[derive(Deserialize)]` with borrowed fields makes, but for a member that appears
-//! twice, where a derived type fails and this one keeps the last.
+//! An event as a serde type: what `#[derive(Deserialize)]` with borrowed fields makes, but for a
+//! member that appears twice, where a derived type fails and this one keeps the last.
 
 use std::fmt;
 use std::marker::PhantomData;

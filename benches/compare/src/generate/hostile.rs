@@ -1,8 +1,8 @@
 //! The hostile corpus: valid JSON that is as unlike the standard one as it gets.
 //!
-//! Every value unique, unread fields of unique names, escapes in values and names, members in any order, strings past
-//! every limit on a label, nesting of up to 63 levels with the event's own object, and in one event of ten a member
-//! that appears twice (the last one wins).
+//! Every value unique, unread fields of unique names, escapes in values and names, members in any
+//! order, strings past every limit on a label, nesting of up to 63 levels with the event's own
+//! object, and in one event of ten a member that appears twice (the last one wins).
 
 use std::io::{Result, Write};
 
@@ -79,7 +79,8 @@ impl Hostile {
         Ok(member)
     }
 
-    /// An unread member: arrays and objects down to a random depth, names of read fields among them.
+    /// An unread member: arrays and objects down to a random depth, names of read fields among
+    /// them.
     fn nested(&mut self, unread: u64, index: u64) -> Result<Vec<u8>> {
         let mut member = Vec::new();
         write!(member, "\"x{unread}_{index:x}\":")?;

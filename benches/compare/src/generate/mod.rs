@@ -23,7 +23,8 @@ pub struct Drawn {
     pub geo: usize,
 }
 
-/// The time of event `index` of `count`: ascending, with a jitter of up to half a minute either way.
+/// The time of event `index` of `count`: ascending, with a jitter of up to half a minute either
+/// way.
 fn ts_ms(random: &mut Random, index: u64, count: u64) -> u64 {
     const JITTER_MS: u64 = 30_000;
     let even = TS_MS_SPAN * index / count;

@@ -1,4 +1,5 @@
-//! SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), and Zipf by a table.
+//! SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), and Zipf
+//! by a table.
 
 pub struct Random(u64);
 

@@ -1,7 +1,9 @@
-//! CloudEvents 1.0: structured (one JSON object) and binary mode (attributes in the headers `ce_*` of Kafka, `ce-*` of NATS).
+//! CloudEvents 1.0: structured (one JSON object) and binary mode (attributes in the headers `ce_*`
+//! of Kafka, `ce-*` of NATS).
 //!
-//! Both are turned into the shape of a plain event: `type` becomes the field `event`, `time` is looked at before the
-//! configured time fields, the members of the data are the properties, and attribute `x` is the property `ce.x`.
+//! Both are turned into the shape of a plain event: `type` becomes the field `event`, `time` is
+//! looked at before the configured time fields, the members of the data are the properties, and
+//! attribute `x` is the property `ce.x`.
 
 use std::borrow::Cow;
 
@@ -69,8 +71,8 @@ fn names_json(content_type: &[u8]) -> bool {
     memchr::memmem::find(media_type, b"json").is_some()
 }
 
-/// `text` has been validated, and is an object with a string `specversion` and no `event`. `false` when it is a plain event all the
-/// same: its slots are as they were.
+/// `text` has been validated, and is an object with a string `specversion` and no `event`. `false`
+/// when it is a plain event all the same: its slots are as they were.
 pub fn decode_structured<'a>(
     extractor: &Extractor,
     text: &'a str,
@@ -141,8 +143,9 @@ fn data_of(text: &str) -> Result<Option<&str>, Reason> {
 mod tests {
     use super::*;
 
-    /// In structured mode an attribute that the event does not have was looked up in its data: a member `ce` there set the time of the
-    /// event, and its subject. Found by fuzzing, which compares both modes.
+    /// In structured mode an attribute that the event does not have was looked up in its data: a
+    /// member `ce` there set the time of the event, and its subject. Found by fuzzing, which
+    /// compares both modes.
     #[test]
     fn a_member_of_the_data_is_no_attribute() {
         let event = r#"{"specversion":"1.0","type":"t","source":"s","data":{"ce":{"time":5,"subject":"x"},"ce.id":1}}"#;

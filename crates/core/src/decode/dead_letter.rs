@@ -9,8 +9,9 @@ pub struct DeadLetter {
     pub partition: TopicPartition,
     pub offset: i64,
     pub timestamp_ms: i64,
-    /// Which of the record's events, counted from 0, if it holds several: then the value is that of the event, and key and headers
-    /// stay with the record, or one record could become many times its size.
+    /// Which of the record's events, counted from 0, if it holds several: then the value is that of
+    /// the event, and key and headers stay with the record, or one record could become many times
+    /// its size.
     pub index: Option<u32>,
     pub reason: Reason,
     pub key: Option<Vec<u8>>,

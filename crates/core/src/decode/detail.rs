@@ -1,5 +1,5 @@
-//! What exactly is wrong with a record, for whoever sent it. Slow, and only asked about records that
-//! are dead letters already.
+//! What exactly is wrong with a record, for whoever sent it. Slow, and only asked about records
+//! that are dead letters already.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

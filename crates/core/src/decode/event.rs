@@ -132,8 +132,8 @@ impl EventReader {
     }
 
     /// The part of a text that holds several events, if one does, for a text on its way to becoming
-    /// records; [`for_each_event`](super::for_each_event) hands them out. The limits on a record are
-    /// no limits here. `is_named`: all of it has a name already.
+    /// records; [`for_each_event`](super::for_each_event) hands them out. The limits on a record
+    /// are no limits here. `is_named`: all of it has a name already.
     pub fn several_in<'t>(&self, text: &'t str, is_named: bool) -> Option<&'t str> {
         let mut slots = vec![Raw::Absent; self.slots()];
         let shape = &mut Shape::default();
@@ -162,7 +162,8 @@ impl EventReader {
         }
     }
 
-    /// The fields of an object are in the slots; finds its name. `None` when only the default is left.
+    /// The fields of an object are in the slots; finds its name. `None` when only the default is
+    /// left.
     fn named_event<'a>(
         &'a self,
         text: &'a str,

@@ -1,8 +1,8 @@
 //! Extracts named fields from a JSON object while validating all of it.
 //!
-//! The scanner drives: names that nobody asked for are skipped, wanted values are taken as text. A path such as
-//! `device.type` costs a second look at the text of `device`, and only when somebody asked for it. Nothing here recurses
-//! deeper than a path has dots.
+//! The scanner drives: names that nobody asked for are skipped, wanted values are taken as text. A
+//! path such as `device.type` costs a second look at the text of `device`, and only when somebody
+//! asked for it. Nothing here recurses deeper than a path has dots.
 
 use std::borrow::Cow;
 
@@ -294,9 +294,10 @@ const START: usize = 0;
 const SHAPE_KEYS_MAX: usize = 256;
 const SHAPE_KEY_BYTES_MAX: usize = 64;
 
-/// The keys of the events seen so far, and which one came after which: events of one producer have their keys in one order, and
-/// comparing a key with the expected one is far cheaper than finding its end and looking it up. A guess is only ever taken when the
-/// bytes are the same, so a wrong one costs time and nothing else. One for each fold thread.
+/// The keys of the events seen so far, and which one came after which: events of one producer have
+/// their keys in one order, and comparing a key with the expected one is far cheaper than finding
+/// its end and looking it up. A guess is only ever taken when the bytes are the same, so a wrong
+/// one costs time and nothing else. One for each fold thread.
 #[derive(Default)]
 pub struct Shape {
     /// Index 0 is [`START`].
@@ -347,7 +348,8 @@ pub fn validate(text: &str) -> Result<(), Reason> {
     scanner.end()
 }
 
-/// The elements of an array, as text, one after the other. `Err` is the index of the first that is malformed.
+/// The elements of an array, as text, one after the other. `Err` is the index of the first that is
+/// malformed.
 pub fn elements<'a>(text: &'a str, mut take: impl FnMut(&'a str)) -> Result<(), usize> {
     let mut index = 0;
     let counted = |element| {

@@ -23,7 +23,8 @@ pub fn body(value: &[u8]) -> &[u8] {
     }
 }
 
-/// Depth is bounded by the number of opening brackets, and counting those is far cheaper than following strings.
+/// Depth is bounded by the number of opening brackets, and counting those is far cheaper than
+/// following strings.
 fn is_deeper_than(body: &[u8], depth_max: usize) -> bool {
     let opening: usize = body.chunks(COUNT_CHUNK).map(count_opening).sum();
     opening > depth_max && depth(body) > depth_max

@@ -1,7 +1,8 @@
 //! Bytes of a record to the fields a plan asks for.
 //!
-//! `event` reads a record by the rules, with `cloudevents` and `several` for records of other shapes; `limits` is what stands in front
-//! of every parser; `number`, `label` and `time` give a field's text its meaning; `detail` says what is wrong with a record. Pure code.
+//! `event` reads a record by the rules, with `cloudevents` and `several` for records of other
+//! shapes; `limits` is what stands in front of every parser; `number`, `label` and `time` give a
+//! field's text its meaning; `detail` says what is wrong with a record. Pure code.
 
 mod cloudevents;
 mod dead_letter;

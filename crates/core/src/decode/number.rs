@@ -1,4 +1,5 @@
-//! Numbers from their decimal text, exactly: no value passes through a double unless its label is defined by one.
+//! Numbers from their decimal text, exactly: no value passes through a double unless its label is
+//! defined by one.
 
 use std::borrow::Cow;
 
@@ -101,7 +102,8 @@ pub fn label(text: &str) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The largest integer not above a JSON number, and the integer part of its absolute value; `None` from 10^30 on.
+/// The largest integer not above a JSON number, and the integer part of its absolute value; `None`
+/// from 10^30 on.
 pub fn floors(text: &str) -> Option<(i128, i128)> {
     let decimal = Decimal::parse(text);
     if decimal.digits.is_empty() {
@@ -149,7 +151,8 @@ pub fn micros(text: &str) -> Option<Micros> {
     Some(Micros { value: if decimal.negative { -value } else { value }, was_rounded })
 }
 
-/// The first `kept` digits as an integer, rounded by the rest, which is not all zeros; -1 means that the first dropped place is zero.
+/// The first `kept` digits as an integer, rounded by the rest, which is not all zeros; -1 means
+/// that the first dropped place is zero.
 fn round_half_even(digits: &[u8], kept: i64) -> i128 {
     let Ok(kept) = usize::try_from(kept) else { return 0 };
     let value = to_integer(&digits[..kept]);

@@ -1,5 +1,6 @@
-//! How events are read: the section `[events]` of the configuration, which every projection of a log shares. What counts are made of
-//! covers it with its plan hash, so that none of it changes unsaid.
+//! How events are read: the section `[events]` of the configuration, which every projection of a
+//! log shares. What counts are made of covers it with its plan hash, so that none of it changes
+//! unsaid.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,9 +1,10 @@
 //! A validating scanner of JSON text that builds nothing.
 //!
-//! It exists because the fold's budget is one microsecond an event: the fastest library that validates everything and keeps
-//! the text of numbers takes 0.8 of it on the README's corpus, this takes 0.35. RFC 8259, strictly, and lone surrogates are refused.
-//! Nothing recurses: open containers are bits of one word, so depth is bounded by [`DEPTH_MAX`] whatever the caller allows.
-//! `serde_json` is the reference in the tests, and unescapes what has escapes.
+//! It exists because the fold's budget is one microsecond an event: the fastest library that
+//! validates everything and keeps the text of numbers takes 0.8 of it on the benchmark's corpus,
+//! this takes 0.35. RFC 8259, strictly, and lone surrogates are refused. Nothing recurses: open
+//! containers are bits of one word, so depth is bounded by [`DEPTH_MAX`] whatever the caller
+//! allows. `serde_json` is the reference in the tests, and unescapes what has escapes.
 
 use wide::u8x16;
 
@@ -15,7 +16,8 @@ pub const DEPTH_MAX: usize = 128;
 /// Most keys and values end within one block, which makes the loop over blocks predictable.
 const BLOCK: usize = 16;
 
-/// Where the first byte stands that ends a run of plain string bytes: a quote, a backslash or a control character.
+/// Where the first byte stands that ends a run of plain string bytes: a quote, a backslash or a
+/// control character.
 #[inline]
 fn first_special(block: [u8; BLOCK]) -> Option<usize> {
     let block = u8x16::new(block);
@@ -45,7 +47,8 @@ pub enum Scanned<'a> {
     Object(&'a str),
 }
 
-/// A key as it stands in a text, quotes and colon included. Most are no longer than a block and compared at once.
+/// A key as it stands in a text, quotes and colon included. Most are no longer than a block and
+/// compared at once.
 #[derive(Clone, Default)]
 pub struct Spelled {
     bytes: Box<[u8]>,
@@ -122,8 +125,8 @@ impl<'a> Scanner<'a> {
         self.expect(b'{')
     }
 
-    /// Whether another member of the object follows; takes the comma in front of it, or the closing brace. `is_first` is the
-    /// caller's.
+    /// Whether another member of the object follows; takes the comma in front of it, or the closing
+    /// brace. `is_first` is the caller's.
     pub fn member(&mut self, is_first: bool) -> Scan<bool> {
         match self.peek() {
             Some(b'}') => {
@@ -334,8 +337,9 @@ impl<'a> Scanner<'a> {
             let is_object = stack & 1 == 1;
             match byte {
                 b'}' | b']' if depth > 0 => {
-                    // An opening bracket leaves `is_after_value` false: then this closes an empty container. A comma takes
-                    // what must follow it at once, so that a closing bracket never stands behind one.
+                    // An opening bracket leaves `is_after_value` false: then this closes an empty
+                    // container. A comma takes what must follow it at once, so that a closing
+                    // bracket never stands behind one.
                     if is_object != (byte == b'}') {
                         return invalid();
                     }
@@ -403,7 +407,8 @@ mod tests {
         scanner.value().and_then(|_| scanner.end()).is_ok()
     }
 
-    /// What serde_json says, which takes lone surrogates for valid only in what it skips; these texts hold none.
+    /// What serde_json says, which takes lone surrogates for valid only in what it skips; these
+    /// texts hold none.
     fn reference(text: &str) -> bool {
         serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok()
     }

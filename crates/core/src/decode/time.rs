@@ -68,8 +68,8 @@ const fn unit_of(magnitude: i128) -> i128 {
     }
 }
 
-/// RFC 3339, and what databases and log files write that is nearly so: a comma before the fraction, a space before the zone, a zone
-/// without its colon or minutes, `UTC`, or no zone at all.
+/// RFC 3339, and what databases and log files write that is nearly so: a comma before the fraction,
+/// a space before the zone, a zone without its colon or minutes, `UTC`, or no zone at all.
 fn date_time(text: &str, rules: &TimeRules) -> Option<i64> {
     let bytes = text.as_bytes();
     if !text.is_ascii() || bytes.len() < 19 {

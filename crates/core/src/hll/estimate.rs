@@ -1,6 +1,8 @@
-//! How many distinct elements a histogram of ranks stands for (Ertl 2017, algorithm 6; Redis's `hllCount`).
+//! How many distinct elements a histogram of ranks stands for (Ertl 2017, algorithm 6; Redis's
+//! `hllCount`).
 //!
-//! The operations and their order are Redis's, because the result is rounded to a whole number and must be the same one.
+//! The operations and their order are Redis's, because the result is rounded to a whole number and
+//! must be the same one.
 
 use super::{RANK_BITS, RANK_MAX, REGISTERS};
 
@@ -10,8 +12,9 @@ pub(super) type Histogram = [u32; RANK_MAX as usize + 1];
 /// 1 / (2 ln 2).
 const ALPHA_INFINITE: f64 = 0.721_347_520_444_481_7;
 
-/// Ranks above 51, which no hash gives, count as Redis counts them: not at all. Where so many registers are at their
-/// end that the estimate leaves the range of Redis's integer reply, it stays at the end of that range.
+/// Ranks above 51, which no hash gives, count as Redis counts them: not at all. Where so many
+/// registers are at their end that the estimate leaves the range of Redis's integer reply, it stays
+/// at the end of that range.
 pub(super) fn estimate(histogram: &Histogram) -> u64 {
     let registers = REGISTERS as f64;
     let saturated = f64::from(histogram[RANK_BITS as usize + 1]);
@@ -25,7 +28,8 @@ pub(super) fn estimate(histogram: &Histogram) -> u64 {
     (estimate as u64).min(i64::MAX as u64)
 }
 
-/// Ertl's sigma: the part of the untouched registers. `x` is in `[0, 1]`; at 1 it is infinite, and the estimate 0.
+/// Ertl's sigma: the part of the untouched registers. `x` is in `[0, 1]`; at 1 it is infinite, and
+/// the estimate 0.
 fn sigma(mut x: f64) -> f64 {
     if x == 1.0 {
         return f64::INFINITY;
@@ -84,7 +88,8 @@ mod tests {
 
     #[test]
     fn agrees_with_ertls_closed_forms() {
-        // sigma(x) = x + sum of x^(2^k) 2^(k-1), tau(x) = (1 - x - sum of (1 - x^(2^-k))^2 2^-k) / 3, k from 1.
+        // sigma(x) = x + sum of x^(2^k) 2^(k-1), tau(x) = (1 - x - sum of (1 - x^(2^-k))^2 2^-k) /
+        // 3, k from 1.
         for x in [0.0, 0.1, 0.5, 0.9, 0.999] {
             let sum: f64 = (1..60).map(|k| f64::powf(x, 2f64.powi(k)) * 2f64.powi(k - 1)).sum();
             assert!((sigma(x) - (x + sum)).abs() <= 1e-9 * sigma(x), "{x}");

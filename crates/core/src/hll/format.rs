@@ -1,4 +1,5 @@
-//! Redis's string: a header and a dense or a sparse body. The byte map is in the module's opening comment.
+//! Redis's string: a header and a dense or a sparse body. The byte map is in the module's opening
+//! comment.
 
 use std::fmt;
 
@@ -37,7 +38,8 @@ impl Hll {
     ///
     /// # Errors
     ///
-    /// [`Malformed`] if the header or the length is wrong, or the opcodes do not cover exactly every register.
+    /// [`Malformed`] if the header or the length is wrong, or the opcodes do not cover exactly
+    /// every register.
     pub fn decode(string: &[u8]) -> Result<Self, Malformed> {
         let malformed = |at, what| Malformed { at, what };
         let (header, body) =
@@ -56,8 +58,8 @@ impl Hll {
         Ok(Self::from_ranks(ranks))
     }
 
-    /// Redis's string in the form that Redis itself would choose with its default settings: sparse while it can hold
-    /// every rank in 3,000 bytes, then dense. The cached cardinality is valid.
+    /// Redis's string in the form that Redis itself would choose with its default settings: sparse
+    /// while it can hold every rank in 3,000 bytes, then dense. The cached cardinality is valid.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         self.sparse_within(SPARSE_BYTES_MAX).unwrap_or_else(|| self.encode_dense())
@@ -71,7 +73,8 @@ impl Hll {
         string
     }
 
-    /// Redis's string in its sparse form, of any length; none if a rank is above 32, which that form cannot hold.
+    /// Redis's string in its sparse form, of any length; none if a rank is above 32, which that
+    /// form cannot hold.
     #[must_use]
     pub fn encode_sparse(&self) -> Option<Vec<u8>> {
         self.sparse_within(usize::MAX)

@@ -1,5 +1,5 @@
-//! Strings captured from Redis 7.0.15 after `PFADD` of `user:0`, `user:1`, ... and a `PFCOUNT`, which makes the cached
-//! cardinality valid. They are kept and read forever.
+//! Strings captured from Redis 7.0.15 after `PFADD` of `user:0`, `user:1`, ... and a `PFCOUNT`,
+//! which makes the cached cardinality valid. They are kept and read forever.
 
 use super::{Hll, Observation, observe};
 
@@ -56,7 +56,8 @@ fn writes_what_redis_wrote() {
     for (elements, _, string) in SPARSE.into_iter().take(3).chain([DENSE]) {
         assert!(users(elements).encode() == string, "{elements}");
     }
-    // Redis edits its opcodes in place and so leaves some runs split; ours is the shortest form of the same.
+    // Redis edits its opcodes in place and so leaves some runs split; ours is the shortest form of
+    // the same.
     let (elements, _, string) = SPARSE[3];
     let shortest = users(elements).encode();
     assert!(shortest[..16] == string[..16] && shortest.len() <= string.len(), "{} {}", shortest.len(), string.len());

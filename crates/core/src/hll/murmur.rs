@@ -22,8 +22,9 @@ pub fn murmur64a(bytes: &[u8], seed: u64) -> u64 {
     hash ^ (hash >> SHIFT)
 }
 
-/// The one to seven bytes of `rest`, the end of `bytes`, as a little-endian number. Two overlapping loads instead of a
-/// loop over the bytes: where they overlap both hold the same bits, and `|` keeps them.
+/// The one to seven bytes of `rest`, the end of `bytes`, as a little-endian number. Two overlapping
+/// loads instead of a loop over the bytes: where they overlap both hold the same bits, and `|`
+/// keeps them.
 #[inline]
 fn last_word(bytes: &[u8], rest: &[u8]) -> u64 {
     if let Some(end) = bytes.last_chunk::<8>() {

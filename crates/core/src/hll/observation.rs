@@ -10,7 +10,8 @@ const SEED: u64 = 0xadc8_3b19;
 pub struct Observation {
     /// `0..16,384`.
     pub register: u16,
-    /// Zeros before the first one, plus one: `1..=51` from a hash. A register is the highest rank it has seen, 0 if none.
+    /// Zeros before the first one, plus one: `1..=51` from a hash. A register is the highest rank
+    /// it has seen, 0 if none.
     pub rank: u8,
 }
 

@@ -1,15 +1,17 @@
 //! The registers in memory.
 //!
-//! Thousands of keys with a handful of elements each stand beside a few with millions. So a sketch begins as a sorted
-//! list of the registers that were raised, 4 bytes each, and turns into one byte per register when it has more than
-//! [`FEW_MAX`] of them. Registers never fall, so it never turns back, and equal registers are always in equal forms.
+//! Thousands of keys with a handful of elements each stand beside a few with millions. So a sketch
+//! begins as a sorted list of the registers that were raised, 4 bytes each, and turns into one byte
+//! per register when it has more than [`FEW_MAX`] of them. Registers never fall, so it never turns
+//! back, and equal registers are always in equal forms.
 
 use std::fmt;
 
 use super::estimate::{Histogram, estimate};
 use super::{Observation, RANK_MAX, REGISTERS, Ranks, observe};
 
-/// At 1,024 the list has a quarter of the size of the array, and raising in it still costs tens of nanoseconds.
+/// At 1,024 the list has a quarter of the size of the array, and raising in it still costs tens of
+/// nanoseconds.
 const FEW_MAX: usize = 1024;
 
 /// A HyperLogLog of 16,384 registers (standard error 0.81 %).
@@ -47,7 +49,8 @@ impl Hll {
     ///
     /// # Panics
     ///
-    /// If the register is not one of the 16,384, or the rank is above 63. [`observe`] gives neither.
+    /// If the register is not one of the 16,384, or the rank is above 63. [`observe`] gives
+    /// neither.
     #[inline]
     pub fn raise(&mut self, seen: Observation) -> bool {
         match &mut self.form {
@@ -98,7 +101,8 @@ impl Hll {
         }
     }
 
-    /// Adds an element; true if that raised a register, which is when `PFADD` answers 1 for an existing key.
+    /// Adds an element; true if that raised a register, which is when `PFADD` answers 1 for an
+    /// existing key.
     #[inline]
     pub fn add(&mut self, element: &[u8]) -> bool {
         self.raise(observe(element))
@@ -143,7 +147,8 @@ impl Hll {
                 }
             }
             Form::Dense(ranks) => {
-                // Four histograms, so that neighbours of equal rank do not wait for each other's increment.
+                // Four histograms, so that neighbours of equal rank do not wait for each other's
+                // increment.
                 let mut lanes = [[0u32; 64]; 4];
                 for four in ranks.as_chunks::<4>().0 {
                     for (lane, rank) in lanes.iter_mut().zip(four) {

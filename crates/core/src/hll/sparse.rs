@@ -8,8 +8,9 @@ const RANK_MAX: u8 = 32;
 const ZERO_RUN_MAX: usize = 64;
 const VAL_RUN_MAX: usize = 4;
 
-/// The registers of `body`, which begins at `offset` of the string. Accepts what Redis accepts, save one thing: if the
-/// string ends in the middle of an XZERO, Redis reads the zero byte behind it.
+/// The registers of `body`, which begins at `offset` of the string. Accepts what Redis accepts,
+/// save one thing: if the string ends in the middle of an XZERO, Redis reads the zero byte behind
+/// it.
 pub(super) fn read(body: &[u8], offset: usize) -> Result<Box<Ranks>, Malformed> {
     let mut ranks = Box::new([0; REGISTERS]);
     let mut covered = 0;
@@ -37,8 +38,8 @@ pub(super) fn read(body: &[u8], offset: usize) -> Result<Box<Ranks>, Malformed> 
     Ok(ranks)
 }
 
-/// Appends the shortest opcodes for `observations`, which are in order, to `string`. None if a rank is above
-/// [`RANK_MAX`] or the string would have more than `bytes_max` bytes.
+/// Appends the shortest opcodes for `observations`, which are in order, to `string`. None if a rank
+/// is above [`RANK_MAX`] or the string would have more than `bytes_max` bytes.
 pub(super) fn write(
     observations: impl Iterator<Item = Observation>,
     mut string: Vec<u8>,

@@ -1,8 +1,10 @@
-//! Addresses of servers, as people write them: perhaps with credentials, which belong elsewhere and are never shown.
+//! Addresses of servers, as people write them: perhaps with credentials, which belong elsewhere and
+//! are never shown.
 
 use crate::error::ConfigError;
 
-/// An address, a URL or a list of them for a message: nothing of it if there may be credentials in it.
+/// An address, a URL or a list of them for a message: nothing of it if there may be credentials in
+/// it.
 pub fn shown(address: &str) -> &str {
     if has_credentials(address) { "********" } else { address }
 }

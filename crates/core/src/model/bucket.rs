@@ -1,7 +1,9 @@
-//! Buckets of time in a zone: days, hours and minutes of the local clock, named by the epoch second of their first instant.
+//! Buckets of time in a zone: days, hours and minutes of the local clock, named by the epoch second
+//! of their first instant.
 //!
-//! A day lasts from the first instant of its local date to the first of the next one, an hour is the contiguous instants with one local
-//! date, hour and UTC offset (so the two hours of one name in autumn are two), a minute likewise.
+//! A day lasts from the first instant of its local date to the first of the next one, an hour is
+//! the contiguous instants with one local date, hour and UTC offset (so the two hours of one name
+//! in autumn are two), a minute likewise.
 
 use std::fmt;
 
@@ -105,8 +107,8 @@ impl Zone {
         }
     }
 
-    /// The instant at which the local clock reads this: the first one if it does so twice. If it never does, the instant at
-    /// which it would, had it not been put forward.
+    /// The instant at which the local clock reads this: the first one if it does so twice. If it
+    /// never does, the instant at which it would, had it not been put forward.
     pub fn instant_of(&self, reading: NaiveDateTime) -> i64 {
         match self.0.from_local_datetime(&reading) {
             LocalResult::Single(instant) | LocalResult::Ambiguous(instant, _) => instant.timestamp(),
@@ -155,7 +157,8 @@ impl Zone {
     }
 }
 
-/// The first of `[low, high]` that satisfies a predicate which, once true, stays true; `high` when none before it does.
+/// The first of `[low, high]` that satisfies a predicate which, once true, stays true; `high` when
+/// none before it does.
 fn first_where(mut low: i64, mut high: i64, holds: impl Fn(i64) -> bool) -> i64 {
     while low < high {
         let middle = low + (high - low) / 2;

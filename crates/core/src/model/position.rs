@@ -1,7 +1,8 @@
 //! Where a projection stands in the log.
 //!
-//! A [`Checkpoint`] is what a store keeps for one partition: the next offset to apply and the fingerprint of the last
-//! record that was applied. Its text form is compared byte for byte by the fence, so it has exactly one spelling:
+//! A [`Checkpoint`] is what a store keeps for one partition: the next offset to apply and the
+//! fingerprint of the last record that was applied. Its text form is compared byte for byte by the
+//! fence, so it has exactly one spelling:
 //!
 //! ```text
 //! <position>                                            nothing applied yet
@@ -24,7 +25,8 @@ impl TopicPartition {
         Self { topic: topic.into(), partition }
     }
 
-    /// The lane this partition belongs to: `(hash(topic) + partition) mod lanes`, the hash being FNV-1a of 64 bits.
+    /// The lane this partition belongs to: `(hash(topic) + partition) mod lanes`, the hash being
+    /// FNV-1a of 64 bits.
     pub fn lane(&self, lanes: usize) -> usize {
         let hash = self
             .topic
@@ -156,8 +158,8 @@ mod tests {
         }
     }
 
-    /// A checkpoint that somebody had set by hand to `+5` or `05` was read as 5, and every batch that began at 5 was refused by the fence,
-    /// which compares texts, for ever. Found by fuzzing.
+    /// A checkpoint that somebody had set by hand to `+5` or `05` was read as 5, and every batch
+    /// that began at 5 was refused by the fence, which compares texts, for ever. Found by fuzzing.
     #[test]
     fn another_spelling_is_refused() {
         for text in ["+5", "05", "-0", "1 2 3 ab", "1 2 3 00000000000000AB", "1 2 3 000000000000000ab"] {

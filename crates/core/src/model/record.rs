@@ -1,5 +1,5 @@
-//! Records as a broker delivered them: their bytes lie end to end, so that a million records cost some thousand
-//! allocations.
+//! Records as a broker delivered them: their bytes lie end to end, so that a million records cost
+//! some thousand allocations.
 
 use std::ops::Range;
 
@@ -11,8 +11,8 @@ const FINGERPRINT_SEED: u64 = 0x7472_6171_715f_6670;
 
 const ABSENT: u32 = u32::MAX;
 
-/// Enough for hundreds of records. In one piece that grows, all of them would be copied again and again; pieces of one
-/// size are what an allocator has at hand.
+/// Enough for hundreds of records. In one piece that grows, all of them would be copied again and
+/// again; pieces of one size are what an allocator has at hand.
 const CHUNK_BYTES: usize = 256 << 10;
 
 #[derive(Clone, Copy)]
@@ -53,10 +53,12 @@ pub struct RecordBatch {
     pub partition: TopicPartition,
     /// Which assignment or seek these records were fetched under; records of an older one are void.
     pub generation: u64,
-    /// The consumer's position after the last record: control records and aborted transactions included.
+    /// The consumer's position after the last record: control records and aborted transactions
+    /// included.
     pub position: i64,
     slots: Vec<Slot>,
-    /// A record lies in one of them; they do not grow beyond [`CHUNK_BYTES`] while there is another record to add.
+    /// A record lies in one of them; they do not grow beyond [`CHUNK_BYTES`] while there is another
+    /// record to add.
     chunks: Vec<Vec<u8>>,
 }
 
@@ -65,8 +67,8 @@ impl RecordBatch {
         Self { partition, generation, position: i64::MIN, slots: Vec::new(), chunks: Vec::new() }
     }
 
-    /// Takes a buffer in which records stand end to end, each as key, value and headers ([`put_header`]). Their offsets follow one
-    /// another from `offset` on.
+    /// Takes a buffer in which records stand end to end, each as key, value and headers
+    /// ([`put_header`]). Their offsets follow one another from `offset` on.
     pub fn of_arena(
         partition: TopicPartition,
         generation: u64,

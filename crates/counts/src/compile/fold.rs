@@ -1,7 +1,8 @@
 //! Folds records into a merged [`WriteBatch`].
 //!
-//! For each event: its fields are extracted, each label is numbered once, each combination of numbers is numbered once, and
-//! from then on everything is counted under pairs of small integers. Strings come back only when the batch is written out.
+//! For each event: its fields are extracted, each label is numbered once, each combination of
+//! numbers is numbered once, and from then on everything is counted under pairs of small integers.
+//! Strings come back only when the batch is written out.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ const ELEMENTS_PER_OPERATION: u64 = 8;
 const LABEL_BYTES_MAX: usize = 64 << 20;
 /// Elements, dead letters and long labels of one batch; beyond it the batch is cut.
 const HELD_BYTES_MAX: usize = 16 << 20;
-/// What a field operation takes in memory, about: its label, the counters, and its share of what is sent.
+/// What a field operation takes in memory, about: its label, the counters, and its share of what is
+/// sent.
 const BYTES_PER_OPERATION: usize = 96;
 /// So much of it is for the label.
 const BYTES_PER_LABEL: usize = 32;
@@ -140,8 +142,8 @@ impl Folder {
         }
     }
 
-    /// Folds the parts in order into one batch, or several when it grows too large. Batches follow one another: where one ends the next begins.
-    /// Each part is let go of as soon as it is folded.
+    /// Folds the parts in order into one batch, or several when it grows too large. Batches follow
+    /// one another: where one ends the next begins. Each part is let go of as soon as it is folded.
     pub fn fold<P: AsRef<Part>>(&mut self, parts: impl IntoIterator<Item = P>) -> Vec<Folded> {
         let plan = Arc::clone(&self.plan);
         let mut folded = Vec::new();
@@ -570,7 +572,8 @@ fn element<'s>(plan: &Plan, source: SourceId, slots: &'s [Raw<'_>]) -> Option<Co
     texts.map(|texts| Cow::Owned(join(texts.iter().map(|text| &**text))))
 }
 
-/// Bytes of the present event's label at a node beyond [`BYTES_PER_LABEL`]: each bucket and metric has a copy of it.
+/// Bytes of the present event's label at a node beyond [`BYTES_PER_LABEL`]: each bucket and metric
+/// has a copy of it.
 fn long_label_bytes(plan: &Plan, symbols: &[Symbols], field_ids: &[u32], node: NodeId) -> usize {
     let parents = std::iter::successors(Some(&plan.nodes[node]), |node| node.parent.map(|parent| &plan.nodes[parent]));
     let bytes: usize = parents.map(|node| symbols[node.field].label(field_ids[node.field]).len()).sum();
@@ -600,7 +603,8 @@ mod tests {
         Part { records, from: Checkpoint::start(0) }
     }
 
-    /// What a batch adds to the day, a line for each key: labels in the order of their first occurrence.
+    /// What a batch adds to the day, a line for each key: labels in the order of their first
+    /// occurrence.
     fn lines(batch: &WriteBatch) -> Vec<String> {
         let unique = |elements: &crate::mapping::Elements| elements.len().to_string();
         let line = |key: &KeyWrite| {
@@ -640,7 +644,8 @@ mod tests {
                 &[r#"{"event":"a","geo":"x"}"#, r#"{"event":"a","geo":null}"#, r#"{"event":"a","geo":[1]}"#],
                 &["add:event a=3", "add:event~geo a~x=1", "add:geo x=1"],
             ),
-            // Values of the separator and of the name for others are escaped, numbers and booleans have one spelling.
+            // Values of the separator and of the name for others are escaped, numbers and booleans
+            // have one spelling.
             (
                 r#""add":["v"],"auto_pairs":false"#,
                 &[

@@ -1,4 +1,5 @@
-//! What stands at the door: an event that would be a dead letter for what it is, is refused before the log has it.
+//! What stands at the door: an event that would be a dead letter for what it is, is refused before
+//! the log has it.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -59,7 +60,8 @@ impl GateRules {
 
     fn is_too_old(&self, second: i64, now_ms: i64) -> bool {
         self.retention_ms.iter().all(|(kind, retention_ms)| {
-            // The end of a bucket is not before the instant in it, so most events are judged without looking for it.
+            // The end of a bucket is not before the instant in it, so most events are judged
+            // without looking for it.
             retention_ms.is_some_and(|retention_ms| {
                 second * 1000 + retention_ms <= now_ms
                     && self.zone.bucket_at(*kind, second).end * 1000 + retention_ms <= now_ms
@@ -73,14 +75,14 @@ impl Gate {
         Self { rules: Arc::clone(rules), shape: Shape::default() }
     }
 
-    /// The part of a text that holds several events, if one does; each is to become a record of its own. `is_named`: all of it has
-    /// a name already.
+    /// The part of a text that holds several events, if one does; each is to become a record of its
+    /// own. `is_named`: all of it has a name already.
     pub fn several_in<'t>(&self, text: &'t str, is_named: bool) -> Option<&'t str> {
         self.rules.reader.several_in(text, is_named)
     }
 
-    /// The event with another name, which stands in the record itself: not every log keeps headers. `None` when it is no object, or a
-    /// CloudEvent, whose name is its type.
+    /// The event with another name, which stands in the record itself: not every log keeps headers.
+    /// `None` when it is no object, or a CloudEvent, whose name is its type.
     pub fn with_name(&self, value: &[u8], name: &str) -> Option<Vec<u8>> {
         let text = std::str::from_utf8(value).ok()?.trim_ascii();
         let inside = text.strip_prefix('{')?.strip_suffix('}')?;

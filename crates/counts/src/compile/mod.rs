@@ -1,4 +1,5 @@
-//! Events to a [`WriteBatch`](crate::mapping::WriteBatch): the mapping compiled once into a [`Plan`], and the [`Folder`] that runs it. Pure code.
+//! Events to a [`WriteBatch`](crate::mapping::WriteBatch): the mapping compiled once into a
+//! [`Plan`], and the [`Folder`] that runs it. Pure code.
 
 mod explain;
 mod fold;

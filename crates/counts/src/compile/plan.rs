@@ -1,7 +1,9 @@
-//! The mapping, compiled: which fields to extract, which combinations of their values to number, and what to count under each.
+//! The mapping, compiled: which fields to extract, which combinations of their values to number,
+//! and what to count under each.
 //!
-//! Combinations form a trie over the sorted fields of the patterns, so that `event~geo` and `event~geo~os` share the work
-//! of `event~geo`. A node's value in an event is one number, its *id*: 0 when a field is absent.
+//! Combinations form a trie over the sorted fields of the patterns, so that `event~geo` and
+//! `event~geo~os` share the work of `event~geo`. A node's value in an event is one number, its
+//! *id*: 0 when a field is absent.
 
 use std::sync::Arc;
 
@@ -63,7 +65,8 @@ pub struct Plan {
     pub(super) unique_bys: Vec<UniqueByUse>,
     pub(super) counts: Vec<CountUse>,
     pub(super) sums: Vec<SumUse>,
-    /// For each kind of bucket, how long it is kept after its end, in milliseconds; `None` for ever.
+    /// For each kind of bucket, how long it is kept after its end, in milliseconds; `None` for
+    /// ever.
     pub(super) retention_ms: Vec<Option<i64>>,
     /// Whether an event could become more operations than it may.
     pub(super) must_count_metrics: bool,
@@ -182,7 +185,8 @@ mod tests {
     /// Patterns that begin alike share the work, and each field is looked for once.
     #[test]
     fn combinations_form_a_trie_over_sorted_fields() {
-        // A mapping; fields that are looked for, nodes of the trie, sources of unique counts, counters.
+        // A mapping; fields that are looked for, nodes of the trie, sources of unique counts,
+        // counters.
         for (mapping, fields, nodes, sources, counts) in [
             (r#""add":["event"]"#, 1, 1, 0, 1),
             (r#""add":["event","geo"]"#, 2, 3, 0, 3),

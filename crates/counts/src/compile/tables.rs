@@ -1,5 +1,6 @@
-//! The tables a fold works on. Each numbers what it has seen from 1 on, in the order of first occurrence; 0 means absent.
-//! Clearing keeps the memory, so that a folder that has warmed up allocates next to nothing.
+//! The tables a fold works on. Each numbers what it has seen from 1 on, in the order of first
+//! occurrence; 0 means absent. Clearing keeps the memory, so that a folder that has warmed up
+//! allocates next to nothing.
 
 use std::hash::BuildHasher;
 
@@ -115,8 +116,8 @@ impl<T> Keyed<T> {
     }
 }
 
-/// The elements of one HyperLogLog that raised a register of this batch. An element that did not could not raise one in
-/// the store either, which has the others by then.
+/// The elements of one HyperLogLog that raised a register of this batch. An element that did not
+/// could not raise one in the store either, which has the others by then.
 #[derive(Default)]
 pub struct UniqueCell {
     pub seen: u64,

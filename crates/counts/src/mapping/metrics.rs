@@ -16,7 +16,8 @@ pub fn metrics_of(rules: &Rules) -> Vec<Metric> {
     metrics
 }
 
-/// One name for each metric of a mapping: `add:event~geo`, `add_value:amount:event`, `bitmap_by:ip@geo`.
+/// One name for each metric of a mapping: `add:event~geo`, `add_value:amount:event`,
+/// `bitmap_by:ip@geo`.
 pub fn metric_name(metric: &Metric) -> String {
     match metric {
         Metric::Unique { of } | Metric::Count { of } | Metric::Top { of } => format!("{}:{of}", metric.kind()),

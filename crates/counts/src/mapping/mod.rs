@@ -1,4 +1,5 @@
-//! What is counted: the rules of a mapping, and what a batch of events becomes by them. No I/O, no clock, no threads.
+//! What is counted: the rules of a mapping, and what a batch of events becomes by them. No I/O, no
+//! clock, no threads.
 
 mod metrics;
 mod pattern;

@@ -1,4 +1,5 @@
-//! A pattern: one to four field names joined by `~`, sorted by their bytes, so that `geo~event` and `event~geo` are one.
+//! A pattern: one to four field names joined by `~`, sorted by their bytes, so that `geo~event` and
+//! `event~geo` are one.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The rules by which an event becomes numbers: the sections `[mapping]`, `[events]` and `[buckets]` of the
-//! configuration. Everything here, and nothing else, goes into the plan hash.
+//! The rules by which an event becomes numbers: the sections `[mapping]`, `[events]` and
+//! `[buckets]` of the configuration. Everything here, and nothing else, goes into the plan hash.
 
 use serde::{Deserialize, Serialize};
 

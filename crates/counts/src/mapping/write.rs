@@ -1,4 +1,5 @@
-//! What a batch of events became: one entry for each key, merged, values in the order of their first occurrence.
+//! What a batch of events became: one entry for each key, merged, values in the order of their
+//! first occurrence.
 
 use std::sync::Arc;
 

@@ -89,7 +89,8 @@ impl Session<Counts> for CountsSession {
             Ok(match outcome? {
                 store::Outcome::Applied(applied) => Outcome::Applied(applied),
                 store::Outcome::Fenced(stored) => Outcome::Fenced(stored),
-                // Either the store is empty now, or another mapping was applied: establishing again tells which.
+                // Either the store is empty now, or another mapping was applied: establishing again
+                // tells which.
                 store::Outcome::PlanChanged(_) => {
                     Outcome::Stale(Stale { what: "plan", why: "the stored plan is not ours" })
                 }

@@ -28,8 +28,8 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// `prefix` names the store among those that share a broker; `tags` are the hash tags of its lanes, if it has several; a batch is
-    /// cut at `batch_operations` field operations.
+    /// `prefix` names the store among those that share a broker; `tags` are the hash tags of its
+    /// lanes, if it has several; a batch is cut at `batch_operations` field operations.
     pub fn new(
         plan: Arc<Plan>,
         store: Arc<dyn crate::store::Store>,

@@ -85,7 +85,8 @@ pub struct CatalogEntry {
     pub metric: MetricName,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
-    /// Different values seen in the range; estimated for a unique count; `None` if that was too much to read.
+    /// Different values seen in the range; estimated for a unique count; `None` if that was too
+    /// much to read.
     pub values: Option<u64>,
     /// There may be more.
     #[serde(skip_serializing_if = "is_false")]

@@ -91,7 +91,8 @@ impl Run<'_> {
         }
     }
 
-    /// Asks every lane for every bucket, a few at a time; each reply goes to `take`, the unreadable ones' buckets are returned.
+    /// Asks every lane for every bucket, a few at a time; each reply goes to `take`, the unreadable
+    /// ones' buckets are returned.
     pub async fn each(
         &self,
         buckets: &[Bucket],

@@ -1,4 +1,5 @@
-//! A question, the reads it takes, and one answer merged from all lanes. No clock: the caller says what time it is.
+//! A question, the reads it takes, and one answer merged from all lanes. No clock: the caller says
+//! what time it is.
 //!
 //! ```text
 //! Request --prepare--> Question --answer--> Answer
@@ -22,9 +23,9 @@
 //! - `render`      a table as JSON or CSV, piece by piece
 //! - `nested`      an answer as JSON, piece by piece
 //!
-//! Rules, zone and mapping come from the store's meta, so an endpoint needs no mapping of its own and can not disagree with
-//! the counts. Reads of one question are not one snapshot: a batch that is applied meanwhile may show in some of its buckets
-//! and not yet in others.
+//! Rules, zone and mapping come from the store's meta, so an endpoint needs no mapping of its own
+//! and can not disagree with the counts. Reads of one question are not one snapshot: a batch that
+//! is applied meanwhile may show in some of its buckets and not yet in others.
 
 mod answer;
 mod catalog;
@@ -72,8 +73,9 @@ use traqq_core::error::ErrorLine;
 use traqq_core::hll::murmur64a;
 use traqq_core::model::{BucketKind, BucketSpan};
 
-/// A question about more keys, or about a key with more values, is answered on a thread of its own from the start: to find out about a
-/// key takes 300 ns, and to read it 100 ns for each of its values, in one step.
+/// A question about more keys, or about a key with more values, is answered on a thread of its own
+/// from the start: to find out about a key takes 300 ns, and to read it 100 ns for each of its
+/// values, in one step.
 const HERE_KEYS_MAX: usize = 1000;
 const HERE_VALUES_MAX: usize = 5000;
 /// How long meta is believed without another look.
@@ -153,7 +155,8 @@ pub enum Request {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Find {
     pub selector: Selector,
-    /// One value only; that of a compound pattern is joined by `~`, in the order in which the pattern was written.
+    /// One value only; that of a compound pattern is joined by `~`, in the order in which the
+    /// pattern was written.
     pub value: Option<String>,
     pub range: Range,
     pub bucket: BucketKind,
@@ -223,7 +226,8 @@ impl Engine {
         Self { store, limits, known: Mutex::new(None), places: Places::default(), memory, threads: None }
     }
 
-    /// Answers on threads of its own, so that those who ask for much hold up nobody but one another.
+    /// Answers on threads of its own, so that those who ask for much hold up nobody but one
+    /// another.
     pub fn with_threads(self) -> std::io::Result<Self> {
         Ok(Self { threads: Some(Threads::start()?), ..self })
     }
@@ -278,14 +282,16 @@ impl Engine {
         Ok(Question { known, kind, spans, now, what })
     }
 
-    /// The request's answer. Ask for the [`Engine::tag`] first: what is read later may only be newer.
+    /// The request's answer. Ask for the [`Engine::tag`] first: what is read later may only be
+    /// newer.
     pub async fn answer(&self, question: &Question) -> QueryResult<Answer> {
         let memory = self.memory.permit();
         self.answer_within(question, self.size_of(question), &memory).await
     }
 
     /// The same, on the engine's threads if it takes long, with the permit for the memory that the
-    /// answer holds, to be kept as long as it. Whoever no longer waits for the answer ends the work.
+    /// answer holds, to be kept as long as it. Whoever no longer waits for the answer ends the
+    /// work.
     pub async fn answer_with_memory(self: &Arc<Self>, question: Question) -> QueryResult<(Answer, MemoryPermit)> {
         let engine = Arc::clone(self);
         // The first look at very many keys would take long itself.
@@ -339,7 +345,8 @@ impl Engine {
         self.answer(&self.prepare(request, now).await?).await
     }
 
-    /// A validator for a question's answer, without quotes: while it stays the same, so does the answer.
+    /// A validator for a question's answer, without quotes: while it stays the same, so does the
+    /// answer.
     pub async fn tag(&self, question: &Question) -> QueryResult<String> {
         let mut text = self.positions_tag().await?;
         let (first, last) = (question.spans.first(), question.spans.last());
@@ -397,14 +404,15 @@ impl Known {
         Ok(Self { meta, rules, metrics })
     }
 
-    /// Epoch second from which a metric counts in buckets of a kind, if that was after the first start.
+    /// Epoch second from which a metric counts in buckets of a kind, if that was after the first
+    /// start.
     fn since(&self, metric: &Metric, kind: BucketKind) -> Option<i64> {
         let of = |name: &str| self.meta.since.get(name).map(|since| since.second);
         of(&metric_name(metric)).max(of(&kind_name(kind)))
     }
 
-    /// Why a bucket's value is not known, of a metric that counts since then. Conservative: a bucket is gone when late events could no
-    /// longer be written to it.
+    /// Why a bucket's value is not known, of a metric that counts since then. Conservative: a
+    /// bucket is gone when late events could no longer be written to it.
     fn missing(&self, since: Option<i64>, span: &BucketSpan, now: i64) -> Option<Reason> {
         use traqq_core::model::Retention;
         let retention = self.rules.rules.buckets.retention.of(span.bucket.kind);

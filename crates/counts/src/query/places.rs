@@ -1,6 +1,6 @@
 //! How many questions are answered at a time. Those over many values have places of their own, or a
-//! few people who ask for much would keep the others waiting. Who finds too many waiting is refused:
-//! an answer that comes after its deadline serves nobody.
+//! few people who ask for much would keep the others waiting. Who finds too many waiting is
+//! refused: an answer that comes after its deadline serves nobody.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,8 +13,8 @@ const SMALL_VALUES: usize = 30_000;
 /// Questions that are answered at a time, and that wait.
 const SMALL_AT_ONCE: usize = 4;
 const SMALL_WAITING_MAX: usize = 256;
-/// The same of large ones. Each keeps a processor busy, and may bring a key into memory that is larger
-/// than all that is kept there.
+/// The same of large ones. Each keeps a processor busy, and may bring a key into memory that is
+/// larger than all that is kept there.
 const LARGE_AT_ONCE: usize = 1;
 const LARGE_WAITING_MAX: usize = 32;
 

@@ -1,7 +1,8 @@
 //! Which answers are incomplete: a key in quarantine could not take a write.
 //!
-//! Stores name keys in the documented layout, `<prefix>:<kind>:<bucket>:<ts>:<rest>`. The prefix is anything, so a key is read
-//! from its end; that is unambiguous, because `:` is percent-encoded in every name and value of the rest.
+//! Stores name keys in the documented layout, `<prefix>:<kind>:<bucket>:<ts>:<rest>`. The prefix is
+//! anything, so a key is read from its end; that is unambiguous, because `:` is percent-encoded in
+//! every name and value of the rest.
 
 use std::borrow::Cow;
 use std::collections::HashSet;

@@ -66,7 +66,8 @@ impl Range {
     ) -> QueryResult<Vec<BucketSpan>> {
         let now = now.clamp(SECOND_MIN, SECOND_MAX);
         let (from, to) = match self {
-            // A day has at least one bucket; this also keeps what follows within the years that there are.
+            // A day has at least one bucket; this also keeps what follows within the years that
+            // there are.
             Self::Days(days) if *days as usize > buckets_max => return Err(too_many(buckets_max)),
             Self::Days(days) => {
                 let today = zone.local(now).date_naive();
@@ -318,15 +319,16 @@ mod tests {
         assert!(backwards.contains("empty"), "{backwards}");
     }
 
-    /// The smallest number of 64 bits has no absolute value, and a question from it on failed instead of being refused.
+    /// The smallest number of 64 bits has no absolute value, and a question from it on failed
+    /// instead of being refused.
     #[test]
     fn the_smallest_number_is_too_large() {
         let answer = resolve("UTC", &between("-9223372036854775808", "0"), BucketKind::Day);
         assert!(answer.unwrap_err().to_string().contains("outside the years"));
     }
 
-    /// The number of days that leads to the first date of the calendar, which is before the first instant in zones east of Greenwich,
-    /// ended the question with a panic.
+    /// The number of days that leads to the first date of the calendar, which is before the first
+    /// instant in zones east of Greenwich, ended the question with a panic.
     #[test]
     fn more_days_than_there_are_buckets_are_refused_whatever_their_date() {
         let zone = Zone::parse("Europe/Berlin").unwrap();

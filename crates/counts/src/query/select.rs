@@ -132,7 +132,8 @@ impl Selector {
         }
     }
 
-    /// The label under which the store keeps a value, whose parts come in the order in which the pattern was written.
+    /// The label under which the store keeps a value, whose parts come in the order in which the
+    /// pattern was written.
     pub(super) fn stored_value(&self, metric: &Metric, value: Option<&str>) -> QueryResult<Option<String>> {
         let Some(value) = value else { return Ok(None) };
         if self.kind == Kind::Bitmap {

@@ -311,7 +311,8 @@ fn a_bucket_is_zero_or_null_with_the_reason() {
     let reasons: Vec<&Json> = results.as_array().unwrap().iter().map(|result| &result["reason"]).collect();
     assert_eq!(reasons, [&json!("before_since"), &json!("before_since"), &Json::Null, &Json::Null]);
 
-    // The second day had expired when the retention became longer, and nothing was counted when the first one would have.
+    // The second day had expired when the retention became longer, and nothing was counted when the
+    // first one would have.
     let mut meta = meta_of(&default_rules(), 1);
     meta.gone.insert(BucketKind::Day, vec![(DAY_0 + DAY, DAY_0 + 2 * DAY)]);
     let longer = engine_of(&meta, &[event(DAY_0, 1), event(DAY_0 + DAY, 2)]);
@@ -433,7 +434,8 @@ fn the_tag_changes_with_positions_and_with_the_day() {
     });
 }
 
-/// A memory store one of whose buckets can not be read, with keys in quarantine; counts the members it hands out.
+/// A memory store one of whose buckets can not be read, with keys in quarantine; counts the members
+/// it hands out.
 struct Faulty {
     inner: MemoryStore,
     unreadable: Option<i64>,

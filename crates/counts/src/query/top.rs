@@ -1,14 +1,17 @@
-//! The exact top k over many leaderboards without reading them whole: TPUT, the three-phase uniform threshold algorithm
-//! (P. Cao, Z. Wang, "Efficient top-k query calculation in distributed networks", PODC 2004).
+//! The exact top k over many leaderboards without reading them whole: TPUT, the three-phase uniform
+//! threshold algorithm (P. Cao, Z. Wang, "Efficient top-k query calculation in distributed
+//! networks", PODC 2004).
 //!
-//! 1. The first k and half as many of each list (k would do; with more of them there is most often no second phase). The k-th
-//!    highest of the partial sums, `tau`, is a lower bound of the k-th highest sum.
-//! 2. Unless who appears nowhere has less than `tau` in all already: of each list every member that has at least `tau / m`,
-//!    where m is the number of lists that were not read to their end. Who appears nowhere now has less than that in each.
+//! 1. The first k and half as many of each list (k would do; with more of them there is most often
+//!    no second phase). The k-th highest of the partial sums, `tau`, is a lower bound of the k-th
+//!    highest sum.
+//! 2. Unless who appears nowhere has less than `tau` in all already: of each list every member that
+//!    has at least `tau / m`, where m is the number of lists that were not read to their end. Who
+//!    appears nowhere now has less than that in each.
 //! 3. Members that can still reach the k-th place get the counts that are missing.
 //!
-//! At most [`Limits::members_max`](super::Limits::members_max) members are read; whether the result is exact in spite of that
-//! is decided by what the members left out could have at most.
+//! At most [`Limits::members_max`](super::Limits::members_max) members are read; whether the result
+//! is exact in spite of that is decided by what the members left out could have at most.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -28,7 +31,8 @@ const PLACE_BYTES: usize = 8;
 /// Members of one read in the third phase.
 const MEMBERS_AT_ONCE: usize = 1000;
 
-/// Up to so many values of all lists it is cheaper to add all of them up, where the store does that itself.
+/// Up to so many values of all lists it is cheaper to add all of them up, where the store does that
+/// itself.
 const VALUES_AT_ONCE: usize = 100_000;
 
 pub(super) struct Ranked<'r> {

@@ -18,8 +18,8 @@ pub struct AppliedRules {
     pub changed: bool,
 }
 
-/// Makes rules the store's, with the positions from which each new metric counts. Nothing happens on an empty store:
-/// the first worker writes its own.
+/// Makes rules the store's, with the positions from which each new metric counts. Nothing happens
+/// on an empty store: the first worker writes its own.
 pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<AppliedRules> {
     let Some(stored) = fitting_meta(store).await? else { return Ok(AppliedRules::default()) };
     if let Some(difference) = stored.other_zone(rules) {
@@ -30,7 +30,8 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
     let mut expiries = Vec::with_capacity(store.lanes());
     for lane in 0..store.lanes() {
         expiries.push(match store.lane_meta(lane).await? {
-            // A lane that went back behind the change before this one went back with the ends of its keys.
+            // A lane that went back behind the change before this one went back with the ends of
+            // its keys.
             Some(meta) => longer_lives(&meta.valid_rules()?, rules),
             // A worker begins it again.
             None if !is_new => Vec::new(),
@@ -60,11 +61,13 @@ pub async fn apply_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<A
         meta.since.insert(name.clone(), since.clone());
     }
     note_retention(&before, rules, &mut meta);
-    // Before, so that a change which is cut off leaves nothing with too short a life; and behind, for what was written in between.
+    // Before, so that a change which is cut off leaves nothing with too short a life; and behind,
+    // for what was written in between.
     extend(store, &expiries).await?;
     let changed = store.replace_rules(is_new.then_some(&*stored.plan), &meta).await? || stored.tzdb != meta.tzdb;
     extend(store, &expiries).await?;
-    // From here on batches of the old plan are refused, so these are the positions at which the new metrics begin.
+    // From here on batches of the old plan are refused, so these are the positions at which the new
+    // metrics begin.
     if !added.is_empty() {
         let since = since_now(store).await?;
         for name in &added {
@@ -86,7 +89,8 @@ const fn is_longer(was: i64, becomes: Retention) -> bool {
     !matches!(becomes, Retention::Seconds(seconds) if seconds < was)
 }
 
-/// Notes in meta since when a retention holds, and what has expired of a kind of bucket that is kept longer now.
+/// Notes in meta since when a retention holds, and what has expired of a kind of bucket that is
+/// kept longer now.
 fn note_retention(before: &ValidRules, rules: &ValidRules, meta: &mut Meta) {
     let now = chrono::Utc::now().timestamp();
     for (kind, was, becomes) in kept_otherwise(before, rules) {
@@ -132,7 +136,8 @@ async fn extend(store: &dyn Store, expiries: &[Vec<(Bucket, Option<i64>)>]) -> S
     Ok(())
 }
 
-/// The first meta, of the store or of a lane, that has other rules. A store without a meta has nothing to change.
+/// The first meta, of the store or of a lane, that has other rules. A store without a meta has
+/// nothing to change.
 pub async fn meta_of_other_rules(store: &dyn Store, rules: &ValidRules) -> StoreResult<Option<Meta>> {
     let plan = rules.plan_hash();
     let is_other = |meta: &Meta| meta.plan != plan || meta.tzdb != chrono_tz::IANA_TZDB_VERSION;
@@ -177,7 +182,8 @@ mod tests {
     use crate::store::memory::MemoryStore;
     use traqq_core::model::{Checkpoint, Fingerprint, TopicPartition};
 
-    /// A producer whose clock counted in nanoseconds ended every question for a metric that was added behind its record.
+    /// A producer whose clock counted in nanoseconds ended every question for a metric that was
+    /// added behind its record.
     #[tokio::test]
     async fn a_metric_counts_from_now_on_whatever_the_clocks_of_producers_say() {
         let rules = |add: &str| {

@@ -3,13 +3,13 @@
 //! ```text
 //! {"traqq_store":1,"lanes":1,"id":"...","meta":{...}}
 //! {"lane":0,"positions":{"events/0":"<checkpoint>"},"quarantined":{"<key>":"<error>"}}
-//! {"lane":0,"bucket":"d","start":1699920000,"metric":"add:event","expires_at":null,"counts":[["a",1]]}
+//! {"lane":0,"bucket":"d","start":1699920000,"metric":"add:event",...,"counts":[["a",1]]}
 //! ...
 //! {"keys":2}
 //! ```
 //!
-//! A line for each lane, one for each key, and the number of keys at the end, so that a file cut short is noticed. Registers are the string
-//! of a Redis HyperLogLog in hexadecimal digits.
+//! A line for each lane, one for each key, and the number of keys at the end, so that a file cut
+//! short is noticed. Registers are the string of a Redis HyperLogLog in hexadecimal digits.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, ErrorKind, Write};
@@ -134,7 +134,8 @@ pub async fn export(store: &dyn Store, out: &mut (dyn Write + Send)) -> StoreRes
         }
         began.push(positions);
     }
-    // What was counted meanwhile is in some of the keys, and would be counted again behind these positions.
+    // What was counted meanwhile is in some of the keys, and would be counted again behind these
+    // positions.
     for (lane, began) in began.iter().enumerate() {
         if store.positions(lane).await? != *began {
             return Err(StoreError::stop("a worker counts into the store meanwhile; stop it, and export again"));
@@ -193,8 +194,8 @@ async fn dump_key(store: &dyn Store, lane: usize, key: StoredKey) -> StoreResult
     Ok(KeyDump { key, contents })
 }
 
-/// Fills an empty store. Until all is there its meta is one that no worker counts under. Should the import be cut off in the middle, it
-/// can be repeated with the same file.
+/// Fills an empty store. Until all is there its meta is one that no worker counts under. Should the
+/// import be cut off in the middle, it can be repeated with the same file.
 pub async fn import(store: &dyn Store, input: impl BufRead + Send) -> StoreResult<Moved> {
     let mut lines = input.lines().enumerate().map(|(number, line)| {
         line.map(|line| (number + 1, line)).map_err(|error| match error.kind() {
@@ -288,8 +289,8 @@ async fn begin_import(store: &dyn Store, meta: &Meta, file: u64) -> StoreResult<
     let ours = meta.of_import(file);
     const HAS_COUNTS: &str =
         "the store has counts already; import into an empty one (another store.redis.prefix or data.directory)";
-    // Looked at before anything is written, or a store that lost one lane of several would be nobody's to use; and once more behind
-    // that, for somebody else may have begun meanwhile.
+    // Looked at before anything is written, or a store that lost one lane of several would be
+    // nobody's to use; and once more behind that, for somebody else may have begun meanwhile.
     for is_created in [false, true] {
         if is_created {
             store.create(&ours).await?;

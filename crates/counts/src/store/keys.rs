@@ -16,8 +16,8 @@
 //! <prefix>:never                                       never exists
 //! ```
 //!
-//! With more than one lane the prefix is `<prefix>{<tag>}`; meta stands at the bare prefix too. In names and values `%` and `:`
-//! are percent-encoded, in the names of a `bitmap_by` also `@`.
+//! With more than one lane the prefix is `<prefix>{<tag>}`; meta stands at the bare prefix too. In
+//! names and values `%` and `:` are percent-encoded, in the names of a `bitmap_by` also `@`.
 
 use std::borrow::Cow;
 
@@ -57,7 +57,8 @@ impl Keys {
         format!("{}:k:{}:{}", self.prefix, bucket.kind, bucket.start)
     }
 
-    /// What stands before kind and start in the names of those sets, and a pattern for SCAN that finds them all.
+    /// What stands before kind and start in the names of those sets, and a pattern for SCAN that
+    /// finds them all.
     pub fn tracking_names(&self) -> (String, String) {
         let before = format!("{}:k:", self.prefix);
         let pattern = literal(&before) + "*";
@@ -176,8 +177,8 @@ fn encode_where(text: &str, is_encoded: impl Fn(char) -> bool) -> Cow<'_, str> {
 
 /// `lanes` hash tags whose slots are spread evenly over a cluster's 16,384; none for one lane.
 ///
-/// Small numbers are tried in turn, and the first whose slot falls into the next lane's share is taken, so the same
-/// number of lanes always has the same tags.
+/// Small numbers are tried in turn, and the first whose slot falls into the next lane's share is
+/// taken, so the same number of lanes always has the same tags.
 pub fn lane_tags(lanes: usize) -> Vec<String> {
     if lanes <= 1 {
         return Vec::new();
@@ -193,7 +194,8 @@ pub fn lane_tags(lanes: usize) -> Vec<String> {
 
 const SLOTS: usize = 16_384;
 
-/// The slot of a key in Redis Cluster: that of what stands between its first braces, if anything does.
+/// The slot of a key in Redis Cluster: that of what stands between its first braces, if anything
+/// does.
 pub fn slot_of(key: &str) -> u16 {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
     crc16(tag.filter(|tag| !tag.is_empty()).unwrap_or(key).as_bytes()) % SLOTS as u16

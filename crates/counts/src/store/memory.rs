@@ -1,7 +1,8 @@
 //! The reference store: everything in one process's memory, under one lock.
 //!
-//! It serves tests and models, and shows the rules of a commit without a server in between. Faults can be asked of it:
-//! a reply can be lost after the batch was applied, a state can be taken and put back.
+//! It serves tests and models, and shows the rules of a commit without a server in between. Faults
+//! can be asked of it: a reply can be lost after the batch was applied, a state can be taken and
+//! put back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -28,7 +29,8 @@ enum Value {
 
 #[derive(Clone, Default)]
 struct Lane {
-    /// A copy of meta, as a lane of a cluster has it beside its positions; only its rules, plan and starts are looked at.
+    /// A copy of meta, as a lane of a cluster has it beside its positions; only its rules, plan and
+    /// starts are looked at.
     meta: Option<Meta>,
     positions: Positions,
     keys: HashMap<(Bucket, Metric), Value>,

@@ -46,13 +46,14 @@ pub struct Meta {
     pub rules: String,
     /// Where counting began, for every partition that is known.
     pub starts: BTreeMap<TopicPartition, i64>,
-    /// By [`metric_name`](crate::mapping::metric_name), for metrics that were added later; by [`kind_name`] for hours and minutes; by `retention:` and the kind for a
-    /// retention that was changed.
+    /// By [`metric_name`](crate::mapping::metric_name), for metrics that were added later; by
+    /// [`kind_name`] for hours and minutes; by `retention:` and the kind for a retention that was
+    /// changed.
     pub since: BTreeMap<String, Since>,
     /// When counting began, in epoch seconds; what was written by earlier versions does not say it.
     pub created: Option<i64>,
-    /// Buckets that had expired when their retention became longer: of each kind those that ended after the first of two
-    /// seconds and not after the second.
+    /// Buckets that had expired when their retention became longer: of each kind those that ended
+    /// after the first of two seconds and not after the second.
     pub gone: BTreeMap<BucketKind, Vec<(i64, i64)>>,
 }
 
@@ -113,7 +114,8 @@ impl Meta {
         }
     }
 
-    /// What stands in for this one while a store is filled from a file, and keeps workers and questions away.
+    /// What stands in for this one while a store is filled from a file, and keeps workers and
+    /// questions away.
     pub fn of_import(&self, file: u64) -> Self {
         let (starts, since) = Default::default();
         Self { plan: format!("{IMPORT}{file:016x}"), starts, since, ..self.clone() }
@@ -292,8 +294,8 @@ impl Since {
         format!("{} {}", self.second, self.positions)
     }
 
-    /// Timestamps of a broker may be those of producers, whose clocks may be years ahead or count in nanoseconds. What counts from now on
-    /// does not count from later on.
+    /// Timestamps of a broker may be those of producers, whose clocks may be years ahead or count
+    /// in nanoseconds. What counts from now on does not count from later on.
     pub fn settle(&mut self) {
         self.second = self.second.min(chrono::Utc::now().timestamp());
     }
@@ -309,7 +311,8 @@ pub fn retention_name(kind: BucketKind) -> String {
     format!("retention:{kind}")
 }
 
-/// Rules that were written before names and times could be configured say nothing of them; this is what held.
+/// Rules that were written before names and times could be configured say nothing of them; this is
+/// what held.
 fn before_names(events: &mut serde_json::Map<String, serde_json::Value>) {
     for (key, value) in [
         ("name_fields", serde_json::json!(["event"])),

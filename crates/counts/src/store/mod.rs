@@ -1,8 +1,10 @@
-//! Where projections live: a store applies a batch and the batch's new positions in one atomic step.
+//! Where projections live: a store applies a batch and the batch's new positions in one atomic
+//! step.
 //!
-//! Two halves. [`Session`] is the write side of one lane: one ordered connection, several commits in flight, each fenced by
-//! the positions before it. [`Store`] is everything else: meta, positions, and reads for queries. The memory store is the
-//! reference in which the rules are easiest to see; every other store must give the same answers.
+//! Two halves. [`Session`] is the write side of one lane: one ordered connection, several commits
+//! in flight, each fenced by the positions before it. [`Store`] is everything else: meta,
+//! positions, and reads for queries. The memory store is the reference in which the rules are
+//! easiest to see; every other store must give the same answers.
 
 mod apply;
 pub mod dump;
@@ -129,36 +131,43 @@ impl From<StoreError> for Finding {
 
 pub type StoreResult<T> = Result<T, StoreError>;
 
-/// A prefix of a server, or a data directory. Called by many tasks at a time; no call blocks its thread.
+/// A prefix of a server, or a data directory. Called by many tasks at a time; no call blocks its
+/// thread.
 ///
-/// What every implementation must do alike is in `store/memory.rs`, the reference, and in the tests of `tests/it/redis_store.rs`, which
-/// run over all of them. After [`StoreError::Retry`] and [`StoreError::Reconnect`] nobody knows whether a call had an effect; each may
-/// be repeated.
+/// What every implementation must do alike is in `store/memory.rs`, the reference, and in the tests
+/// of `tests/it/redis_store.rs`, which run over all of them. After [`StoreError::Retry`] and
+/// [`StoreError::Reconnect`] nobody knows whether a call had an effect; each may be repeated.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// How many parts there are that each change in one step. At least one; the same for the life of the store.
+    /// How many parts there are that each change in one step. At least one; the same for the life
+    /// of the store.
     fn lanes(&self) -> usize;
 
     /// Meta of the prefix; `None` when there is none, which is what an empty store looks like.
     async fn meta(&self) -> StoreResult<Option<Meta>>;
 
-    /// A lane's own copy of it, which may be one of before: a node that failed over may have lost its tail.
+    /// A lane's own copy of it, which may be one of before: a node that failed over may have lost
+    /// its tail.
     async fn lane_meta(&self, _lane: usize) -> StoreResult<Option<Meta>> {
         self.meta().await
     }
 
-    /// Writes meta and the start position of every partition, unless there is a meta already; returns what is there then.
+    /// Writes meta and the start position of every partition, unless there is a meta already;
+    /// returns what is there then.
     async fn create(&self, meta: &Meta) -> StoreResult<Meta>;
 
-    /// Begins one lane anew whose node lost everything, with the starts that `meta` records; one that has a meta is left alone.
+    /// Begins one lane anew whose node lost everything, with the starts that `meta` records; one
+    /// that has a meta is left alone.
     async fn begin_lane(&self, lane: usize, meta: &Meta) -> StoreResult<()>;
 
-    /// Adds partitions that appeared after the first start. Those that their lane knows already are left alone.
+    /// Adds partitions that appeared after the first start. Those that their lane knows already are
+    /// left alone.
     async fn adopt(&self, starts: &[(TopicPartition, i64)]) -> StoreResult<()>;
 
-    /// Makes these rules those of the store and of every lane, whose starts stay as they are; whether they were others anywhere.
-    /// Fails if a stored plan is neither theirs nor `expected_plan`. `None` is for rules that are the store's already: then a lane
-    /// may have any, because a node that lost its tail may have gone back behind the last change.
+    /// Makes these rules those of the store and of every lane, whose starts stay as they are;
+    /// whether they were others anywhere. Fails if a stored plan is neither theirs nor
+    /// `expected_plan`. `None` is for rules that are the store's already: then a lane may have any,
+    /// because a node that lost its tail may have gone back behind the last change.
     async fn replace_rules(&self, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool>;
 
     /// Lets the keys of these buckets live until then, in epoch seconds; `None` is for ever.
@@ -209,14 +218,14 @@ pub trait Store: Send + Sync {
         Err(not_removable())
     }
 
-    /// The values of all reads added up, where that is cheaper for the store than handing them out one by one; `None` where it is
-    /// not, or where they are more than the bounds allow.
+    /// The values of all reads added up, where that is cheaper for the store than handing them out
+    /// one by one; `None` where it is not, or where they are more than the bounds allow.
     async fn sums(&self, _lane: usize, _reads: &[Read], _bounds: &SumBounds<'_>) -> StoreResult<Option<Sums>> {
         Ok(None)
     }
 
-    /// The key of a metric in a bucket, as far as it is known without asking anybody: what a question
-    /// about it may cost. `None` when nothing is known.
+    /// The key of a metric in a bucket, as far as it is known without asking anybody: what a
+    /// question about it may cost. `None` when nothing is known.
     fn size_of_key(&self, _bucket: Bucket, _metric: &Metric) -> Option<KeySize> {
         None
     }
@@ -234,15 +243,16 @@ fn not_removable() -> StoreError {
 /// [`worker::Session`](traqq_pipeline::Session): fenced, atomic, in order.
 #[async_trait]
 pub trait Session: Send {
-    /// Meta and positions of the lane, of one moment: a position that is missing beside a start that is not was deleted by somebody,
-    /// while a lane without a meta is empty. The starts are those of the lane, at least.
+    /// Meta and positions of the lane, of one moment: a position that is missing beside a start
+    /// that is not was deleted by somebody, while a lane without a meta is empty. The starts are
+    /// those of the lane, at least.
     async fn stored(&mut self) -> StoreResult<Option<(Meta, Positions)>>;
 
     async fn positions(&mut self) -> StoreResult<Positions> {
         Ok(self.stored().await?.map(|(_, positions)| positions).unwrap_or_default())
     }
 
-    /// Sends a batch before it returns; the future is the answer. Batches are applied in the order of the calls. After
-    /// any answer but [`Outcome::Applied`] the session must be dropped.
+    /// Sends a batch before it returns; the future is the answer. Batches are applied in the order
+    /// of the calls. After any answer but [`Outcome::Applied`] the session must be dropped.
     async fn commit(&mut self, batch: Arc<WriteBatch>) -> BoxFuture<'static, StoreResult<Outcome>>;
 }

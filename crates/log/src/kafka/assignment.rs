@@ -20,8 +20,8 @@ pub(super) fn to_list<'p>(partitions: impl IntoIterator<Item = &'p TopicPartitio
     list
 }
 
-/// Eager: the assignment is replaced as a whole. What is opened begins where it is asked to, also when it was sought before, which a new
-/// assignment undoes; the others go on from where they are.
+/// Eager: the assignment is replaced as a whole. What is opened begins where it is asked to, also
+/// when it was sought before, which a new assignment undoes; the others go on from where they are.
 pub(super) fn whole_assignment<'a>(
     open: &'a BTreeMap<TopicPartition, (u64, i64)>,
     openings: &'a [Opening],
@@ -53,7 +53,8 @@ pub(super) fn offsets(list: &TopicPartitionList) -> HashMap<TopicPartition, i64>
 mod tests {
     use super::*;
 
-    /// One that was sought went back to where it had been read to, and the records in between were never counted.
+    /// One that was sought went back to where it had been read to, and the records in between were
+    /// never counted.
     #[test]
     fn a_new_assignment_undoes_no_seek() {
         let at = |number| TopicPartition::new("t", number);

@@ -25,11 +25,14 @@ pub struct Config {
     /// The consumer group. One prefix in the store has one group.
     pub group: String,
     pub topics: Vec<String>,
-    /// A regular expression of the `regex` crate that begins with `^`; topics that match are consumed too.
+    /// A regular expression of the `regex` crate that begins with `^`; topics that match are
+    /// consumed too.
     pub topic_pattern: String,
-    /// Where counting begins on an empty store: `earliest`, `latest`, `committed`, or a time in RFC 3339.
+    /// Where counting begins on an empty store: `earliest`, `latest`, `committed`, or a time in RFC
+    /// 3339.
     pub start: String,
-    /// Where records go that cannot be counted; it must exist. `discard` counts them and drops them.
+    /// Where records go that cannot be counted; it must exist. `discard` counts them and drops
+    /// them.
     pub dead_letter_topic: String,
     /// Where events go that come in over HTTP or TCP; by default the one topic of `topics`.
     pub ingest_topic: Option<String>,
@@ -74,7 +77,8 @@ const OWNED: [(&str, &str); 8] = [
     ("statistics.interval.ms", "lag and readiness are told by these statistics, once a second"),
 ];
 
-/// Properties of librdkafka that only a consumer understands; the producer of dead letters goes without them.
+/// Properties of librdkafka that only a consumer understands; the producer of dead letters goes
+/// without them.
 const CONSUMER_ONLY: [&str; 15] = [
     "group.instance.id",
     "group.protocol",
@@ -183,15 +187,17 @@ impl Config {
         client.set("client.id", "traqq");
         if !self.is_new_protocol() {
             client.set("partition.assignment.strategy", ASSIGNOR);
-            // How long the partitions of a dead member wait. Also its own, when the broker was away for longer: it comes back as a new
-            // member, and the group waits for the one that it was.
+            // How long the partitions of a dead member wait. Also its own, when the broker was away
+            // for longer: it comes back as a new member, and the group waits for the one that it
+            // was.
             client.set("session.timeout.ms", SESSION_MS.to_string());
         }
         bound_waiting(self, &mut client);
         client
             .set("statistics.interval.ms", "1000")
             .set("allow.auto.create.topics", "false")
-            // By default librdkafka leaves a partition alone for a whole second each time its queue is full.
+            // By default librdkafka leaves a partition alone for a whole second each time its queue
+            // is full.
             .set("fetch.queue.backoff.ms", "10")
             .set("queued.max.messages.kbytes", (buffer_bytes_max / 1024).clamp(1024, 2_097_151).to_string());
         for (name, value) in &self.properties {
@@ -221,7 +227,8 @@ impl Config {
         let mut client = new_client();
         // Whether a record is too large is for the topic to say.
         client.set("client.id", "traqq").set("message.max.bytes", "1000000000");
-        // A sender is told in time, and a dead letter that waits is seen to wait; by default that takes five minutes.
+        // A sender is told in time, and a dead letter that waits is seen to wait; by default that
+        // takes five minutes.
         client.set("message.timeout.ms", "30000");
         for (name, value) in &self.properties {
             // Nobody gets here with others.
@@ -241,8 +248,9 @@ fn new_client() -> ClientConfig {
     client
 }
 
-/// A connection may end without a word, with a request under way. What waits for its answer, and what is done next, must come to less
-/// than the 30 s within which counting goes on after a fault; by default it is minutes.
+/// A connection may end without a word, with a request under way. What waits for its answer, and
+/// what is done next, must come to less than the 30 s within which counting goes on after a fault;
+/// by default it is minutes.
 fn bound_waiting(config: &Config, client: &mut ClientConfig) {
     // A fetch waits at the broker for so long, which is no silence.
     let request_ms = REQUEST_MS.max(config.number("fetch.wait.max.ms").unwrap_or(0) + 5_000);
@@ -260,7 +268,8 @@ fn bound_waiting(config: &Config, client: &mut ClientConfig) {
         .set("topic.metadata.refresh.interval.ms", REFRESH_INTERVAL_MS.to_string());
 }
 
-/// An error over a property, without its value, which may be a secret, and without a source that has it.
+/// An error over a property, without its value, which may be a secret, and without a source that
+/// has it.
 pub(super) fn invalid(error: KafkaError) -> ConfigError {
     match error {
         KafkaError::ClientConfig(_, why, name, _) => format!("broker.kafka.properties: {why} ({name})").into(),
@@ -278,7 +287,8 @@ pub(super) fn ignored(config: &Config) -> impl Iterator<Item = &'static str> {
 mod tests {
     use super::*;
 
-    /// What a dead connection may cost is ours by default, a person's if they say so, and never less than what they say besides.
+    /// What a dead connection may cost is ours by default, a person's if they say so, and never
+    /// less than what they say besides.
     #[test]
     fn waiting_is_bounded_and_a_property_overrides_the_bound() {
         let client = |properties: &[(&str, &str)]| {

@@ -52,7 +52,8 @@ pub(super) fn is_reason(error: &KafkaError) -> bool {
     error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown)
 }
 
-/// A connection that was closed by the other end is no error, and said only here: what it says is as an error would.
+/// A connection that was closed by the other end is no error, and said only here: what it says is
+/// as an error would.
 pub(super) fn failure<'m>(facility: &str, message: &'m str) -> Option<&'m str> {
     let text = message.strip_prefix("[thrd:").and_then(|rest| Some(rest.split_once("]: ")?.1));
     (facility == "FAIL").then(|| text.unwrap_or(message))

@@ -27,7 +27,8 @@ const REASONS_MAX: usize = 3;
 /// Topics of a pattern that are listed.
 const LISTED_MAX: usize = 20;
 
-/// Keeps what librdkafka says of connections that fail: the error of a question is only that it was not answered.
+/// Keeps what librdkafka says of connections that fail: the error of a question is only that it was
+/// not answered.
 #[derive(Default)]
 struct Reasons(Mutex<Vec<(Option<RDKafkaErrorCode>, String)>>);
 
@@ -155,7 +156,8 @@ fn looked_at(config: &Config) -> (Vec<Check>, Option<(Client, Seen)>) {
     (checks, Some((client, seen)))
 }
 
-/// Whether anybody there speaks Kafka. It is asked in short turns, so that what cannot change is said at once.
+/// Whether anybody there speaks Kafka. It is asked in short turns, so that what cannot change is
+/// said at once.
 fn reached(client: &Client) -> KafkaResult<()> {
     const TURN: Duration = Duration::from_secs(1);
     let deadline = Instant::now() + TIMEOUT;
@@ -181,7 +183,8 @@ fn drain(client: &Client) {
     }
 }
 
-/// What the brokers know. One that has just started may not have heard of every topic: what is missing is asked for again.
+/// What the brokers know. One that has just started may not have heard of every topic: what is
+/// missing is asked for again.
 fn confirmed(client: &Client, topics: &Topics) -> KafkaResult<Seen> {
     const LOOKS: usize = 4;
     const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -260,8 +263,8 @@ fn judged(info: &GroupInfo, config: &Config) -> Finding {
     ))
 }
 
-/// Reads from the end of every partition, without being a member of the group: only that shows whether the leaders can be reached and
-/// whether this user may read.
+/// Reads from the end of every partition, without being a member of the group: only that shows
+/// whether the leaders can be reached and whether this user may read.
 fn reading(client: &Client, config: &Config, seen: &Seen) -> Finding {
     let partitions: i32 = seen.counted.iter().map(|(_, partitions)| partitions).sum();
     let consumer = config.client(1 << 20).and_then(|mut reader| {

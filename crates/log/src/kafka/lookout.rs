@@ -44,7 +44,8 @@ impl Seen {
     }
 }
 
-/// Asks for the topics that are named one by one, which says why one is not there, and for all of them only for a pattern.
+/// Asks for the topics that are named one by one, which says why one is not there, and for all of
+/// them only for a pattern.
 pub fn look<C: ClientContext>(client: &Client<C>, topics: &Topics, timeout: Duration) -> KafkaResult<Seen> {
     let mut seen = Seen { counted: Vec::new(), problems: Vec::new() };
     if let Some(pattern) = topics.pattern() {

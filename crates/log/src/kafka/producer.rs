@@ -88,8 +88,8 @@ impl KafkaProducer {
         self.producer.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Why there can be no acknowledgement: the client waits half a minute for a topic that is gone. `None` if there can, or if nobody
-    /// answers who would know.
+    /// Why there can be no acknowledgement: the client waits half a minute for a topic that is
+    /// gone. `None` if there can, or if nobody answers who would know.
     async fn missing(&self) -> Option<String> {
         let why = self.last_look.or(self.look()).await;
         // What waits would come into a topic that is made anew, long after its sender was told
@@ -142,7 +142,8 @@ impl KafkaProducer {
         self.replace_held(&mut producer, error);
     }
 
-    /// Whether anybody answers; a client whose broker was shut out by its cluster may have forgotten all brokers.
+    /// Whether anybody answers; a client whose broker was shut out by its cluster may have
+    /// forgotten all brokers.
     async fn is_reached(&self) -> bool {
         let (producer, topic) = (self.lock().clone(), self.topic.clone());
         let asked = tokio::task::spawn_blocking(move || producer.client().fetch_metadata(Some(&topic), LOOK_TIMEOUT));
@@ -223,7 +224,8 @@ impl Appender for KafkaProducer {
             return Err(AppendError::retry(format!("topic {}: {why}", self.topic)));
         }
         let producer = self.lock().clone();
-        // A send in flight is larger than a small event, and beyond what the client's queue takes it only waits.
+        // A send in flight is larger than a small event, and beyond what the client's queue takes
+        // it only waits.
         let (mut events, mut in_flight, mut answered) = (events.iter(), FuturesOrdered::new(), 0);
         loop {
             while in_flight.len() < EVENTS_IN_FLIGHT

@@ -1,7 +1,8 @@
 //! A client that will not find its brokers again is replaced.
 //!
-//! A broker that its cluster has shut out for a moment (it was slow, say) still answers, and names no brokers. librdkafka 2.12 then
-//! forgets all that it knew, those of its configuration too, and connects to nobody any more.
+//! A broker that its cluster has shut out for a moment (it was slow, say) still answers, and names
+//! no brokers. librdkafka 2.12 then forgets all that it knew, those of its configuration too, and
+//! connects to nobody any more.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +16,8 @@ use super::{Config, KafkaConsumer, connect};
 use crate::Event;
 use traqq_core::error::ErrorLine;
 
-/// Longer than a session lasts by default: a member that was away for so long has lost its partitions in any case.
+/// Longer than a session lasts by default: a member that was away for so long has lost its
+/// partitions in any case.
 const RENEW_AFTER: Duration = Duration::from_secs(15);
 /// What a connection is given beyond the time that it may take to come about.
 const SETUP_MARGIN: Duration = Duration::from_secs(5);
@@ -26,7 +28,8 @@ fn renew_after(config: &Config) -> Duration {
 }
 
 impl KafkaConsumer {
-    /// Makes another client when this one has had no connection for long. All partitions are lost with it; the group offers them again.
+    /// Makes another client when this one has had no connection for long. All partitions are lost
+    /// with it; the group offers them again.
     pub(super) fn renew_if_cut_off(&mut self) -> Option<Event> {
         if !lock(&self.consumer.context().standing).is_away() {
             self.away_since = None;

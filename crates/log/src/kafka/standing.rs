@@ -11,7 +11,8 @@ use traqq_core::model::TopicPartition;
 
 /// A leader that moves is there again sooner, and so is a group that shares its partitions anew.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A broker may take a reading back and allow it again; librdkafka says the former once and the latter never.
+/// A broker may take a reading back and allow it again; librdkafka says the former once and the
+/// latter never.
 const REFUSED_EVERY: Duration = Duration::from_secs(10);
 const REFUSED_AGAIN_WITHIN: Duration = Duration::from_secs(5);
 

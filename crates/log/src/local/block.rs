@@ -1,8 +1,10 @@
 //! Blocks: how records lie on disk, many to a row.
 //!
 //! ```text
-//! block   = codec (1 byte: 0 plain, 1 zstd), arrival (8, epoch ms), count (4), plain length (4), payload
-//! payload = the records end to end, each as key, value, headers; then count * (key length (4), value length (4), headers length (4))
+//! block   = codec (1 byte: 0 plain, 1 zstd), arrival (8, epoch ms), count (4), plain length (4),
+//!           payload
+//! payload = the records end to end, each as key, value, headers;
+//!           then count * (key length (4), value length (4), headers length (4))
 //! ```
 //!
 //! Numbers are little-endian; a length of 2^32 - 1 is a null. Checksums are the database's.
@@ -18,7 +20,8 @@ const LENGTHS_BYTES: usize = 12;
 const ABSENT: u32 = u32::MAX;
 const PLAIN: u8 = 0;
 const ZSTD: u8 = 1;
-/// Fast rather than small: of what an event costs on its way in and into the counts, this is a fifth.
+/// Fast rather than small: of what an event costs on its way in and into the counts, this is a
+/// fifth.
 const ZSTD_LEVEL: i32 = -7;
 /// Smaller payloads are not worth a compressor's start.
 const COMPRESS_FROM: usize = 512;
@@ -129,7 +132,8 @@ impl Block {
         self.payload.len().checked_sub(self.count as usize * LENGTHS_BYTES)
     }
 
-    /// Whether the lengths are those of the records in front of them, and their headers can be read.
+    /// Whether the lengths are those of the records in front of them, and their headers can be
+    /// read.
     fn fits(&self) -> bool {
         let Some(end) = self.lengths_at() else { return false };
         let (records, rows) = self.payload.split_at(end);
@@ -226,8 +230,8 @@ mod tests {
         assert_eq!(Block::decode(&plain), None);
     }
 
-    /// A block whose lengths fitted was taken for whole, and the first look at headers that were none, or at a name that was no text,
-    /// ended the process. Found by fuzzing.
+    /// A block whose lengths fitted was taken for whole, and the first look at headers that were
+    /// none, or at a name that was no text, ended the process. Found by fuzzing.
     #[test]
     fn headers_that_are_none_are_refused() {
         let with = |headers: &[u8]| {

@@ -10,14 +10,15 @@ use traqq_core::model::Retention;
 pub struct Config {
     /// Partitions of the log. They can become more, never fewer.
     pub partitions: i32,
-    /// The field whose value says which partition an event goes to, as Kafka's key would; needed with more than one.
+    /// The field whose value says which partition an event goes to, as Kafka's key would; needed
+    /// with more than one.
     pub partition_by: Option<String>,
     /// What this log is counted under, as a consumer group of Kafka would be.
     pub group: String,
     /// Records are removed when they are older than this and all readers have read them.
     pub retention: Retention,
-    /// Records are removed, the oldest first, when the log takes more than this on disk and all readers have read them. When so
-    /// much is unread, what comes in is refused.
+    /// Records are removed, the oldest first, when the log takes more than this on disk and all
+    /// readers have read them. When so much is unread, what comes in is refused.
     pub retention_bytes: u64,
 }
 

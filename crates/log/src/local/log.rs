@@ -34,7 +34,8 @@ pub struct LocalLog {
 }
 
 impl LocalLog {
-    /// `reserves` when positions are kept elsewhere than in this database; `clock` gives epoch milliseconds.
+    /// `reserves` when positions are kept elsewhere than in this database; `clock` gives epoch
+    /// milliseconds.
     pub fn open(
         database: &Arc<Database>,
         config: &Config,
@@ -96,8 +97,9 @@ impl LocalLog {
         LocalConsumer::new(Arc::clone(&self.shared), None)
     }
 
-    /// A further reader, with positions of its own under this name, which is remembered: from now on nothing is removed from the log
-    /// that it has not committed, whether or not it runs, until [`Self::forget_reader`].
+    /// A further reader, with positions of its own under this name, which is remembered: from now
+    /// on nothing is removed from the log that it has not committed, whether or not it runs, until
+    /// [`Self::forget_reader`].
     pub fn reader(&self, name: &str) -> DatabaseResult<LocalConsumer> {
         if name.is_empty() || name.contains('\0') {
             return Err(DatabaseError::stop(format!("{name:?} is no name for a reader of the log")));
@@ -157,8 +159,8 @@ impl LocalLog {
         &self.shared
     }
 
-    /// Says that a store has counted up to here. Should the log end earlier, it has lost its tail: those offsets are not used
-    /// again. Returns how many records are missing.
+    /// Says that a store has counted up to here. Should the log end earlier, it has lost its tail:
+    /// those offsets are not used again. Returns how many records are missing.
     pub fn raise(&self, partition: &TopicPartition, position: i64) -> DatabaseResult<i64> {
         self.shared.raise(partition.partition, position)
     }

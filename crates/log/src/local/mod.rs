@@ -1,7 +1,8 @@
 //! traqq's own log: partitions of blocks of records in the data directory.
 //!
 //! - `log`        the log as others use it
-//! - `shared`     what all parts share: where partitions begin and end, who reads them, and the blocks written just now
+//! - `shared`     what all parts share: where partitions begin and end, who reads them, and the
+//!                blocks written just now
 //! - `writer`     the thread that appends: everything that waits goes in one step
 //! - `consumer`   reads blocks in order
 //! - `retention`  removes what is old and read by all readers
@@ -9,8 +10,8 @@
 //! - `block`      how records lie on disk
 //! - `rows`       the keys of the tree `log`
 //!
-//! Sequence numbers are offsets: dense, from 0 in each partition. Each reader has all partitions, and
-//! positions of its own: the first one, which every log has, and further ones by their names.
+//! Sequence numbers are offsets: dense, from 0 in each partition. Each reader has all partitions,
+//! and positions of its own: the first one, which every log has, and further ones by their names.
 
 mod block;
 mod config;

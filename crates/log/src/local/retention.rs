@@ -1,4 +1,5 @@
-//! Removes blocks that are old, or too many, and read by all readers; idempotency keys after a day; dead letters as old as the log gets, or too many.
+//! Removes blocks that are old, or too many, and read by all readers; idempotency keys after a day;
+//! dead letters as old as the log gets, or too many.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +53,8 @@ fn remove_blocks(shared: &Shared, number: i32, oldest_ms: i64) -> DatabaseResult
     let bytes = inner.bytes();
     drop(inner);
     let failed = |error| shared.database.failed(&open, error);
-    // Never what a reader has not had: what it commits follows the position that its result is stored with, also back.
+    // Never what a reader has not had: what it commits follows the position that its result is
+    // stored with, also back.
     let (_, Some(counted)) = shared.slowest(&open, number)? else { return Ok(false) };
     let mut too_much = bytes.saturating_sub(shared.config.retention_bytes);
     let (mut batch, mut removed, mut freed, mut low) = (open.batch(), 0, 0, None);

@@ -3,7 +3,8 @@
 //! ```text
 //! b <partition 4> <last offset 8>   a block of records
 //! d <number 8>                      a block with one dead letter
-//! i <idempotency key>               when (8), fingerprint of the body (8), 1, accepted (8), rejected (8)
+//! i <idempotency key>               when (8), fingerprint of the body (8), 1, accepted (8),
+//!                                   rejected (8)
 //! t <when 8> <idempotency key>      its expiry
 //! m <partition 4>                   position (8), note: what the first reader committed
 //! c <reader> 0                      another reader, whose positions are kept for

@@ -1,5 +1,5 @@
-//! What the log, its writer, its readers and retention share: where partitions begin and end, who reads them, and the blocks that
-//! were written just now.
+//! What the log, its writer, its readers and retention share: where partitions begin and end, who
+//! reads them, and the blocks that were written just now.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -28,7 +28,8 @@ pub struct Partition {
     pub reserved: i64,
     /// Blocks on disk.
     pub bytes: u64,
-    /// Blocks just written, first offset and block, in order: readers take them from here and not from the disk.
+    /// Blocks just written, first offset and block, in order: readers take them from here and not
+    /// from the disk.
     pub fresh: VecDeque<(i64, Block)>,
 }
 
@@ -37,7 +38,8 @@ pub struct Inner {
     /// The opening of the database that this was read under.
     pub epoch: u64,
     pub partitions: Vec<Partition>,
-    /// The readers of this process by their numbers: the next offset of each partition that one has open.
+    /// The readers of this process by their numbers: the next offset of each partition that one has
+    /// open.
     pub readers: BTreeMap<u64, BTreeMap<i32, i64>>,
     pub fresh_bytes: usize,
     /// When there was last no room and what could be removed was,
@@ -76,7 +78,8 @@ impl Shared {
         let mut inner = self.lock();
         if inner.epoch != open.epoch {
             let mut loaded = self.load(&open)?;
-            // Offsets that were given once are not given again, whether or not a record of theirs is left.
+            // Offsets that were given once are not given again, whether or not a record of theirs
+            // is left.
             for (partition, before) in loaded.partitions.iter_mut().zip(&inner.partitions) {
                 partition.next = partition.next.max(before.next);
             }
@@ -86,7 +89,8 @@ impl Shared {
         Ok((open, inner))
     }
 
-    /// Offsets below `end` are not given any more, also after the next opening; returns how many of them have no record.
+    /// Offsets below `end` are not given any more, also after the next opening; returns how many of
+    /// them have no record.
     pub fn raise(&self, number: i32, end: i64) -> DatabaseResult<i64> {
         let (open, mut inner) = self.current()?;
         let Some(partition) = inner.partitions.get_mut(number as usize) else { return Ok(0) };
@@ -214,7 +218,8 @@ impl Shared {
         Ok(bytes)
     }
 
-    /// Whom retention waits for: the reader that is furthest behind, and its position; no position when it has none yet.
+    /// Whom retention waits for: the reader that is furthest behind, and its position; no position
+    /// when it has none yet.
     pub fn slowest(&self, open: &Arc<Open>, number: i32) -> DatabaseResult<(Option<String>, Option<i64>)> {
         let mut slowest = (None, self.committed(open, None, number)?);
         for name in self.readers(open)? {
@@ -252,8 +257,8 @@ impl Inner {
         }
     }
 
-    /// The fresh block that holds `next`, which this reader reads now. The last one to read it takes it, the others have a copy;
-    /// what all have behind them goes.
+    /// The fresh block that holds `next`, which this reader reads now. The last one to read it
+    /// takes it, the others have a copy; what all have behind them goes.
     pub fn fresh(&mut self, reader: u64, number: i32, next: i64) -> Option<(i64, Block)> {
         let others = self.readers.iter().filter(|(other, _)| **other != reader);
         let others = others.filter_map(|(_, open)| open.get(&number)).min().copied().unwrap_or(i64::MAX);

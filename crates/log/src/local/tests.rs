@@ -236,7 +236,8 @@ async fn a_directory_has_one_process_and_one_format() {
     assert!(error.contains("is missing"), "{error}");
 }
 
-/// A clock that was a year ahead for a moment dated all that came after it: events that say when they were passed for old.
+/// A clock that was a year ahead for a moment dated all that came after it: events that say when
+/// they were passed for old.
 #[tokio::test]
 async fn arrivals_are_those_of_the_clock_and_keys_are_remembered_though_it_goes_back() {
     fn wrong_clock() -> i64 {
@@ -267,7 +268,8 @@ async fn arrivals_are_those_of_the_clock_and_keys_are_remembered_though_it_goes_
     }
 }
 
-/// The records of the first partition were gone: the error of the second was returned in their place, and reading went on behind them.
+/// The records of the first partition were gone: the error of the second was returned in their
+/// place, and reading went on behind them.
 #[tokio::test]
 async fn what_was_read_before_an_error_is_handed_over() {
     let directory = tempfile::tempdir().unwrap();
@@ -381,7 +383,8 @@ async fn every_reader_has_every_record_and_a_position_of_its_own() {
         assert_eq!(poll(&mut second).0, expected);
         assert_eq!((copies, log.shared().lock().partitions[0].fresh.len()), (1, 0), "the last one took it");
     }
-    // One that lags goes on from memory, and from the disk where memory was needed for something else.
+    // One that lags goes on from memory, and from the disk where memory was needed for something
+    // else.
     append(&log, &["c"]).await;
     assert_eq!(poll(&mut first).1, 7);
     append(&log, &["d"]).await;
@@ -433,7 +436,8 @@ async fn retention_waits_for_the_slowest_reader_whether_it_runs_or_not() {
     assert!(log.reader("").is_err() && log.reader("a\0b").is_err());
 }
 
-/// What a reader has not had is never trimmed; so what comes in is refused, and the reader is named.
+/// What a reader has not had is never trimmed; so what comes in is refused, and the reader is
+/// named.
 #[tokio::test]
 async fn a_log_that_is_full_of_what_a_reader_has_not_had_takes_no_more() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,7 +1,8 @@
-//! How far the log had been acknowledged, in a small file beside the database: a log that comes back shorter says so.
+//! How far the log had been acknowledged, in a small file beside the database: a log that comes
+//! back shorter says so.
 //!
-//! It is written after every step and never synced, so after a loss of power it may be as old as what it watches. A torn or
-//! damaged file watches nothing.
+//! It is written after every step and never synced, so after a loss of power it may be as old as
+//! what it watches. A torn or damaged file watches nothing.
 
 use std::fs::File;
 use std::io;

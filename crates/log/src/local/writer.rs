@@ -1,4 +1,5 @@
-//! The thread that appends. What waits while it writes goes together in the next step: one batch, one flush, one fsync.
+//! The thread that appends. What waits while it writes goes together in the next step: one batch,
+//! one flush, one fsync.
 
 use std::collections::HashMap;
 use std::sync::{Arc, mpsc};
@@ -203,7 +204,8 @@ pub fn replayed(shared: &Shared, key: &str, fingerprint: u64) -> Result<Option<R
     if row.fingerprint == fingerprint { Ok(Some(row.counts)) } else { Err(AppendError::KeyReused) }
 }
 
-/// The log takes no more than `retention_bytes` that a reader has not had: nothing is removed before, so nothing comes in.
+/// The log takes no more than `retention_bytes` that a reader has not had: nothing is removed
+/// before, so nothing comes in.
 fn check_room(shared: &Shared) -> DatabaseResult<()> {
     let max = shared.config.retention_bytes;
     let (open, mut inner) = shared.current()?;
@@ -315,8 +317,9 @@ fn write(shared: &Shared, group: &mut Group, compressor: &mut Encoder<'_>) -> Da
     Ok(())
 }
 
-/// When a key that comes now was used: not before the newest one, so that a clock that has gone back for a while has none forgotten
-/// too early. A key of a time that is further ahead than that came in under a clock that was wrong.
+/// When a key that comes now was used: not before the newest one, so that a clock that has gone
+/// back for a while has none forgotten too early. A key of a time that is further ahead than that
+/// came in under a clock that was wrong.
 fn key_time(shared: &Shared, open: &Arc<Open>, now_ms: i64) -> DatabaseResult<i64> {
     let ahead = rows::expiry(now_ms, "")..rows::expiry(now_ms.saturating_add(CLOCK_BACK_MS_MAX), "");
     let Some(row) = open.tree(rows::TREE).range(ahead).next_back() else { return Ok(now_ms) };

@@ -19,17 +19,22 @@ pub struct Config {
     pub servers: Vec<String>,
     /// The stream that is counted.
     pub stream: String,
-    /// What this stream is counted under, as a consumer group of Kafka would be. One prefix in the store has one group.
+    /// What this stream is counted under, as a consumer group of Kafka would be. One prefix in the
+    /// store has one group.
     pub group: String,
-    /// Where counting begins on an empty store: `earliest`, `latest`, `committed`, or a time in RFC 3339.
+    /// Where counting begins on an empty store: `earliest`, `latest`, `committed`, or a time in RFC
+    /// 3339.
     pub start: String,
-    /// Where records go that cannot be counted; a stream must take it. `discard` counts them and drops them.
+    /// Where records go that cannot be counted; a stream must take it. `discard` counts them and
+    /// drops them.
     pub dead_letter_subject: String,
-    /// Where events go that come in over HTTP or TCP; a last token of `*` is their key. By default what the stream takes.
+    /// Where events go that come in over HTTP or TCP; a last token of `*` is their key. By default
+    /// what the stream takes.
     pub ingest_subject: Option<String>,
     /// The field whose value becomes that token, and so decides the partition.
     pub key_field: Option<String>,
-    /// The subjects of one partition, with `{}` for its number, if a mapping of the server spreads them and not the stream itself.
+    /// The subjects of one partition, with `{}` for its number, if a mapping of the server spreads
+    /// them and not the stream itself.
     pub partition_subject: Option<String>,
     /// How many there are then; and how many `traqq doctor --create` makes.
     pub partitions: i32,
@@ -42,7 +47,8 @@ pub struct Config {
     pub nkey: Secret,
     /// A credentials file: JWT and seed.
     pub credentials_file: Option<PathBuf>,
-    /// PEM file of the authority that signed the server's certificate; the system's authorities otherwise.
+    /// PEM file of the authority that signed the server's certificate; the system's authorities
+    /// otherwise.
     pub tls_ca_file: Option<PathBuf>,
     /// PEM files of our own certificate and key, for servers that ask for one.
     pub tls_cert_file: Option<PathBuf>,

@@ -1,14 +1,18 @@
-//! Reading one partition: a named pull consumer that begins where we say, and the order of what it delivers.
+//! Reading one partition: a named pull consumer that begins where we say, and the order of what it
+//! delivers.
 //!
-//! The server numbers what it hands to a consumer. A number that is missing is a message that was lost between server and us: the
-//! consumer is made anew behind the last message that arrived. What arrives again is left out.
+//! The server numbers what it hands to a consumer. A number that is missing is a message that was
+//! lost between server and us: the consumer is made anew behind the last message that arrived. What
+//! arrives again is left out.
 //!
-//! Consumers have the name of their partition, for people who look at them. So one that no longer owns the partition and does not know
-//! it may make the consumer anew, to begin elsewhere, and what it delivers would pass for ours. A pull belongs to one consumer, and dies
-//! with it: if the first message of one is not the very next, the stream is asked what is.
+//! Consumers have the name of their partition, for people who look at them. So one that no longer
+//! owns the partition and does not know it may make the consumer anew, to begin elsewhere, and what
+//! it delivers would pass for ours. A pull belongs to one consumer, and dies with it: if the first
+//! message of one is not the very next, the stream is asked what is.
 //!
-//! Whenever it is made anew, and after every reconnection, the last message that was handed over must still be the one that it was: a
-//! server may have lost what it had not synced, and a stream may have been made again under its name.
+//! Whenever it is made anew, and after every reconnection, the last message that was handed over
+//! must still be the one that it was: a server may have lost what it had not synced, and a stream
+//! may have been made again under its name.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -45,7 +49,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 pub const ACK_PENDING_MAX: i64 = 2_000_000;
 /// Redelivery serves nobody: whoever reads next says where to begin.
 const ACK_WAIT: Duration = Duration::from_secs(24 * 3600);
-/// A partition without a message moves its position to where the stream ended so long ago, which is longer than any replica lags.
+/// A partition without a message moves its position to where the stream ended so long ago, which is
+/// longer than any replica lags.
 const SETTLED: Duration = Duration::from_secs(10);
 /// So many messages are read one by one behind one that the client cannot read, twice as many each
 /// time that there is another one soon behind them,
@@ -145,8 +150,8 @@ impl Reader {
             if self.out.send(arrival).await.is_err() || is_over {
                 return;
             }
-            // Another partition's message may have ended the client: there is no reason to wait. It takes
-            // a connection to lose one.
+            // Another partition's message may have ended the client: there is no reason to wait. It
+            // takes a connection to lose one.
             if self.cut_off_at.is_none() || self.own_link.is_some() {
                 tokio::time::sleep(RETRY).await;
             }
@@ -478,7 +483,8 @@ impl Reader {
     }
 }
 
-/// Bytes of a message, to ask for as many as fit. The server's own bound on bytes is for those that turn out larger.
+/// Bytes of a message, to ask for as many as fit. The server's own bound on bytes is for those that
+/// turn out larger.
 struct Average {
     bytes: u64,
     messages: u64,
@@ -513,8 +519,8 @@ struct Place {
 }
 
 impl Place {
-    /// `$JS.ACK.<stream>.<consumer>.<attempts>.<sequence>.<delivery>.<nanoseconds>.<pending>`, or newer, with domain and account in
-    /// front of the stream and room for more at the end (ADR-15).
+    /// `$JS.ACK.<stream>.<consumer>.<attempts>.<sequence>.<delivery>.<nanoseconds>.<pending>`, or
+    /// newer, with domain and account in front of the stream and room for more at the end (ADR-15).
     fn parse(reply: &str) -> Option<Self> {
         let rest = reply.strip_prefix("$JS.ACK.")?;
         let skipped = if rest.bytes().filter(|byte| *byte == b'.').count() == 6 { 3 } else { 5 };
@@ -553,7 +559,8 @@ fn push(batch: &mut RecordBatch, sequence: i64, published_ms: i64, payload: &Byt
     }
 }
 
-/// CloudEvents names its attributes `ce-x` here and `ce_x` in Kafka, which is how the decoder knows them.
+/// CloudEvents names its attributes `ce-x` here and `ce_x` in Kafka, which is how the decoder knows
+/// them.
 fn header_name(name: &str) -> String {
     match name.get(..3) {
         Some(prefix) if prefix.eq_ignore_ascii_case("ce-") => format!("ce_{}", name[3..].to_ascii_lowercase()),

@@ -174,8 +174,8 @@ mod tests {
         (0..count).map(message).collect()
     }
 
-    /// What counts as readable is given to the client by something that speaks the protocol: it must
-    /// come through on one connection, with the headers that we see in it.
+    /// What counts as readable is given to the client by something that speaks the protocol: it
+    /// must come through on one connection, with the headers that we see in it.
     #[tokio::test]
     async fn the_client_reads_what_counts_as_readable() {
         let readable: Vec<_> =

@@ -1,13 +1,14 @@
-//! Who reads which partition. No coordinator: a key-value bucket holds one lease a partition and one key a worker, which it writes twice
-//! a second. A lease belongs to the worker that it names for as long as that one is heard.
+//! Who reads which partition. No coordinator: a key-value bucket holds one lease a partition and
+//! one key a worker, which it writes twice a second. A lease belongs to the worker that it names
+//! for as long as that one is heard.
 //!
 //! ```text
 //! worker.<id>  -> written twice a second     lease.<partition>  -> id of its owner, or nothing
 //! ```
 //!
-//! Nobody's clock is trusted: a worker is dead when it was not heard for [`SILENT_MAX`] of *our own* beats that came back to us, so a
-//! bucket that nobody can write expires nobody. Leases save work; two owners for a moment are harmless, because the store's fence
-//! holds.
+//! Nobody's clock is trusted: a worker is dead when it was not heard for [`SILENT_MAX`] of *our
+//! own* beats that came back to us, so a bucket that nobody can write expires nobody. Leases save
+//! work; two owners for a moment are harmless, because the store's fence holds.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -78,7 +79,8 @@ impl View {
         alive
     }
 
-    /// How many partitions are ours by right: an equal share, the first of those in order having one more.
+    /// How many partitions are ours by right: an equal share, the first of those in order having
+    /// one more.
     fn share(&self, alive: &BTreeSet<&str>) -> usize {
         let (partitions, workers) = (self.partitions as usize, alive.len());
         let rank = alive.iter().position(|id| **id == *self.me).unwrap_or(0);
@@ -105,7 +107,8 @@ impl View {
             steps.extend(held[share..].iter().map(|partition| Step::Give(*partition)));
             return steps;
         }
-        // One that names us and is not ours was taken, or given back, by a write whose answer was lost.
+        // One that names us and is not ours was taken, or given back, by a write whose answer was
+        // lost.
         let is_astray = |partition: &i32| !self.mine.contains(partition) && owner(partition) == self.me;
         let is_free = |partition: &i32| {
             is_astray(partition) || (!self.mine.contains(partition) && !alive.contains(owner(partition)))
@@ -217,7 +220,8 @@ impl Group {
                         self.trouble.clear();
                         self.view.heard.insert(self.view.me.clone(), self.view.beat);
                     }
-                    // Until our own beat has come back we have not seen all that was there before it.
+                    // Until our own beat has come back we have not seen all that was there before
+                    // it.
                     if self.view.beat > 0 {
                         self.settle(&bucket).await?;
                     }

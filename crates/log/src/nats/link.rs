@@ -248,7 +248,8 @@ async fn replace(current: Weak<RwLock<Connection>>, config: Config, complaints: 
     }
 }
 
-/// What is missing for good. A server that has just become the leader may not know yet what there is.
+/// What is missing for good. A server that has just become the leader may not know yet what there
+/// is.
 pub async fn confirmed<T, E, F: Future<Output = Result<T, E>>>(
     ask: impl Fn() -> F,
     is_missing: impl Fn(&E) -> bool,
@@ -272,8 +273,8 @@ pub fn is_missing(error: &GetStreamError) -> bool {
 
 /// The subjects of each partition; `None` is all of the stream.
 ///
-/// A stream that spreads its subjects itself says how: `{{partition(n,...)}}` in its transform. One behind a mapping of the server needs
-/// `partition_subject`. Any other is one partition.
+/// A stream that spreads its subjects itself says how: `{{partition(n,...)}}` in its transform. One
+/// behind a mapping of the server needs `partition_subject`. Any other is one partition.
 pub fn partition_filters(stream: &stream::Config, config: &Config) -> Result<Vec<Option<String>>, ConfigError> {
     let spread = match (&config.partition_subject, &stream.subject_transform) {
         (Some(template), _) => Some((config.partitions, template.clone())),

@@ -1,9 +1,10 @@
 //! NATS JetStream, through async-nats.
 //!
-//! A partition is a subject of the stream, and its position a sequence of the stream, so that the positions of one partition have gaps where the
-//! others' messages lie. Which worker reads which partition is decided by leases in a key-value bucket (`lease`); each is read through a
-//! named pull consumer (`fetch`) that is made anew at the store's position. Acknowledgements follow the commit and are housekeeping: they
-//! tell NATS's own tools how far we are.
+//! A partition is a subject of the stream, and its position a sequence of the stream, so that the
+//! positions of one partition have gaps where the others' messages lie. Which worker reads which
+//! partition is decided by leases in a key-value bucket (`lease`); each is read through a named
+//! pull consumer (`fetch`) that is made anew at the store's position. Acknowledgements follow the
+//! commit and are housekeeping: they tell NATS's own tools how far we are.
 
 mod config;
 mod doctor;
@@ -229,9 +230,9 @@ impl NatsConsumer {
         Ok(value.and_then(|value| parse_mark(&value).map(|(position, note)| (position, note.to_owned()))))
     }
 
-    /// The first message of a partition at or after an instant, by bisection: messages of a stream are
-    /// in the order of time. A consumer that begins there would have to deliver the message, which
-    /// the client may not be able to read.
+    /// The first message of a partition at or after an instant, by bisection: messages of a stream
+    /// are in the order of time. A consumer that begins there would have to deliver the message,
+    /// which the client may not be able to read.
     fn at_time(&self, within: Watermarks, partition: i32, ms: i64) -> BrokerResult<Option<i64>> {
         let filter = self.filters[partition as usize].as_deref().unwrap_or(">");
         self.wait("start time", async {

@@ -1,5 +1,6 @@
-//! Dead letters and events on their way in. Each message carries an id, so that one that is sent again within the stream's duplicate
-//! window is stored once; acknowledgements are awaited together, bounded in flight.
+//! Dead letters and events on their way in. Each message carries an id, so that one that is sent
+//! again within the stream's duplicate window is stored once; acknowledgements are awaited
+//! together, bounded in flight.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -27,7 +28,8 @@ const KEY: &str = "traqq-key";
 /// Attempts to publish an event,
 const ATTEMPTS: usize = 3;
 const RETRY: Duration = Duration::from_millis(200);
-/// and how long a request's events may take: well within the two minutes for which a stream knows an id by default.
+/// and how long a request's events may take: well within the two minutes for which a stream knows
+/// an id by default.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Events of one request that wait for their acknowledgement.
 const EVENTS_IN_FLIGHT: usize = 4096;
@@ -93,8 +95,8 @@ impl NatsProducer {
         Some(self.link.client().server_info().max_payload).filter(|bytes| *bytes > 0).unwrap_or(usize::MAX)
     }
 
-    /// Returns when the stream has the message. Whoever begins it must go on polling it: it has a place among the publishes in flight,
-    /// of which there are only so many, until it is answered.
+    /// Returns when the stream has the message. Whoever begins it must go on polling it: it has a
+    /// place among the publishes in flight, of which there are only so many, until it is answered.
     async fn publish(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Result<PublishAck, PublishError> {
         self.link.jetstream().publish_with_headers(subject, headers, payload).await?.await
     }
@@ -190,8 +192,8 @@ impl NatsProducer {
         }
     }
 
-    /// Whether the stream will never take this very message. Whatever else it says may pass: a limit of
-    /// the account is a refusal with the same status.
+    /// Whether the stream will never take this very message. Whatever else it says may pass: a
+    /// limit of the account is a refusal with the same status.
     fn is_too_large(&self, error: &PublishError) -> bool {
         let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
         let codes = [ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM, ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM];

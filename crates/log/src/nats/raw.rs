@@ -1,7 +1,8 @@
 //! One message as the stream's leader has it, whatever its headers look like.
 //!
-//! The client ends the connection over headers that it cannot read: bytes that are not UTF-8, a name with a space, a line without a colon.
-//! Servers store them all the same. Asked for by itself a message comes as JSON, with its headers as mere bytes.
+//! The client ends the connection over headers that it cannot read: bytes that are not UTF-8, a
+//! name with a space, a line without a colon. Servers store them all the same. Asked for by itself
+//! a message comes as JSON, with its headers as mere bytes.
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::response::Response;

@@ -37,7 +37,8 @@ impl PlainHeader {
         Self { group: group.to_owned(), shape: shape.to_owned(), starts: BTreeMap::new() }
     }
 
-    /// How a stored header differs from this one, as [`Projection::difference`](super::super::Projection::difference) says it.
+    /// How a stored header differs from this one, as
+    /// [`Projection::difference`](super::super::Projection::difference) says it.
     pub fn difference(&self, stored: &Self, compared: Compared) -> Option<String> {
         let of = |what, stored: &str, ours: &str| {
             (stored != ours).then(|| format!("the ledger's {what} is {stored:?}, and {ours:?} here"))

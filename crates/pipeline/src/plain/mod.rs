@@ -1,4 +1,5 @@
-//! For projections that are a few tables in a database with transactions: the parts that all of them would have alike.
+//! For projections that are a few tables in a database with transactions: the parts that all of
+//! them would have alike.
 //!
 //! - `header`      a header that says whose ledger it is, and of what shape
 //! - `fold`        one record after the other into a value

@@ -13,7 +13,8 @@ use super::super::projection::{Batch, Projection};
 use super::PlainHeader;
 use traqq_core::model::{Checkpoint, Positions, TopicPartition};
 
-/// What a worker keeps beside the result: the header, and a checkpoint for each partition, as texts under names.
+/// What a worker keeps beside the result: the header, and a checkpoint for each partition, as texts
+/// under names.
 pub type Texts = BTreeMap<String, String>;
 
 /// What a transaction is to write.
@@ -31,9 +32,10 @@ pub type Decide<'a, B> = Box<dyn FnOnce(Texts) -> Option<Writes<B>> + 'a>;
 pub trait Transactional: Send + Sync + 'static {
     type Batch: Batch;
 
-    /// In one transaction: reads all texts, asks `decide` what is to be written, writes it, and commits, durably. Transactions that
-    /// happen at the same time, also of other processes, are as if one came after the other: no two may read the same texts and both
-    /// write. May block. What fails is asked again.
+    /// In one transaction: reads all texts, asks `decide` what is to be written, writes it, and
+    /// commits, durably. Transactions that happen at the same time, also of other processes, are as
+    /// if one came after the other: no two may read the same texts and both write. May block. What
+    /// fails is asked again.
     fn transaction(&self, decide: Decide<'_, Self::Batch>) -> Result<(), Cause>;
 }
 

@@ -90,8 +90,8 @@ pub fn commit(store: &Inner, open: &Arc<Open>, plan: &str, batch: &WriteBatch) -
 }
 
 impl<'b> Change<'b> {
-    /// Shows the new values to readers: key by key, because readers would wait for a whole batch. The positions come last, so
-    /// whoever has seen those sees all of it.
+    /// Shows the new values to readers: key by key, because readers would wait for a whole batch.
+    /// The positions come last, so whoever has seen those sees all of it.
     fn settle(self, store: &Inner) {
         fn put<V>(table: &mut Table<V>, values: Vec<(&str, V)>) {
             for (label, value) in values {
@@ -207,8 +207,8 @@ impl Step<'_> {
         self.store.index.create(name, row, Values::empty(&write.metric))
     }
 
-    /// Adds increments to the values of a key; those beyond its limit to [`OTHER`]. `add` says whether that changed anything.
-    /// Returns the values that are new or changed.
+    /// Adds increments to the values of a key; those beyond its limit to [`OTHER`]. `add` says
+    /// whether that changed anything. Returns the values that are new or changed.
     fn fold<'b, V: Value + Default, I>(
         &mut self,
         state: &KeyState,

@@ -1,8 +1,9 @@
 //! What is in memory: every key with its row, and the values of those that were used lately.
 //!
-//! A key's values are all there (*complete*), or some of them are. A key that is born here is complete from birth; another becomes
-//! so when it is read. Only the committer changes values, after its batch is written, so what a reader finds is always what some prefix
-//! of the batches left.
+//! A key's values are all there (*complete*), or some of them are. A key that is born here is
+//! complete from birth; another becomes so when it is read. Only the committer changes values,
+//! after its batch is written, so what a reader finds is always what some prefix of the batches
+//! left.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -12,7 +13,8 @@ use super::rows::{KeyRow, Value};
 use crate::mapping::Metric;
 use traqq_core::hll::Hll;
 
-/// What a value costs besides the bytes of its label: its place in a table that is three quarters full, and the label's own allocation.
+/// What a value costs besides the bytes of its label: its place in a table that is three quarters
+/// full, and the label's own allocation.
 const ENTRY_BYTES: usize = 80;
 /// After an eviction this share of the memory is free.
 const SPARE: usize = 4;

@@ -1,4 +1,5 @@
-//! The store of a single machine: counts and positions in the data directory, beside the local log and in the same journal.
+//! The store of a single machine: counts and positions in the data directory, beside the local log
+//! and in the same journal.
 //!
 //! - `rows`    the tree `store`, row by row
 //! - `index`   what of it is in memory
@@ -8,8 +9,8 @@
 //! - `restore` writes what another store held
 //! - `expire`  removes keys whose time is over
 //!
-//! There is one lane, and one process. What a batch adds is read from memory when its key was used lately, and value by value from
-//! disk when it was not: adding one never reads a whole key.
+//! There is one lane, and one process. What a batch adds is read from memory when its key was used
+//! lately, and value by value from disk when it was not: adding one never reads a whole key.
 
 mod commit;
 mod expire;
@@ -86,7 +87,8 @@ pub struct EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    /// `memory_bytes` bounds the values held in memory; `clock` gives epoch seconds, by which keys expire.
+    /// `memory_bytes` bounds the values held in memory; `clock` gives epoch seconds, by which keys
+    /// expire.
     pub fn open(database: &Arc<Database>, memory_bytes: usize, clock: fn() -> i64) -> StoreResult<Self> {
         let inner = Inner {
             database: Arc::clone(database),
@@ -420,7 +422,8 @@ impl EmbeddedSession {
             while let Ok((batch, answer)) = queue.recv() {
                 let outcome = inner.commit(epoch, &plan, &batch);
                 let is_applied = matches!(outcome, Ok(Outcome::Applied(_)));
-                // What comes after a batch that was not applied is void, and fenced off by its positions besides.
+                // What comes after a batch that was not applied is void, and fenced off by its
+                // positions besides.
                 if answer.send(outcome).is_err() || !is_applied {
                     return;
                 }

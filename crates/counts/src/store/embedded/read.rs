@@ -140,7 +140,8 @@ impl Inner {
         Ok(reply)
     }
 
-    /// Reads the values that are missing. A commit waits for the key meanwhile, and then says what it changed.
+    /// Reads the values that are missing. A commit waits for the key meanwhile, and then says what
+    /// it changed.
     pub(super) fn complete(&self, open: &Arc<Open>, state: &mut KeyState, metric: &Metric) -> StoreResult<()> {
         let mut values = Values::empty(metric);
         match &mut values {

@@ -1,15 +1,18 @@
-//! The rows of the tree `store`. A key of the documented layout is a row of its own; its values are rows under its number.
+//! The rows of the tree `store`. A key of the documented layout is a row of its own; its values are
+//! rows under its number.
 //!
 //! ```text
 //! m                      meta: its fields as JSON
 //! n                      number of the next key (4)
 //! p <topic/partition>    checkpoint, as text
 //! q <key>                why the key is in quarantine
-//! k <key>                number (4), expiry (8, epoch seconds), values (4), totals of a sum: bits (1), sum, count, min, max (8 each)
+//! k <key>                number (4), expiry (8, epoch seconds), values (4),
+//!                        totals of a sum: bits (1), sum, count, min, max (8 each)
 //! v <number 4> <label>   a count (8), a sum and its count (8 each), or the string of a HyperLogLog
 //! ```
 //!
-//! Numbers are big-endian in keys and little-endian in values. A unique count has one value, whose label is empty.
+//! Numbers are big-endian in keys and little-endian in values. A unique count has one value, whose
+//! label is empty.
 
 use traqq_core::hll::Hll;
 use traqq_disk::Tree;

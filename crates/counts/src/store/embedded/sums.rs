@@ -1,7 +1,8 @@
 //! Values added up over many buckets, without handing them out.
 //!
-//! What all reads but the last add up to is remembered until one of their keys changes: of a range up to now, that is every bucket
-//! that is closed. A dashboard that asks the same again then reads the bucket that is open.
+//! What all reads but the last add up to is remembered until one of their keys changes: of a range
+//! up to now, that is every bucket that is closed. A dashboard that asks the same again then reads
+//! the bucket that is open.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

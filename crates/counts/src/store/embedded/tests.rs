@@ -1,4 +1,5 @@
-//! What is remembered never outlives what it was made of. Agreement with the other stores is shown in `tests/it/redis_store.rs`.
+//! What is remembered never outlives what it was made of. Agreement with the other stores is shown
+//! in `tests/it/redis_store.rs`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -120,8 +121,8 @@ async fn sums_that_are_remembered_follow_every_change() {
     }
 }
 
-/// A question that never waits for anything kept its thread to the end, and all other tasks from it: two such questions, and the server
-/// accepted no connection.
+/// A question that never waits for anything kept its thread to the end, and all other tasks from
+/// it: two such questions, and the server accepted no connection.
 #[tokio::test]
 async fn other_tasks_have_their_turn_while_a_long_question_is_answered() {
     let mut case = Case::new(1 << 20).await;

@@ -23,8 +23,8 @@ fn acl_rule(config: &Config, place: &Place) -> String {
     )
 }
 
-/// Looks at everything a worker relies on: reachability, version, eviction, persistence, permissions, clock; of every server that
-/// holds a part of the counts.
+/// Looks at everything a worker relies on: reachability, version, eviction, persistence,
+/// permissions, clock; of every server that holds a part of the counts.
 pub async fn checks(config: &Config, now: i64) -> Vec<Check> {
     let store = match RedisStore::new(config) {
         Ok(store) => store,
@@ -112,7 +112,8 @@ fn persistence(aof_enabled: &str, last_save: &str) -> Finding {
     }
 }
 
-/// Tries each command with ACL DRYRUN where that is allowed; otherwise only what the checks above have used is known to work.
+/// Tries each command with ACL DRYRUN where that is allowed; otherwise only what the checks above
+/// have used is known to work.
 async fn permissions(node: &mut Node, config: &Config, store: &RedisStore) -> Finding {
     let place = &store.connector.place;
     let user: Result<String, _> = cmd("ACL").arg("WHOAMI").query_async(&mut node.connection).await;

@@ -1,19 +1,23 @@
 -- Applies one batch to one lane: the fence, the positions, then the writes, in one step.
 --
--- KEYS  1 ckpt, 2 meta, 3 quarantine, 4 one that never exists, then the data keys in the order in which ARGV speaks of them
+-- KEYS  1 ckpt, 2 meta, 3 quarantine, 4 one that never exists, then the data keys in the order in
+--       which ARGV speaks of them
 -- ARGV  plan hash
 --       spans: n, then n * (field, from, to)
---       guard of the HLL shadow: n, then n * (field, position); n, then n * (index into KEYS of a key that must exist, expiry)
---       writes: n, then n * (kind, tracking key, expiry or '', number of arguments that follow, arguments)
+--       guard of the HLL shadow: n, then n * (field, position);
+--         n, then n * (index into KEYS of a key that must exist, expiry)
+--       writes: n, then n * (kind, tracking key, expiry or '', number of arguments that follow,
+--         arguments)
 -- Answer  {'applied', expired keys, values folded, {quarantined key, error, ...}}
 --         {'plan', stored hash}, {'fence', stored, ...} in the order of the spans, {'shadow'}
 --
--- A script has no rollback. What the user may not do is found before the fence. The first write is the positions, by `call`, so
--- that a store out of memory refuses the batch as a whole; after it only the errors of `tolerated` can happen, and they quarantine one key.
+-- A script has no rollback. What the user may not do is found before the fence. The first write is
+-- the positions, by `call`, so that a store out of memory refuses the batch as a whole; after it
+-- only the errors of `tolerated` can happen, and they quarantine one key.
 --
--- While a cluster moves the slot of a lane, its keys are here or there, and a call for one that is not here fails in the
--- middle. But a node that moves a slot away refuses a script before it begins if one of KEYS is missing, and the fourth
--- always is.
+-- While a cluster moves the slot of a lane, its keys are here or there, and a call for one that is
+-- not here fails in the middle. But a node that moves a slot away refuses a script before it begins
+-- if one of KEYS is missing, and the fourth always is.
 
 local call, pcall_redis = redis.call, redis.pcall
 -- What is used for every value; globals are looked up each time.
@@ -35,9 +39,10 @@ local CHUNK = 4000
 -- Scores read and written at a time.
 local SCORES = 500
 
--- the permissions -----------------------------------------------------------------------------------------------------
+-- the permissions ---------------------------------------------------------------------------------
 
--- All that is called on data keys. One that is missing would end the script behind the positions, and its batch would be lost.
+-- All that is called on data keys. One that is missing would end the script behind the positions,
+-- and its batch would be lost.
 local COMMANDS = 'EXISTS EXPIREAT HEXISTS HINCRBY HLEN HMGET HSET PFADD SADD SCARD SISMEMBER ZADD ZCARD ZMSCORE ZSCORE'
 
 local written = KEYS[5] or KEYS[3]
@@ -47,7 +52,7 @@ for command in string.gmatch(COMMANDS, '%u+') do
   end
 end
 
--- the fence -----------------------------------------------------------------------------------------------------------
+-- the fence ---------------------------------------------------------------------------------------
 
 local plan = call('HGET', KEYS[2], 'plan')
 if plan ~= arg() then
@@ -87,13 +92,13 @@ for _ = 1, tonumber(arg()) do
   end
 end
 
--- the positions -------------------------------------------------------------------------------------------------------
+-- the positions -----------------------------------------------------------------------------------
 
 for first = 1, #positions, CHUNK do
   call('HSET', KEYS[1], unpack(positions, first, math.min(first + CHUNK - 1, #positions)))
 end
 
--- the writes ----------------------------------------------------------------------------------------------------------
+-- the writes --------------------------------------------------------------------------------------
 
 local expired, folded, quarantined = 0, 0, {}
 
@@ -232,8 +237,9 @@ end
 
 -- arguments: limit, n, then n * (member, increment)
 --
--- Scores are doubles, here as there, so that many can be read, added and written at a time: where the server writes an append-only
--- file, a fifth less work than as many ZINCRBY, and less than half the bytes. Hashes hold integers of 64 bits, which only HINCRBY adds.
+-- Scores are doubles, here as there, so that many can be read, added and written at a time: where
+-- the server writes an append-only file, a fifth less work than as many ZINCRBY, and less than half
+-- the bytes. Hashes hold integers of 64 bits, which only HINCRBY adds.
 function kinds.t(_, tracking, expiry)
   local name = key()
   local limit, n = tonumber(arg()), tonumber(arg())
@@ -273,7 +279,8 @@ function kinds.t(_, tracking, expiry)
   end
 end
 
--- arguments: limit, count, min, max, number of increments of the sum, increments..., n, then n * (label, sum, count)
+-- arguments: limit, count, min, max, number of increments of the sum, increments..., n, then n *
+-- (label, sum, count)
 function kinds.s(_, tracking, expiry)
   local sums, counts, totals = key(), key(), key()
   local limit = tonumber(arg())

@@ -23,8 +23,8 @@ const SCRIPT: &str = include_str!("commit.lua");
 const STORED: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return false end
     return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}";
 
-/// How often a session is used at least: servers and what lies between close connections that are idle, and a batch that meets a
-/// closed one is in doubt.
+/// How often a session is used at least: servers and what lies between close connections that are
+/// idle, and a batch that meets a closed one is in doubt.
 const IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// Uses a connection now and then until it is dropped, or dead, which the next batch finds out.
@@ -107,8 +107,9 @@ impl Session for RedisSession {
             Ok(outcome)
         }
         .boxed();
-        // The first poll puts the command on the connection's queue, so that batches go out in the order of the calls; budget
-        // of the scheduler must not come in between. Were it otherwise the fence would refuse the batch.
+        // The first poll puts the command on the connection's queue, so that batches go out in the
+        // order of the calls; budget of the scheduler must not come in between. Were it otherwise
+        // the fence would refuse the batch.
         let first = tokio::task::unconstrained(std::future::poll_fn(|context| {
             std::task::Poll::Ready(answer.poll_unpin(context))
         }));
@@ -176,7 +177,8 @@ type Arguments = Elements;
 struct Encoder<'a> {
     names: Vec<String>,
     arguments: Arguments,
-    /// Indexes, from 1, into `names` of keys that must exist for the shadow to hold, with their expiry.
+    /// Indexes, from 1, into `names` of keys that must exist for the shadow to hold, with their
+    /// expiry.
     relied_on: Vec<(usize, String)>,
     writes: usize,
     elements_sent: u64,

@@ -14,18 +14,22 @@ use traqq_core::pem::private_key;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `redis://HOST:PORT/DB`, `unix:///PATH`, `redis-sentinel://HOST:PORT,HOST:PORT/DB#PRIMARY` or
-    /// `redis-cluster://HOST:PORT,HOST:PORT`; with `rediss` for TLS. User and password may stand in it.
+    /// `redis-cluster://HOST:PORT,HOST:PORT`; with `rediss` for TLS. User and password may stand in
+    /// it.
     pub url: Secret,
     pub username: String,
     pub password: Secret,
-    /// Of the Sentinels, where they ask for one; `username` and `password` are those of the servers.
+    /// Of the Sentinels, where they ask for one; `username` and `password` are those of the
+    /// servers.
     pub sentinel_username: String,
     pub sentinel_password: Secret,
     /// What every key begins with.
     pub prefix: String,
-    /// Units of atomicity: one for a server, two or more for a cluster, best as many as it has primaries.
+    /// Units of atomicity: one for a server, two or more for a cluster, best as many as it has
+    /// primaries.
     pub lanes: usize,
-    /// PEM file of the authority that signed the server's certificate; the system's authorities otherwise.
+    /// PEM file of the authority that signed the server's certificate; the system's authorities
+    /// otherwise.
     pub tls_ca_file: Option<PathBuf>,
     /// PEM files of our own certificate and key, for servers that ask for one.
     pub tls_cert_file: Option<PathBuf>,
@@ -33,7 +37,8 @@ pub struct Config {
     pub connect_timeout_ms: u64,
     /// How long a commit may take before the connection is given up.
     pub response_timeout_ms: u64,
-    /// Memory of the copy of HyperLogLog registers that saves sending elements twice; 0 turns it off.
+    /// Memory of the copy of HyperLogLog registers that saves sending elements twice; 0 turns it
+    /// off.
     pub shadow_bytes_max: usize,
 }
 

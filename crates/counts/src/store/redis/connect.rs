@@ -1,4 +1,5 @@
-//! Connections to the server that takes a key now, and what is made sure of before the first commit on one.
+//! Connections to the server that takes a key now, and what is made sure of before the first commit
+//! on one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,16 +27,18 @@ pub struct Connector {
     /// How Sentinels are reached.
     sentinel: RedisConnectionInfo,
     config: AsyncConnectionConfig,
-    /// For questions that somebody else can answer as well: a server that hangs must not hold them up.
+    /// For questions that somebody else can answer as well: a server that hangs must not hold them
+    /// up.
     asking: AsyncConnectionConfig,
 }
 
-/// How long a connection is silent before the system asks whether somebody is still there, and asks again: a firewall forgets what is
-/// silent, and a server that lost its power says nothing.
+/// How long a connection is silent before the system asks whether somebody is still there, and asks
+/// again: a firewall forgets what is silent, and a server that lost its power says nothing.
 const PROBE_AFTER: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 
-/// Of what several servers say, what passes: one that is configured otherwise does not stop a worker that others only keep waiting.
+/// Of what several servers say, what passes: one that is configured otherwise does not stop a
+/// worker that others only keep waiting.
 fn milder(kept: Option<StoreError>, new: StoreError) -> StoreError {
     match kept {
         Some(kept) if matches!(new, StoreError::Stop(_)) => kept,
@@ -58,7 +61,8 @@ impl Connector {
             if password.is_empty() { settings } else { settings.set_password(password) }
         };
         let settings = with(info.redis_settings().clone(), &config.username, &config.password.0);
-        // Questions share a connection; with Nagle's algorithm the second would wait for the answer to the first.
+        // Questions share a connection; with Nagle's algorithm the second would wait for the answer
+        // to the first.
         let probes = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY);
         let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(probes);
         let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
@@ -146,7 +150,8 @@ impl Connector {
                 sentinel.address
             )));
         };
-        // During a failover a Sentinel may still name the old one, which knows that it is a replica now.
+        // During a failover a Sentinel may still name the old one, which knows that it is a replica
+        // now.
         let mut node = self.reach(self.at(&address), &self.config).await?;
         node.info().await?.refuse_replica(&node)?;
         Ok(node)
@@ -176,8 +181,9 @@ impl Connector {
 
     /// A connection to a server whose append-only file is known to be free of half-written blocks.
     ///
-    /// After a power cut inside a MULTI block Redis rolls the half block back but leaves its opening in the file; the next
-    /// restart would then apply what is appended behind it a second time. A rewrite of the file closes that.
+    /// After a power cut inside a MULTI block Redis rolls the half block back but leaves its
+    /// opening in the file; the next restart would then apply what is appended behind it a second
+    /// time. A rewrite of the file closes that.
     pub async fn connect_clean(&self, meta_key: &str) -> StoreResult<Node> {
         let mut node = self.connect(meta_key).await?;
         let info = node.info().await?;
@@ -206,15 +212,18 @@ async fn is_clean(node: &mut Node, meta_key: &str, run_id: &str) -> StoreResult<
     Ok(recorded.as_deref() == Some(run_id))
 }
 
-/// A meta that is gone stays gone: one of a single field would keep the real one from being created.
+/// A meta that is gone stays gone: one of a single field would keep the real one from being
+/// created.
 const RECORD: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
     return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])";
 
-/// Rewrites the append-only file; `false` when the user may not, or another worker has done it meanwhile.
+/// Rewrites the append-only file; `false` when the user may not, or another worker has done it
+/// meanwhile.
 async fn rewrite(node: &mut Node, meta_key: &str, run_id: &str) -> StoreResult<bool> {
     const POLL: Duration = Duration::from_millis(50);
     tracing::info!(redis = %node.address, "rewriting the append-only file before the first commit");
-    // One that is under way may have begun before the restart was replayed; ours must begin after it.
+    // One that is under way may have begun before the restart was replayed; ours must begin after
+    // it.
     loop {
         let started: Result<String, RedisError> = cmd("BGREWRITEAOF").query_async(&mut node.connection).await;
         match started {

@@ -1,4 +1,5 @@
-//! What an error of Redis means for the caller. The client library's own idea of what is retryable is not asked.
+//! What an error of Redis means for the caller. The client library's own idea of what is retryable
+//! is not asked.
 
 use redis::RedisError;
 
@@ -8,8 +9,8 @@ use traqq_core::error::ErrorLine;
 /// The code with which our own scripts answer when there is no meta.
 pub const META_IS_GONE: &str = "TRAQQNOMETA";
 
-/// What Redis says with the code `ERR`, which is for everything that has no code of its own: there is
-/// nothing to tell it by but the text, which stays the same from version to version.
+/// What Redis says with the code `ERR`, which is for everything that has no code of its own: there
+/// is nothing to tell it by but the text, which stays the same from version to version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Said {
     UnknownCommand,

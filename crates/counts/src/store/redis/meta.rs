@@ -1,5 +1,6 @@
-//! The meta hash. With several lanes each has a copy beside its checkpoint, because a script may only read its own slot;
-//! the one at the bare prefix is the first to be written and the one that is read.
+//! The meta hash. With several lanes each has a copy beside its checkpoint, because a script may
+//! only read its own slot; the one at the bare prefix is the first to be written and the one that
+//! is read.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ use crate::store::Meta;
 use crate::store::meta::{is_start, start_field};
 use traqq_core::model::{Checkpoint, TopicPartition};
 
-/// Writes the fields of ARGV unless there is a meta; the first number says how many pairs go to meta, the rest to ckpt.
+/// Writes the fields of ARGV unless there is a meta; the first number says how many pairs go to
+/// meta, the rest to ckpt.
 const CREATE: &str = "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
     local n = tonumber(ARGV[1]) * 2
     for i = 2, n + 1, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
@@ -24,8 +26,8 @@ const ADOPT: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then return redis.err
     if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 1 and KEYS[2] then redis.call('HSETNX', KEYS[2], ARGV[3], ARGV[2]) end
     return 1";
 
-/// ARGV: expected plan or '' for any, then pairs. 0 when it is another, 1 when it is the new one already, 2 when it is replaced, 3 when
-/// there is none.
+/// ARGV: expected plan or '' for any, then pairs. 0 when it is another, 1 when it is the new one
+/// already, 2 when it is replaced, 3 when there is none.
 const REPLACE: &str = "local plan = redis.call('HGET', KEYS[1], 'plan')
     if not plan then return 3 end
     if plan == 'dropped' then return 0 end
@@ -117,11 +119,13 @@ pub async fn adopt(store: &RedisStore, starts: &[(TopicPartition, i64)]) -> Stor
 }
 
 pub async fn replace_rules(store: &RedisStore, expected_plan: Option<&str>, meta: &Meta) -> StoreResult<bool> {
-    // Starts are each lane's own: one that went back to before it knew a partition must not learn of it without its position.
+    // Starts are each lane's own: one that went back to before it knew a partition must not learn
+    // of it without its position.
     let mut fields = meta.to_fields();
     fields.retain(|(name, _)| !is_start(name));
     let plan = fields.iter().position(|(name, _)| name == "plan").expect("meta has a plan");
-    // The plan goes first: the script knows its new value by its place, so that a replacement cut short can be repeated.
+    // The plan goes first: the script knows its new value by its place, so that a replacement cut
+    // short can be repeated.
     let ordered = std::iter::once(&fields[plan]).chain(fields.iter().filter(|(name, _)| name != "plan"));
     let ordered: Vec<&(String, String)> = ordered.collect();
     let mut changed = false;

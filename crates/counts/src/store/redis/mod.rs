@@ -1,5 +1,5 @@
-//! Redis as a store: one script for each batch, on a server, the primary that Sentinels name, or the node of a cluster that has a
-//! lane's slot.
+//! Redis as a store: one script for each batch, on a server, the primary that Sentinels name, or
+//! the node of a cluster that has a lane's slot.
 //!
 //! - `config`   `[store.redis]`
 //! - `place`    where the server is
@@ -53,15 +53,17 @@ pub struct RedisStore {
     lanes: Vec<Keys>,
     root: Keys,
     shadow_bytes_max: usize,
-    /// Connections for everything but commits, by the slot they are for; made when first needed, dropped when they fail.
+    /// Connections for everything but commits, by the slot they are for; made when first needed,
+    /// dropped when they fail.
     shared: HashMap<u16, Mutex<Option<Node>>>,
 }
 
 /// Why there is no answer.
 struct Unanswered {
     error: StoreError,
-    /// The connection was an old one and had died, as one does that a server or a proxy closed because it was idle. A question is asked
-    /// once more on a new one; what writes never is, since it may have been done.
+    /// The connection was an old one and had died, as one does that a server or a proxy closed
+    /// because it was idle. A question is asked once more on a new one; what writes never is, since
+    /// it may have been done.
     is_stale: bool,
 }
 
@@ -102,7 +104,8 @@ impl RedisStore {
         self.lanes.iter().chain((self.lanes.len() > 1).then_some(&self.root))
     }
 
-    /// Where the keys of a lane are; of the bare prefix, where meta is. The same for all where one server has everything.
+    /// Where the keys of a lane are; of the bare prefix, where meta is. The same for all where one
+    /// server has everything.
     fn slot(&self, keys: &Keys) -> u16 {
         if matches!(self.connector.place, Place::Cluster(_)) { slot_of(&keys.meta()) } else { 0 }
     }
@@ -133,7 +136,8 @@ impl RedisStore {
         }
     }
 
-    /// Asks the node that a slot is moving to, for keys that have moved already; the answers may be errors.
+    /// Asks the node that a slot is moving to, for keys that have moved already; the answers may be
+    /// errors.
     async fn ask(&self, to: &Address, commands: &[Cmd]) -> StoreResult<Vec<Value>> {
         let mut node = self.connector.connect_to(to).await?;
         let mut pipeline = redis::pipe();
@@ -316,8 +320,8 @@ impl Store for RedisStore {
 mod tests {
     use super::*;
 
-    /// Tags were looked for before their number was judged: with more lanes than slots there is none for some, and the search took minutes
-    /// until it ended in a panic.
+    /// Tags were looked for before their number was judged: with more lanes than slots there is
+    /// none for some, and the search took minutes until it ended in a panic.
     #[test]
     fn more_lanes_than_slots_are_refused_at_once() {
         for lanes in [0, 20_000, usize::MAX] {

@@ -1,4 +1,5 @@
-//! Where the server is: the one of the URL, the primary that Sentinels name, or the node of a cluster that has a slot.
+//! Where the server is: the one of the URL, the primary that Sentinels name, or the node of a
+//! cluster that has a slot.
 //!
 //! Sentinel: <https://redis.io/docs/latest/develop/reference/sentinel-clients/>,
 //! Cluster: <https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>.
@@ -32,7 +33,8 @@ impl Nodes {
         Self { seeds, named: Mutex::default() }
     }
 
-    /// All of them. Each time another one comes first, because one may be cut off from the rest and not know it.
+    /// All of them. Each time another one comes first, because one may be cut off from the rest and
+    /// not know it.
     pub fn all(&self) -> Vec<Address> {
         let mut named = self.named.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (nodes, first) = &mut *named;
@@ -130,8 +132,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Takes a URL apart: credentials, database and TLS, as every server is reached, and where the servers are. Whatever stands in it is
-/// either looked at or refused.
+/// Takes a URL apart: credentials, database and TLS, as every server is reached, and where the
+/// servers are. Whatever stands in it is either looked at or refused.
 pub fn parse(url: &str) -> Result<(ConnectionInfo, Place), ConfigError> {
     let invalid = |line: ErrorLine| {
         ConfigError::from(line.within("store.redis.url is not usable").followed_by(
@@ -192,8 +194,8 @@ fn parse_address(text: &str, default_port: u16) -> Option<Address> {
     (!host.is_empty()).then(|| (host.to_owned(), port))
 }
 
-/// An answer of `CLUSTER SLOTS`: who has a slot, and every node that is named. A node that does not know its own address means the one
-/// that was asked.
+/// An answer of `CLUSTER SLOTS`: who has a slot, and every node that is named. A node that does not
+/// know its own address means the one that was asked.
 pub fn owner(answer: &Value, slot: u16, asked: &Address) -> (Option<Address>, Vec<Address>) {
     let (mut owner, mut named) = (None, Vec::new());
     let Value::Array(ranges) = answer else { return (None, named) };

@@ -42,7 +42,8 @@ async fn read_at_once(store: &RedisStore, keys: &Keys, reads: &[Read]) -> Result
             continue;
         };
         let error = RedisError::from(error);
-        // Of all errors only this one is about the key; the others are about the server or the user.
+        // Of all errors only this one is about the key; the others are about the server or the
+        // user.
         if error.code() != Some("WRONGTYPE") {
             return store.settle(keys, &node, Err(error)).await;
         }
@@ -163,8 +164,8 @@ fn integer(value: Value) -> Option<i64> {
     }
 }
 
-/// Labels and numbers in turn; `None` if one is no number. There may be a hundred thousand of them: labels are moved, not copied, and
-/// others have the thread in between.
+/// Labels and numbers in turn; `None` if one is no number. There may be a hundred thousand of them:
+/// labels are moved, not copied, and others have the thread in between.
 async fn pairs(
     answer: Value,
     turn: &Turn,

@@ -15,7 +15,8 @@ use crate::store::meta::DROPPED;
 /// Keys looked at by one SCAN, and so about as many removed by one UNLINK.
 const STEP: usize = 1000;
 
-/// A meta that is gone stays gone. Also where there is no memory left: that is when a store is removed.
+/// A meta that is gone stays gone. Also where there is no memory left: that is when a store is
+/// removed.
 const MARK: &str = "#!lua flags=allow-oom
     if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
     return redis.call('HSET', KEYS[1], 'plan', ARGV[1])";

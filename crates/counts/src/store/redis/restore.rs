@@ -91,8 +91,8 @@ pub async fn restore(store: &RedisStore, lane: &Keys, keys: &[KeyDump]) -> Store
     Ok(())
 }
 
-/// The keys of a bucket, and the set that names them. KEYS: that set, and one that never exists, so that a node which moves the slot
-/// away refuses the script before it begins. ARGV: the expiry.
+/// The keys of a bucket, and the set that names them. KEYS: that set, and one that never exists, so
+/// that a node which moves the slot away refuses the script before it begins. ARGV: the expiry.
 const EXTEND: &str =
     "for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do redis.call('EXPIREAT', name, ARGV[1]) end
     redis.call('EXPIREAT', KEYS[1], ARGV[1])";

@@ -1,8 +1,10 @@
-//! A local copy of the registers of unique counts, so that elements which can raise nothing are not sent.
+//! A local copy of the registers of unique counts, so that elements which can raise nothing are not
+//! sent.
 //!
-//! Only what this connection sent and the store acknowledged enters it. It is safe as long as the store is at or above it: every
-//! batch that left something out carries the positions up to which the shadow was built, and the script refuses it if a
-//! stored position is lower or a key it relied on is gone.
+//! Only what this connection sent and the store acknowledged enters it. It is safe as long as the
+//! store is at or above it: every batch that left something out carries the positions up to which
+//! the shadow was built, and the script refuses it if a stored position is lower or a key it relied
+//! on is gone.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,10 +23,11 @@ impl Shadow {
         Self { registers: HashMap::new(), built_to: BTreeMap::new(), bytes_max }
     }
 
-    /// The elements that could raise a register of the store; `None` when the shadow does not know the key.
+    /// The elements that could raise a register of the store; `None` when the shadow does not know
+    /// the key.
     ///
-    /// A key that it knows must still be there even if all elements are sent: it would be made anew with them alone, and
-    /// the next batch would be trusted to a shadow that knows more.
+    /// A key that it knows must still be there even if all elements are sent: it would be made anew
+    /// with them alone, and the next batch would be trusted to a shadow that knows more.
     pub fn filter(&self, write: &KeyWrite, elements: &Elements) -> Option<Elements> {
         let registers = self.registers.get(&(write.bucket, write.metric.clone()))?;
         let mut kept = Elements::default();
@@ -39,7 +42,8 @@ impl Shadow {
         self.built_to.iter().map(|(partition, position)| (partition, *position))
     }
 
-    /// Takes an acknowledged batch in. Keys that the store left out because they had expired are never asked for again.
+    /// Takes an acknowledged batch in. Keys that the store left out because they had expired are
+    /// never asked for again.
     pub fn absorb(&mut self, batch: &WriteBatch) {
         if self.bytes_max == 0 {
             return;
