@@ -3,7 +3,7 @@
 //! its own, no server.
 //!
 //! - `model`    the nouns every layer shares; `escape` makes text from outside harmless, one
-//!              function for each sink
+//!   function for each sink
 //! - `decode`   records to events
 //! - `hll`      HyperLogLog, byte-compatible with Redis
 //! - `courtesy` long work makes way for short work

@@ -3,7 +3,7 @@
 //!
 //! - `mapping`    what is counted, and what a batch becomes by it
 //! - `compile`    the mapping compiled once, and the fold that runs it; the door for events that
-//!                come in
+//!   come in
 //! - `projection` counts for [`traqq_pipeline`]
 //! - `store`      where counts and positions are kept: Redis, a data directory, memory
 //! - `query`      question to reads to merged answer

@@ -2,7 +2,7 @@
 //!
 //! - `log`        the log as others use it
 //! - `shared`     what all parts share: where partitions begin and end, who reads them, and the
-//!                blocks written just now
+//!   blocks written just now
 //! - `writer`     the thread that appends: everything that waits goes in one step
 //! - `consumer`   reads blocks in order
 //! - `retention`  removes what is old and read by all readers
